@@ -1,0 +1,243 @@
+"""The papers' architectures with a width multiplier: MLP, VGG-11, VGG-16 and ResNet-20.
+
+Every model takes batches of shape ``(batch, channels, height, width)`` and returns logits ``(batch, classes)``. The norm
+is ``"layer"``, LayerNorm over one sample as Git Re-Basin's networks have it (GroupNorm with one group after a
+convolution), or ``"batch"``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from fedrebasin.errors import RebasinError
+
+Norm = Literal["layer", "batch"]
+
+VGG_STAGES = {
+    "VGG11": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    "VGG16": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+}
+
+
+class MLP(nn.Module):
+    """``depth`` hidden layers of ``width`` units with ReLU, no norm (Git Re-Basin, section 5: three layers of 512).
+
+    Args:
+        in_features: entries of one sample; inputs of any shape are flattened.
+        width: units of each hidden layer.
+        depth: hidden layers.
+        classes: logits.
+    """
+
+    def __init__(self, in_features: int, width: int = 512, depth: int = 3, classes: int = 10) -> None:
+        super().__init__()
+        sizes = [in_features, *[width] * depth, classes]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(batch, classes)``."""
+        hidden = inputs.flatten(1)
+        for layer in list(self.layers)[:-1]:
+            hidden = torch.relu(layer(hidden))
+        return cast(Tensor, self.layers[-1](hidden))
+
+
+class _VGG(nn.Module):
+    """3x3 convolutions in stages, halved by max pooling as long as there is something to halve, two dense layers."""
+
+    def __init__(
+        self,
+        stages: Sequence[Sequence[int]],
+        sample_shape: Sequence[int],
+        width: float,
+        classes: int,
+        norm: Norm,
+    ) -> None:
+        super().__init__()
+        channels, height, breadth = sample_shape
+        layers: list[nn.Module] = []
+        for stage in stages:
+            for size in stage:
+                out = _scaled(size, width)
+                layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), _norm(norm, out), nn.ReLU()]
+                channels = out
+            if min(height, breadth) > 1:
+                layers.append(nn.MaxPool2d(2))
+                height, breadth = height // 2, breadth // 2
+        self.features = nn.Sequential(*layers)
+        hidden = _scaled(512, width)
+        self.classifier = nn.Sequential(
+            nn.Linear(channels * height * breadth, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(batch, classes)``."""
+        return cast(Tensor, self.classifier(self.features(inputs).flatten(1)))
+
+
+class VGG11(_VGG):
+    """VGG-11 (8 convolutions) with two hidden dense layers of 512 units, all sizes times ``width``.
+
+    Args:
+        sample_shape: ``(channels, height, width)`` of one sample.
+        width: multiplier of every number of channels and units.
+        classes: logits.
+        norm: after every convolution.
+    """
+
+    def __init__(
+        self, sample_shape: Sequence[int] = (3, 32, 32), width: float = 1.0, classes: int = 10, norm: Norm = "layer"
+    ) -> None:
+        super().__init__(VGG_STAGES["VGG11"], sample_shape, width, classes, norm)
+
+
+class VGG16(_VGG):
+    """VGG-16 (13 convolutions) with two hidden dense layers of 512 units, all sizes times ``width``.
+
+    Arguments as for :class:`VGG11`. Git Re-Basin, section 5 (CIFAR-10).
+    """
+
+    def __init__(
+        self, sample_shape: Sequence[int] = (3, 32, 32), width: float = 1.0, classes: int = 10, norm: Norm = "layer"
+    ) -> None:
+        super().__init__(VGG_STAGES["VGG16"], sample_shape, width, classes, norm)
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a projection where the stream changes its size."""
+
+    def __init__(self, channels: int, out: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = _norm(norm, out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.norm2 = _norm(norm, out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), _norm(norm, out))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The stream after the block."""
+        hidden = torch.relu(self.norm1(self.conv1(inputs)))
+        return torch.relu(self.norm2(self.conv2(hidden)) + self.shortcut(inputs))
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for small images: 16, 32, 64 channels times ``width``, three blocks each (Git Re-Basin, section 5).
+
+    The permutation groups are 12: the streams of the three stages and the inner channels of the nine blocks.
+
+    Args:
+        channels: of the input.
+        width: multiplier of every number of channels.
+        classes: logits.
+        norm: after every convolution.
+    """
+
+    def __init__(self, channels: int = 3, width: float = 1.0, classes: int = 10, norm: Norm = "layer") -> None:
+        super().__init__()
+        stream = _scaled(16, width)
+        self.conv = nn.Conv2d(channels, stream, 3, padding=1, bias=False)
+        self.norm = _norm(norm, stream)
+        blocks: list[nn.Module] = []
+        for stage, size in enumerate((16, 32, 64)):
+            for position in range(3):
+                out = _scaled(size, width)
+                blocks.append(_Block(stream, out, 2 if stage and not position else 1, norm))
+                stream = out
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(stream, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(batch, classes)``."""
+        hidden = self.blocks(torch.relu(self.norm(self.conv(inputs))))
+        return cast(Tensor, self.head(self.pool(hidden).flatten(1)))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the registry builds one architecture.
+
+    Args:
+        build: ``(sample_shape, classes, width) -> model``.
+        width: the papers' width: units for the MLP, 1 where it is a multiplier.
+    """
+
+    build: Callable[[Sequence[int], int, float], nn.Module]
+    width: float
+
+
+def _mlp(sample_shape: Sequence[int], classes: int, width: float) -> nn.Module:
+    return MLP(torch.Size(sample_shape).numel(), width=round(width), classes=classes)
+
+
+def _vgg(kind: type[VGG11] | type[VGG16], norm: Norm, shape: Sequence[int], classes: int, width: float) -> nn.Module:
+    return kind(shape, width=width, classes=classes, norm=norm)
+
+
+def _resnet20(norm: Norm, sample_shape: Sequence[int], classes: int, width: float) -> nn.Module:
+    return ResNet20(sample_shape[0], width=width, classes=classes, norm=norm)
+
+
+MODELS: dict[str, Architecture] = {
+    "mlp": Architecture(_mlp, 512),
+    "vgg11": Architecture(partial(_vgg, VGG11, "layer"), 1),
+    "vgg11-bn": Architecture(partial(_vgg, VGG11, "batch"), 1),
+    "vgg16": Architecture(partial(_vgg, VGG16, "layer"), 1),
+    "vgg16-bn": Architecture(partial(_vgg, VGG16, "batch"), 1),
+    "resnet20": Architecture(partial(_resnet20, "layer"), 1),
+    "resnet20-bn": Architecture(partial(_resnet20, "batch"), 1),
+}
+
+
+def make_model(
+    name: str, sample_shape: Sequence[int], classes: int, width: float | None = None, seed: int | None = None
+) -> nn.Module:
+    """An architecture of the registry by its name.
+
+    Args:
+        name: a key of ``MODELS``; ``-bn`` stands for BatchNorm instead of LayerNorm.
+        sample_shape: ``(channels, height, width)`` of one sample.
+        classes: logits.
+        width: units of each hidden layer for the MLP, else the multiplier; None for the papers' width.
+        seed: the initialisation depends on it alone and leaves the global random numbers as they are; None draws
+            from the global ones.
+
+    Raises:
+        RebasinError: for a name that is not in the registry, with the closest one, or a width that is not positive.
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise RebasinError(f"unknown model {name!r}: choose from {', '.join(MODELS)}{hint}")
+    architecture = MODELS[name]
+    width = architecture.width if width is None else width
+    if width <= 0 or (name == "mlp" and round(width) < 1):
+        raise RebasinError(f"width {width} of {name}: it must be positive")
+    if seed is None:
+        return architecture.build(sample_shape, classes, width)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return architecture.build(sample_shape, classes, width)
+
+
+def _scaled(size: int, width: float) -> int:
+    return max(1, round(size * width))
+
+
+def _norm(norm: Norm, channels: int) -> nn.Module:
+    if norm not in ("layer", "batch"):
+        raise RebasinError(f"norm {norm!r}: choose 'layer' or 'batch'")
+    return nn.GroupNorm(1, channels) if norm == "layer" else nn.BatchNorm2d(channels)
