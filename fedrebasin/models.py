@@ -1,6 +1,6 @@
 """The papers' architectures with a width multiplier: MLP, VGG-11, VGG-16 and ResNet-20.
 
-Every model takes batches of shape ``(batch, channels, height, width)`` and returns logits ``(batch, classes)``. The norm
+Every model takes batches ``(batch, channels, height, width)`` and returns logits ``(batch, classes)``. The norm
 is ``"layer"``, LayerNorm over one sample as Git Re-Basin's networks have it (GroupNorm with one group after a
 convolution), or ``"batch"``.
 """
@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Literal, cast
 
 import torch
@@ -39,7 +40,7 @@ class MLP(nn.Module):
     def __init__(self, in_features: int, width: int = 512, depth: int = 3, classes: int = 10) -> None:
         super().__init__()
         sizes = [in_features, *[width] * depth, classes]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(batch, classes)``."""
