@@ -1,0 +1,144 @@
+"""Loss barriers: how much worse the models between two models are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedrebasin.batches import Batch, State, demand_reiterable
+from fedrebasin.calibration import evaluate, fit_temperature, logits_of, recalibrate_batch_norm
+from fedrebasin.errors import MergeError
+
+Definition = Literal["git-re-basin", "simultaneous"]
+Interpolation = Literal["linear", "spherical"]
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """The loss along a path.
+
+    Args:
+        lams: positions; 0 is A, 1 is B.
+        losses: mean NLL at each, in nats.
+        accuracies: in [0, 1].
+        value: the barrier.
+        betas: inverse temperature at each; 1 where none was fitted.
+    """
+
+    lams: tuple[float, ...]
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    value: float
+    betas: tuple[float, ...] = ()
+
+
+def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "linear") -> dict[str, Tensor]:
+    """The state at ``lam`` on the path from ``a`` (0) to ``b`` (1); tensors that are not floating point are A's.
+
+    Args:
+        a: state dict.
+        b: state dict with the same keys and shapes.
+        lam: in [0, 1].
+        interpolation: "spherical" takes all floating-point tensors as one vector and moves along the arc.
+
+    Raises:
+        MergeError: if keys or shapes differ.
+    """
+    if set(a) != set(b):
+        raise MergeError(f"the models differ in the keys {', '.join(sorted(set(a) ^ set(b)))}")
+    for key in a:
+        if a[key].shape != b[key].shape:
+            raise MergeError(f"{key}: shapes {tuple(a[key].shape)} and {tuple(b[key].shape)} differ")
+    keys = [key for key, tensor in a.items() if tensor.is_floating_point()]
+    shares = (1 - lam, lam)
+    if interpolation == "spherical":
+        products = torch.zeros(3, dtype=torch.float64)
+        for key in keys:
+            x, y = a[key].double().flatten(), b[key].double().flatten()
+            products += torch.stack([x @ x, x @ y, y @ y]).cpu()
+        angle = torch.arccos((products[1] / (products[0] * products[2]).sqrt()).clamp(-1, 1))
+        if float(torch.sin(angle)) > 1e-6:
+            weights = torch.sin(torch.stack([(1 - lam) * angle, lam * angle])) / torch.sin(angle)
+            shares = (float(weights[0]), float(weights[1]))
+    return {
+        key: (shares[0] * tensor + shares[1] * b[key].to(tensor)).to(tensor.dtype) if key in keys else tensor
+        for key, tensor in a.items()
+    }
+
+
+def barrier_value(losses: Iterable[float], definition: Definition = "git-re-basin") -> float:
+    """The barrier of losses at evenly spaced positions from A to B.
+
+    Args:
+        losses: at least two.
+        definition: "git-re-basin" is max L(lam) - (L(A) + L(B)) / 2 (Git Re-Basin, Definition 2.2), "simultaneous" is
+            max [L(lam) - (1 - lam) L(A) - lam L(B)] (Simultaneous connectivity, Eq. 1). They agree where
+            L(A) = L(B); the second one is 0 for a straight line.
+
+    Raises:
+        MergeError: if the definition is unknown or there are fewer than two losses.
+    """
+    curve = torch.tensor(list(losses), dtype=torch.float64)
+    if len(curve) < 2:
+        raise MergeError("a barrier needs at least the losses of both ends")
+    lams = torch.linspace(0, 1, len(curve), dtype=torch.float64)
+    if definition == "git-re-basin":
+        return float((curve - (curve[0] + curve[-1]) / 2).max())
+    if definition == "simultaneous":
+        return float((curve - torch.lerp(curve[0], curve[-1], lams)).max())
+    raise MergeError(f"definition {definition!r} is neither 'git-re-basin' nor 'simultaneous'")
+
+
+def loss_barrier(
+    model: nn.Module,
+    a: State,
+    b: State,
+    batches: Iterable[Batch],
+    points: int = 25,
+    definition: Definition = "git-re-basin",
+    *,
+    interpolation: Interpolation = "linear",
+    recalibrate: Iterable[Batch] | None = None,
+    calibrate: Iterable[Batch] | None = None,
+) -> Barrier:
+    """The loss barrier between two models; no module is copied.
+
+    Identities: the barrier between a model and itself is 0; the curve of (B, A) is that of (A, B) reversed.
+
+    Args:
+        model: the module; neither its parameters nor its mode change.
+        a: state dict at lam = 0.
+        b: state dict at lam = 1.
+        batches: ``(inputs, labels)`` to evaluate on, read once for each point.
+        points: number of evenly spaced positions, both ends included.
+        definition: see :func:`barrier_value`.
+        interpolation: "linear", or "spherical" for the arc.
+        recalibrate: batches that BatchNorm's running statistics are taken from anew at each point (Git Re-Basin A.4).
+        calibrate: ``(inputs, labels)`` that an inverse temperature is fitted on at each point: the calibrated loss
+            (LEWC, section 3.1).
+
+    Raises:
+        MergeError: if the models differ in keys or shapes, or an argument is out of its range.
+        CalibrationError: if batches can be read only once, or do not fit the model.
+    """
+    if points < 2:
+        raise MergeError(f"{points} points: a path has at least its two ends")
+    for iterable in (batches, recalibrate, calibrate):
+        if iterable is not None:
+            demand_reiterable(iterable, "a barrier")
+    lams = torch.linspace(0, 1, points, dtype=torch.float64).tolist()
+    losses, accuracies, betas = [], [], []
+    for lam in lams:
+        state = interpolate(a, b, lam, interpolation)
+        if recalibrate is not None:
+            state = recalibrate_batch_norm(model, state, recalibrate)
+        beta = 1.0 if calibrate is None else fit_temperature(*logits_of(model, state, calibrate)).beta
+        score = evaluate(model, state, batches, beta)
+        losses.append(score.loss)
+        accuracies.append(score.accuracy)
+        betas.append(beta)
+    return Barrier(tuple(lams), tuple(losses), tuple(accuracies), barrier_value(losses, definition), tuple(betas))
