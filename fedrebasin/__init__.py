@@ -43,8 +43,9 @@ from fedrebasin.errors import (
     SpecError,
     TraceError,
 )
+from fedrebasin.group import Group, Unpermuted
 from fedrebasin.permutation import Permutation
-from fedrebasin.spec import Group, PermutationSpec, Unpermuted
+from fedrebasin.spec import PermutationSpec
 
 __version__ = "0.1.0"
 

@@ -13,45 +13,15 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedrebasin import spec_json
-from fedrebasin.axis import Axis, Factor, Layout
 from fedrebasin.errors import SpecError
-
-Units = str | None | tuple[str, int]
-
-
-class Unpermuted(NamedTuple):
-    """A parameter axis without a group: why, and which operator fixed it (empty where none did)."""
-
-    key: str
-    dim: int
-    reason: str
-    operator: str = ""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Units that are interchangeable, and every axis that they index.
-
-    Args:
-        name: unique in the spec.
-        size: number of units; None in a hand-written spec that has not yet met a state dict (see ``spec.bind``).
-        axes: where the units lie.
-        parent: the group whose units are the blocks that contain these units. Each block then has its own order of
-            its units, and whole blocks move with the parent: a wreath product.
-        frozen: the units stay where they are; blocks inside them may still have free units.
-    """
-
-    name: str
-    size: int | None
-    axes: tuple[Axis, ...]
-    parent: str | None = None
-    frozen: bool = False
+from fedrebasin.group import Group, Unpermuted
+from fedrebasin.notation import Units, parse_axes, with_sizes
 
 
 @dataclass(frozen=True)
@@ -105,28 +75,10 @@ class PermutationSpec:
         Raises:
             SpecError: if an entry is not of this form, or does not fit ``like``.
         """
-        found: dict[str, list[Axis]] = {}
-        for key, row in axes.items():
-            if isinstance(row, str):
-                raise SpecError(f"{key}: {row!r} must be a sequence with one entry per dimension, as in ({row!r},)")
-            for dim, units in enumerate(row):
-                match units:
-                    case None:
-                        continue
-                    case str():
-                        found.setdefault(units, []).append(Axis(key, dim))
-                    case (str() as name, int() as run) if run > 0:
-                        # Size 0 stands for "not known yet"; bind() replaces it.
-                        layout = Layout((Factor(dim, 0, run),), (Factor(dim, run, 1),))
-                        found.setdefault(name, []).append(Axis(key, dim, layout))
-                    case _:
-                        raise SpecError(
-                            f"{key}[{dim}]: {units!r} must be a group's name, None, or (name, entries per unit)"
-                        )
         if statistics is None:
             statistics = (key for key in axes if key.endswith(("running_mean", "running_var")))
         spec = PermutationSpec(
-            groups={name: Group(name, None, tuple(where)) for name, where in found.items()},
+            groups=parse_axes(axes),
             shapes={key: (None,) * len(row) for key, row in axes.items()},
             statistics=frozenset(statistics),
         )
@@ -285,22 +237,8 @@ class PermutationSpec:
     def _with_sizes_from(self, state: Mapping[str, Tensor]) -> PermutationSpec:
         if all(None not in shape for shape in self.shapes.values()):
             return self
-        groups = {}
-        for name, group in self.groups.items():
-            size, axes = group.size, []
-            for axis in group.axes:
-                length = state[axis.key].shape[axis.dim]
-                if axis.layout is None:
-                    axes.append(axis)
-                    size = length if size is None else size
-                    continue
-                (units,), (run,) = axis.layout.levels, axis.layout.rest
-                count = -(-length // run.size)  # rounded up: a part of a unit left over reaches outside of the axis
-                layout = Layout((units._replace(size=count),), (run,))
-                axes.append(replace(axis, layout=layout))
-                size = count if size is None else size
-            groups[name] = replace(group, size=size, axes=tuple(axes))
         shapes = {key: tuple(state[key].shape) for key in self.shapes}
+        groups = {name: with_sizes(group, shapes) for name, group in self.groups.items()}
         return replace(self, groups=groups, shapes=shapes)
 
     def check(self, model: nn.Module, example_inputs: Any, **options: Any) -> None:

@@ -39,7 +39,8 @@ def decode(data: Any) -> PermutationSpec:
     Raises:
         ValueError: if the data does not describe one.
     """
-    from fedrebasin.spec import Group, PermutationSpec, Unpermuted
+    from fedrebasin.group import Group, Unpermuted
+    from fedrebasin.spec import PermutationSpec
 
     try:
         if data["version"] != VERSION:

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedrebasin.spec import Group, PermutationSpec
+    from fedrebasin.group import Group
+    from fedrebasin.spec import PermutationSpec
 
 AXES_SHOWN = 8
 

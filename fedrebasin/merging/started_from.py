@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import MergeError
-from fedrebasin.spec import Group, PermutationSpec
+from fedrebasin.group import Group
+from fedrebasin.spec import PermutationSpec
 
 UNITS_SAMPLED = 64
 
