@@ -44,6 +44,8 @@ from fedrebasin.errors import (
     TraceError,
 )
 from fedrebasin.group import Group, Unpermuted
+from fedrebasin.matching import Alignment, Matcher, State, Trace, WeightMatching
+from fedrebasin.merging import Aligner, AlignTo, Identity, Merge, MergeMany, average
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
@@ -55,6 +57,9 @@ if not (_here / "strategies").is_dir():
     __path__.append(str(_here.parent))
 
 __all__ = [
+    "AlignTo",
+    "Aligner",
+    "Alignment",
     "Axis",
     "Barrier",
     "BatchNormMoments",
@@ -63,9 +68,13 @@ __all__ = [
     "Evaluation",
     "Factor",
     "Group",
+    "Identity",
     "Layout",
+    "Matcher",
     "MatchingError",
+    "Merge",
     "MergeError",
+    "MergeMany",
     "Moments",
     "Permutation",
     "PermutationSpec",
@@ -74,12 +83,16 @@ __all__ = [
     "ReliabilityBins",
     "Score",
     "SpecError",
+    "State",
     "Statistic",
     "Sums",
     "Temperature",
+    "Trace",
     "TraceError",
     "Unpermuted",
+    "WeightMatching",
     "add_sums",
+    "average",
     "barrier_value",
     "collect_sums",
     "ensemble_log_probabilities",

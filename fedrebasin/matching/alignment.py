@@ -1,0 +1,70 @@
+"""What a matcher is and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from fedrebasin.permutation import Permutation
+from fedrebasin.spec import PermutationSpec
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How an optimisation went.
+
+    Args:
+        objective: its value at the start and after every sweep; what it is and whether it rises or falls is said by
+            the method that returns it. Never the other way from one entry to the next.
+        seconds: wall-clock time.
+        converged: whether the last sweep changed nothing.
+        reason: why it stopped, in words.
+    """
+
+    objective: tuple[float, ...]
+    seconds: float
+    converged: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A candidate's permutation towards a reference.
+
+    Args:
+        permutation: ``permutation.apply(candidate)`` is the aligned candidate.
+        similarity: the cosine, in [-1, 1], of all voting tensors of the reference and the aligned candidate; 1 where
+            both are zero.
+        trace: the objective by sweep.
+    """
+
+    permutation: Permutation
+    similarity: float
+    trace: Trace
+
+    def apply(self, candidate: State) -> dict[str, Tensor]:
+        """The candidate, aligned: its own dtypes and devices, tensors that do not move are shared."""
+        return self.permutation.apply(candidate)
+
+
+class Matcher(Protocol):
+    """Finds the permutation of the candidate that brings it closest to the reference, in the matcher's sense."""
+
+    def __call__(self, spec: PermutationSpec, reference: State, candidate: State) -> Alignment:
+        """Match two models.
+
+        Args:
+            spec: of both models.
+            reference: a state dict; it stays as it is.
+            candidate: a state dict to be permuted.
+
+        Raises:
+            SpecError: if the spec does not fit one of them.
+            MatchingError: if a weight is not finite.
+        """
+        ...

@@ -1,0 +1,55 @@
+"""When to stop, and who is told how it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fedrebasin.matching.alignment import Trace
+
+Progress = Callable[[int, float], None]
+
+
+@dataclass
+class Control:
+    """A clock, a record of the objective, and the user's wishes about both.
+
+    Args:
+        seconds: the time budget; None for none.
+        progress: called with the number of the sweep and the objective after it.
+        threads: how many threads may solve assignments.
+    """
+
+    seconds: float | None = None
+    progress: Progress | None = None
+    threads: int = 1
+    converged: bool = False
+    objectives: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+    @property
+    def expired(self) -> bool:
+        """Whether the time budget is spent."""
+        return self.seconds is not None and self.elapsed >= self.seconds
+
+    def report(self, objective: float) -> None:
+        """Record the objective after a sweep (the first one: at the start)."""
+        self.objectives.append(objective)
+        if self.progress is not None:
+            self.progress(len(self.objectives) - 1, objective)
+
+    def trace(self) -> Trace:
+        """What is known when it is over."""
+        if self.converged:
+            reason = "no group can be improved any more"
+        elif self.expired:
+            reason = f"the time budget of {self.seconds:g} s was spent"
+        else:
+            reason = f"stopped after {len(self.objectives) - 1} sweeps"
+        return Trace(tuple(self.objectives), self.elapsed, self.converged, reason)

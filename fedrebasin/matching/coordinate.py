@@ -1,0 +1,125 @@
+"""Coordinate ascent: Git Re-Basin's Algorithm 1, with every solve that cannot change anything left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from fedrebasin.assignment import WarmAssignment
+from fedrebasin.matching.control import Control
+from fedrebasin.matching.gradient import Gradient
+from fedrebasin.matching.nested import best_move
+from fedrebasin.matching.problem import Indices, Problem
+
+# Gains this small, relative to the norms' product, are below float32's rounding in a matrix product: they are computed
+# again in float64 before they are believed.
+_DOUBTFUL = 1e-5
+# What counts as no gain: float64's rounding in a sum over the weights.
+_NOTHING = 1e-13
+
+
+@dataclass
+class Ascent:
+    """A point on its way up, with everything worth keeping between sweeps.
+
+    Args:
+        problem: what is maximised.
+        indices: where it stands.
+    """
+
+    problem: Problem
+    indices: Indices
+    gradient: Gradient = field(init=False)
+    solvers: dict[str, WarmAssignment] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gradient = Gradient(self.problem)
+        self.solvers = {name: WarmAssignment() for name in self.problem.flat}
+        self.objective = self.problem.objective(self.indices)
+        self._clock = 0
+        self._moved_at: dict[str, int] = {}
+        self._solved_at: dict[str, int] = {}
+
+    def sweep(self, order: list[str], control: Control) -> bool:
+        """Solve every group once, in this order; True if something moved.
+
+        A group none of whose neighbours moved since its last solve would get the same answer, and is skipped.
+        """
+        moved = False
+        for name in order:
+            last = self._solved_at.get(name, -1)
+            if last >= 0 and all(self._moved_at.get(other, -1) < last for other in self.problem.neighbours[name]):
+                continue
+            if control.expired:
+                break
+            self._clock += 1
+            self._solved_at[name] = self._clock
+            step, gain = self._flat_step(name) if name in self.problem.flat else self._nested_step(name, control)
+            if gain > _NOTHING * self.scale:
+                self._accept(step, gain)
+                moved = True
+        return moved
+
+    @property
+    def scale(self) -> float:
+        """The product of the models' norms, which bounds the objective."""
+        return self.problem.norms[0] * self.problem.norms[1]
+
+    def _accept(self, step: Indices, gain: float) -> None:
+        self.indices = self.problem.after(self.indices, step)
+        self.objective += gain
+        self._clock += 1
+        self._moved_at.update(dict.fromkeys(step, self._clock))
+
+    def _flat_step(self, name: str) -> tuple[Indices, float]:
+        problem = self.problem
+        old = self.indices[name]
+        cost = self.gradient.at(name, self.indices).cpu()
+        new = torch.from_numpy(self.solvers[name].solve(cost.numpy(), old.numpy()))
+        places = (old != new).nonzero()[:, 0]
+        if not len(places):
+            return {}, 0.0
+        if name in problem.quadratic:
+            there = {**self.indices, name: new}
+            keys = problem.keys_of[name]
+            gain = problem.objective(there, keys) - problem.objective(self.indices, keys)
+        else:
+            gain = float((cost[places, new[places]] - cost[places, old[places]]).sum())
+            if gain < _DOUBTFUL * self.scale:
+                gain = self.gradient.gain(name, old, new, self.indices)
+        return {name: torch.argsort(old)[new]}, gain
+
+    def _nested_step(self, name: str, control: Control) -> tuple[Indices, float]:
+        problem = self.problem
+        step = best_move(problem, name, self.indices, control.threads)
+        there = problem.after(self.indices, step)
+        moved = {other: index for other, index in step.items() if not torch.equal(index, _still(index))}
+        if not moved:
+            return {}, 0.0
+        keys = tuple(dict.fromkeys(key for member in problem.families[name] for key in problem.keys_of[member]))
+        return moved, problem.objective(there, keys) - problem.objective(self.indices, keys)
+
+
+def _still(index: torch.Tensor) -> torch.Tensor:
+    return torch.arange(index.shape[-1]).expand_as(index)
+
+
+def climb(problem: Problem, indices: Indices, generator: torch.Generator, max_sweeps: int, control: Control) -> Ascent:
+    """Sweep in seeded orders until nothing moves.
+
+    Returns:
+        the ascent, at a point where no single group can be improved, or where ``control`` says why it stopped.
+    """
+    ascent = Ascent(problem, indices)
+    control.report(ascent.objective)
+    for _ in range(max_sweeps):
+        order = [problem.moved[k] for k in torch.randperm(len(problem.moved), generator=generator).tolist()]
+        moved = ascent.sweep(order, control)
+        control.report(ascent.objective)
+        if control.expired:
+            break
+        if not moved:
+            control.converged = True
+            break
+    return ascent

@@ -1,0 +1,217 @@
+"""The weight matching problem: maximise the inner product of a reference and a permuted candidate.
+
+Git Re-Basin, section 3.2: minimising the distance between the reference A and the permuted candidate, |A - pi(B)|^2, is
+maximising ``<vec(A), vec(pi(B))>``, since permuting changes no norm. All tensors that vote are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedrebasin.axis import Axis, move_units
+from fedrebasin.errors import MatchingError
+from fedrebasin.matching.alignment import State
+from fedrebasin.permutation import Permutation
+from fedrebasin.spec import PermutationSpec
+
+Indices = dict[str, Tensor]
+
+
+class Term(NamedTuple):
+    """One axis of one tensor in which a group votes; ``others`` are the other dimensions that groups move."""
+
+    key: str
+    axis: Axis
+    others: tuple[int, ...]
+
+
+class Problem:
+    """Two models and a spec, checked once and laid out for the methods.
+
+    Args:
+        spec: bound to both.
+        reference: A.
+        candidate: B.
+
+    Attributes:
+        keys: the voting tensors that some group moves.
+        moved: the groups that are not frozen and vote somewhere.
+        flat: the groups whose cost matrix is a plain sum over terms: not nested, every tensor of theirs moved by one
+            index per dimension.
+        terms: for each flat group, its terms.
+        quadratic: the groups that lie on two dimensions of one tensor, so that their cost depends on themselves.
+        neighbours: for each group, the groups whose movement can change its cost.
+
+    Raises:
+        SpecError: if the spec does not fit.
+        MatchingError: if a weight that votes is not finite.
+    """
+
+    def __init__(self, spec: PermutationSpec, reference: State, candidate: State) -> None:
+        self.spec = spec.bind(reference)
+        self.spec.bind(candidate)
+        voting = [key for key in spec.shapes if reference[key].is_floating_point() and key not in spec.statistics]
+        self.reference = {key: _prepared(key, reference[key], "reference") for key in voting}
+        self.candidate = {
+            key: _prepared(key, candidate[key], "candidate").to(self.reference[key].device, self.reference[key].dtype)
+            for key in voting
+        }
+        self.axes: dict[str, list[tuple[str, Axis]]] = {key: [] for key in voting}
+        for group in self.spec.outermost_first:
+            for axis in group.axes:
+                if axis.key in self.axes:
+                    self.axes[axis.key].append((group.name, axis))
+        self.keys = tuple(key for key in voting if self.axes[key])
+        self.keys_of = {
+            name: tuple(dict.fromkeys(axis.key for axis in group.axes if axis.key in self.axes))
+            for name, group in self.spec.groups.items()
+        }
+        self.moved = tuple(name for name, g in self.spec.groups.items() if not g.frozen and self.keys_of[name])
+        self.families = {name: self._family(name) for name in self.spec.groups}
+        self._simple = {key: self._is_simple(key) for key in self.keys}
+        self.flat = frozenset(name for name in self.moved if all(self._simple[key] for key in self.keys_of[name]))
+        self.terms = {name: self._terms(name) for name in self.flat}
+        self.quadratic = frozenset(name for name in self.spec.groups if self._is_quadratic(name))
+        self.neighbours = {name: self._neighbours(name) for name in self.moved}
+        self._still = self._inner_product([key for key in voting if not self.axes[key]], {})
+        self.norms = (_norm(self.reference), _norm(self.candidate))
+
+    # -- structure -------------------------------------------------------------------------------------------------
+
+    def _family(self, name: str) -> tuple[str, ...]:
+        """The group and all groups inside its units."""
+        inner = (self._family(child.name) for child in self.spec.children(name))
+        return (name, *(member for family in inner for member in family))
+
+    def _is_simple(self, key: str) -> bool:
+        """Whether one index vector per dimension says how the tensor is permuted."""
+        seen: dict[int, Tensor] = {}
+        for name, axis in self.axes[key]:
+            group = self.spec.groups[name]
+            if group.parent is not None or self.spec.children(name):
+                return False
+            if axis.layout is not None and axis.layout.dims != {axis.dim}:
+                return False
+            count = seen.setdefault(axis.dim, torch.zeros(self.spec.sizes(key)[axis.dim], dtype=torch.int8))
+            alone(axis).view(count).add_(1)
+        return all(bool((count <= 1).all()) for count in seen.values())
+
+    def _terms(self, name: str) -> tuple[Term, ...]:
+        terms = []
+        for key in self.keys_of[name]:
+            dims = sorted({axis.dim for _, axis in self.axes[key]})
+            terms += [
+                Term(key, axis, tuple(dim for dim in dims if dim != axis.dim))
+                for owner, axis in self.axes[key]
+                if owner == name
+            ]
+        return tuple(terms)
+
+    def _is_quadratic(self, name: str) -> bool:
+        dims = [(axis.key, axis.dim) for axis in self.spec.groups[name].axes if axis.key in self.axes]
+        return len({key for key, _ in dims}) < len(set(dims))
+
+    def _neighbours(self, name: str) -> frozenset[str]:
+        family = {name, *self.families[name], *(group.name for group in self.spec.ancestors(name))}
+        keys = {key for member in family for key in self.keys_of[member]}
+        found = family | {other for key in keys for other, _ in self.axes[key]}
+        return frozenset(found if name in self.quadratic or len(family) > 1 else found - {name})
+
+    # -- the objective ---------------------------------------------------------------------------------------------
+
+    def permuted(self, key: str, indices: Mapping[str, Tensor]) -> Tensor:
+        """The candidate's tensor under a permutation, as :meth:`Permutation.apply` would make it."""
+        tensor = self.candidate[key]
+        if self._simple[key]:
+            for dim in sorted({axis.dim for _, axis in self.axes[key]}):
+                tensor = tensor.index_select(dim, self.along(key, dim, indices))
+            return tensor
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        for name, axis in self.axes[key]:
+            view = axis.view(tensor)
+            view.copy_(move_units(view, indices[name].to(tensor.device)))
+        return tensor
+
+    def along(self, key: str, dim: int, indices: Mapping[str, Tensor]) -> Tensor:
+        """The index that permutes dimension ``dim`` of a tensor on which groups lie one per entry."""
+        axes = [(name, axis) for name, axis in self.axes[key] if axis.dim == dim]
+        device = self.candidate[key].device
+        if len(axes) == 1 and axes[0][1].layout is None:
+            return indices[axes[0][0]].to(device)
+        index = torch.arange(self.candidate[key].shape[dim])
+        for name, axis in axes:
+            view = alone(axis).view(index)
+            view.copy_(view[indices[name]])
+        return index.to(device)
+
+    def objective(self, indices: Mapping[str, Tensor], keys: tuple[str, ...] | None = None) -> float:
+        """``<A, pi(B)>``, in float64, over all voting tensors or over some of those that move."""
+        if keys is not None:
+            return self._inner_product(list(keys), indices)
+        return self._still + self._inner_product(list(self.keys), indices)
+
+    def _inner_product(self, keys: list[str], indices: Mapping[str, Tensor]) -> float:
+        total = 0.0
+        for key in keys:
+            moved = self.permuted(key, indices) if self.axes[key] else self.candidate[key]
+            total += float((self.reference[key].double() * moved.double()).sum())
+        return total
+
+    def similarity(self, objective: float) -> float:
+        """The cosine that belongs to a value of the objective."""
+        a, b = self.norms
+        if a == 0 or b == 0:
+            return 1.0 if a == b else 0.0
+        return max(-1.0, min(1.0, objective / (a * b)))
+
+    # -- points ----------------------------------------------------------------------------------------------------
+
+    def start(self, init: Permutation | None) -> Indices:
+        """The indices to begin with; identity without an initial permutation."""
+        identity = Permutation.identity(self.spec)
+        if init is None:
+            return dict(identity)
+        if any(name not in init or init[name].shape != identity[name].shape for name in identity):
+            raise MatchingError("init: the permutation to start from belongs to another spec")
+        return {name: identity[name] if group.frozen else init[name] for name, group in self.spec.groups.items()}
+
+    def after(self, indices: Indices, step: Indices) -> Indices:
+        """The indices of first ``indices``, then a step that moves some groups."""
+        if all(name in self.flat for name in step):
+            return {**indices, **{name: indices[name][index] for name, index in step.items()}}
+        identity = Permutation.identity(self.spec)
+        whole = Permutation(self.spec, {**identity, **step})
+        return dict(whole.compose(Permutation(self.spec, indices)).indices)
+
+
+def alone(axis: Axis) -> Axis:
+    """The axis as it would lie in a tensor that has its dimension only."""
+    if axis.layout is None:
+        return replace(axis, dim=0)
+    layout = replace(
+        axis.layout,
+        levels=tuple(factor._replace(dim=0) for factor in axis.layout.levels),
+        rest=tuple(factor._replace(dim=0) for factor in axis.layout.rest),
+        start=tuple((0, offset) for _, offset in axis.layout.start),
+    )
+    return replace(axis, dim=0, layout=layout)
+
+
+def _prepared(key: str, tensor: Tensor, role: str) -> Tensor:
+    """The tensor in the precision that it is matched in: its own, but at least float32."""
+    tensor = tensor.detach()
+    if tensor.element_size() < 4:
+        tensor = tensor.float()
+    if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+        bad = int((~tensor.isfinite()).sum())
+        raise MatchingError(f"{role}: {key} has {bad} values that are not finite: leave this model out")
+    return tensor.contiguous()
+
+
+def _norm(state: Mapping[str, Tensor]) -> float:
+    return sum(float(tensor.double().square().sum()) for tensor in state.values()) ** 0.5

@@ -1,0 +1,108 @@
+"""What an aligner is and what it returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedrebasin.errors import MergeError
+from fedrebasin.matching import Alignment, State, Trace
+from fedrebasin.permutation import Permutation
+from fedrebasin.spec import PermutationSpec
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Several models, aligned and averaged.
+
+    Args:
+        states: the aligned models, in the order given.
+        alignments: how each was aligned; ``alignments[k].apply(states_given[k])`` equals ``states[k]``. Its similarity
+            is the cosine to what the model was aligned to: the reference, or the mean of the models.
+        merged: the weighted mean of ``states``.
+        trace: the objective, which never rises: the weighted mean of the squared distances of the models to the
+            reference (``AlignTo``) or to their mean (the others), over all voting tensors.
+    """
+
+    states: tuple[State, ...]
+    alignments: tuple[Alignment, ...]
+    merged: State
+    trace: Trace
+
+
+class Aligner(Protocol):
+    """Brings any number of models into one another's order, and averages them."""
+
+    def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
+        """Align and merge.
+
+        Args:
+            spec: of all models.
+            states: at least one state dict.
+            weights: one for each, equal if None; they weigh the mean and the objective.
+
+        Raises:
+            SpecError: if the spec does not fit a model.
+            MatchingError: if a weight is not finite.
+            MergeError: if there is no model, or the weights cannot be used.
+        """
+        ...
+
+
+class Vectors:
+    """The voting tensors of models as vectors: inner products and distances, in float64.
+
+    Args:
+        spec: which tensors vote.
+    """
+
+    def __init__(self, spec: PermutationSpec) -> None:
+        self._spec = spec
+
+    def voting(self, state: State) -> dict[str, Tensor]:
+        """The tensors of a state dict that vote, in float64."""
+        spec = self._spec
+        keys = (key for key in spec.shapes if key not in spec.statistics and state[key].is_floating_point())
+        return {key: state[key].detach().double() for key in keys}
+
+    def inner(self, a: State, b: State) -> float:
+        """``<vec(a), vec(b)>`` over the voting tensors."""
+        left, right = self.voting(a), self.voting(b)
+        return sum(float(torch.sum(left[key] * right[key].to(left[key].device))) for key in left)
+
+    def cosine(self, a: State, b: State) -> float:
+        """The cosine of two models; 1 where both are zero."""
+        lengths = math.sqrt(self.inner(a, a)), math.sqrt(self.inner(b, b))
+        if 0 in lengths:
+            return 1.0 if lengths[0] == lengths[1] else 0.0
+        return max(-1.0, min(1.0, self.inner(a, b) / lengths[0] / lengths[1]))
+
+    def squared_distance(self, a: State, b: State) -> float:
+        """``|vec(a) - vec(b)|^2`` over the voting tensors."""
+        left, right = self.voting(a), self.voting(b)
+        return sum(float(torch.sum((left[key] - right[key].to(left[key].device)) ** 2)) for key in left)
+
+
+def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[PermutationSpec, tuple[State, ...]]:
+    """All models at once, each checked against the spec.
+
+    Raises:
+        MergeError: if there is none.
+        SpecError: if the spec does not fit one of them.
+    """
+    held = tuple(states)
+    if not held:
+        raise MergeError("no model to merge: give at least one state dict")
+    for state in held:
+        spec = spec.bind(state)
+    return spec, held
+
+
+def unmoved(spec: PermutationSpec, similarity: float, reason: str) -> Alignment:
+    """The alignment of a model that stays as it is."""
+    return Alignment(Permutation.identity(spec), similarity, Trace((), 0.0, True, reason))
