@@ -1,8 +1,52 @@
 """Federations to compare strategies in: data sets, partitions, one Flower app, and the comparison."""
 
-from .inline import InlineGrid, run_inline
+from .choices import STRATEGIES, make_strategy
+from .client_app import make_client_app
+from .compare import DEFAULT_STRATEGIES, Comparison, compare, run_strategy
+from .config import DATASETS, DEVICES, INITS, OPTIMIZERS, PARTITIONS, SimulationConfig
+from .datasets import Dataset, load_dataset
+from .engines import ENGINES, on_engine
+from .federation import Federation
+from .idx import read_idx
+from .inline import InlineGrid, enter_task, run_inline
+from .measure import REFERENCES, Figures, Judge, Row
+from .partitions import dirichlet, from_partitioner, iid, label_skew, make_partition, shards
+from .replay import ReplayGrid
+from .results import write_results
 
 __all__ = [
+    "DATASETS",
+    "DEFAULT_STRATEGIES",
+    "DEVICES",
+    "ENGINES",
+    "INITS",
+    "OPTIMIZERS",
+    "PARTITIONS",
+    "REFERENCES",
+    "STRATEGIES",
+    "Comparison",
+    "Dataset",
+    "Federation",
+    "Figures",
     "InlineGrid",
+    "Judge",
+    "ReplayGrid",
+    "Row",
+    "SimulationConfig",
+    "compare",
+    "dirichlet",
+    "enter_task",
+    "from_partitioner",
+    "iid",
+    "label_skew",
+    "load_dataset",
+    "make_client_app",
+    "make_partition",
+    "make_strategy",
+    "on_engine",
+    "read_idx",
     "run_inline",
+    "run_strategy",
+    "shards",
+    "write_results",
 ]

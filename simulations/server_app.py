@@ -1,0 +1,42 @@
+"""The server of ``flwr run .``: one strategy, judged on the test set after every round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedrebasin import RebasinError
+
+from .choices import STRATEGIES
+from .compare import run_strategy
+from .config import SimulationConfig, choose
+from .engines import wait_for_clients
+from .federation import Federation
+from .results import write_results
+from .training import reproducible
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run what the run config says; ``out``, an absolute path, is where results.json goes.
+
+    Raises:
+        RebasinError: if an option is not allowed or the federation has another number of nodes.
+    """
+    values: Mapping[str, Any] = context.run_config
+    config = SimulationConfig.from_flower(values)
+    name, out = str(values.get("strategy", "merge-many")), str(values.get("out", ""))
+    choose("strategy", name, STRATEGIES)
+    if out and not Path(out).is_absolute():
+        raise RebasinError(f"out {out!r}: it must be an absolute path, since Flower runs apps in a folder of its own")
+    wait_for_clients(grid, config.clients)
+    with reproducible():
+        rows, _ = run_strategy(name, Federation(config), grid)
+    if out:
+        write_results(Path(out), config, rows)
