@@ -12,9 +12,11 @@ from .inline import InlineGrid, enter_task, run_inline
 from .measure import REFERENCES, Figures, Judge, Row
 from .partitions import dirichlet, from_partitioner, iid, label_skew, make_partition, shards
 from .replay import ReplayGrid
+from .report import COLUMNS, best_row, cells, write_report
 from .results import write_results
 
 __all__ = [
+    "COLUMNS",
     "DATASETS",
     "DEFAULT_STRATEGIES",
     "DEVICES",
@@ -33,6 +35,8 @@ __all__ = [
     "ReplayGrid",
     "Row",
     "SimulationConfig",
+    "best_row",
+    "cells",
     "compare",
     "dirichlet",
     "enter_task",
@@ -48,5 +52,6 @@ __all__ = [
     "run_inline",
     "run_strategy",
     "shards",
+    "write_report",
     "write_results",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fedrebasin import Barrier
@@ -13,7 +14,7 @@ from fedrebasin import Barrier
 from .measure import REFERENCES, Row
 
 STRATEGY_COLOUR, REFERENCE_COLOUR, WARNING_COLOUR = "#1b6ca8", "#9aa5b1", "#c8553d"
-SETTINGS = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 11,
@@ -76,23 +77,15 @@ def loss_along_path(paths: Mapping[str, Barrier]) -> str:
         return _svg(figure, "Loss along the line between two clients", f"Lines: {spoken}.")
 
 
-class _figure:  # noqa: N801
-    """A figure of the page's width, closed at the end; no display is needed and no global state is left behind."""
+@contextmanager
+def _figure(height: float) -> Iterator[tuple[Any, Any]]:
+    """A figure of the page's width and its axes; no display is needed and no global state is left behind."""
+    import matplotlib
+    from matplotlib.figure import Figure
 
-    def __init__(self, height: float) -> None:
-        self._height = height
-
-    def __enter__(self) -> tuple[Any, Any]:
-        import matplotlib
-        from matplotlib.figure import Figure
-
-        self._settings = matplotlib.rc_context(SETTINGS)
-        self._settings.__enter__()
-        figure = Figure(figsize=(8, self._height), layout="constrained")
-        return figure, figure.subplots()
-
-    def __exit__(self, *error: object) -> None:
-        self._settings.__exit__(None, None, None)
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(8, height), layout="constrained")
+        yield figure, figure.subplots()
 
 
 def _svg(figure: Any, title: str, description: str) -> str:
