@@ -1,0 +1,228 @@
+"""What the layers of a model compute on a batch: recorded with hooks that are gone afterwards, whatever happens.
+
+A *layer* is a module that owns a tensor of at least two dimensions (Linear, convolution, attention). Layers are named
+as in ``model.named_modules()`` and come in the order in which they run; one that runs n times is recorded n times, as
+``NAME``, ``NAME#2``, ... The features *after* layer l are what the next layer reads (after activation, norm and
+pooling), those *before* are its own output; for the last layer both are the model's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from fedrebasin.batches import Batch, State, forward
+from fedrebasin.errors import CalibrationError
+from fedrebasin.spec import PermutationSpec
+
+Where = Literal["after", "before"]
+
+ACTIVATIONS = frozenset(
+    {
+        *(torch.relu, torch.relu_, functional.relu, functional.relu_, Tensor.relu, Tensor.relu_),
+        *(functional.gelu, functional.silu, functional.elu, functional.leaky_relu, functional.relu6),
+        *(functional.softplus, torch.tanh, Tensor.tanh, torch.sigmoid, Tensor.sigmoid),
+    }
+)
+
+
+class Recorded(NamedTuple):
+    """One run of one layer: its first input and its (first) output."""
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+def layers_of(model: nn.Module, spec: PermutationSpec | None = None) -> tuple[str, ...]:
+    """The names of the model's layers, as registered.
+
+    Args:
+        model: any module.
+        spec: only layers with a weight that some group of the spec moves.
+
+    Raises:
+        CalibrationError: if there is none.
+    """
+    moved = None if spec is None else {axis.key for group in spec.groups.values() for axis in group.axes}
+    found = []
+    for name, module in model.named_modules():
+        keys = [key for key, tensor in module.named_parameters(name, recurse=False) if tensor.dim() >= 2]
+        if keys and (moved is None or moved.intersection(keys)):
+            found.append(name)
+    if not found:
+        raise CalibrationError(f"{type(model).__name__} has no module with a weight of two dimensions or more")
+    return tuple(found)
+
+
+def module_named(model: nn.Module, layer: str) -> nn.Module:
+    """The module that a layer's name (``NAME`` or ``NAME#2``) speaks of.
+
+    Raises:
+        CalibrationError: if the model has no such module.
+    """
+    name = layer.partition("#")[0]
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if name not in modules:
+        raise CalibrationError(f"{type(model).__name__} has no module {name!r}")
+    return modules[name]
+
+
+@contextmanager
+def watching(model: nn.Module, layers: Iterable[str], record: dict[str, Recorded]) -> Iterator[None]:
+    """Fill ``record``, in order of execution, while the model runs."""
+
+    def take(name: str, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        read = first_tensor(inputs if inputs else tuple(kwargs.values()))
+        made = first_tensor(output)
+        if read is None or made is None:
+            return
+        runs = sum(key.partition("#")[0] == name for key in record)
+        record[name if runs == 0 else f"{name}#{runs + 1}"] = Recorded(read.detach().clone(), made.detach().clone())
+
+    handles = [
+        module_named(model, name).register_forward_hook(
+            lambda _, inputs, kwargs, output, name=name: take(name, inputs, kwargs, output), with_kwargs=True
+        )
+        for name in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def record_layers(model: nn.Module, state: State, batch: Batch, layers: Iterable[str]) -> dict[str, Recorded]:
+    """Inputs and outputs of layers on one batch, in order of execution; the model's mode is taken as it is.
+
+    Args:
+        model: the module; neither its parameters nor its hooks change.
+        state: its state dict.
+        batch: inputs, with or without labels.
+        layers: names of modules.
+
+    Raises:
+        CalibrationError: if none of the layers ran.
+    """
+    record: dict[str, Recorded] = {}
+    with watching(model, layers, record):
+        forward(model, state, batch)
+    if not record:
+        raise CalibrationError("none of the layers ran: are their modules called, and not only their weights read?")
+    return record
+
+
+def layer_features(record: Mapping[str, Recorded], where: Where = "after") -> dict[str, Tensor]:
+    """One matrix ``(examples, features)`` in float64 for each layer of a record.
+
+    Args:
+        record: as :func:`record_layers` returns it.
+        where: "after": what the next layer reads; "before": the layer's own output.
+
+    Raises:
+        CalibrationError: if ``where`` is neither.
+    """
+    if where not in ("after", "before"):
+        raise CalibrationError(f"where={where!r} is neither 'after' nor 'before' the activation")
+    names = list(record)
+    found = {}
+    for position, name in enumerate(names):
+        last = position + 1 == len(names)
+        tensor = record[name].outputs if last or where == "before" else record[names[position + 1]].inputs
+        found[name] = tensor.double().flatten(1)
+    return found
+
+
+class _ActivationRecorder(TorchFunctionMode):
+    """Notes the first argument of every activation function, module or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []
+        self.functions: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func in ACTIVATIONS and args:
+            self.inputs.append(args[0].detach().clone())
+            self.functions.append(lambda tensor: func(tensor, *args[1:], **options))
+        return func(*args, **options)
+
+
+class Activation(NamedTuple):
+    """One run of an activation function.
+
+    Attributes:
+        function: the function of one tensor; it may work in place.
+        inputs: what it was called with, ``(examples, entries)`` in float64.
+        by_unit: the same as ``(examples, units)``, each position of an image or a sequence being an example.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    inputs: Tensor
+    by_unit: Tensor
+
+
+def record_activations(model: nn.Module, state: State, batch: Batch) -> dict[str, Activation]:
+    """The inputs of every activation function on one batch: ``activation1``, ``activation2``, ... as they run.
+
+    Functions are found where they are called, so that ``torch.relu`` counts as ``nn.ReLU`` does.
+
+    Raises:
+        CalibrationError: if there is none.
+    """
+    recorder = _ActivationRecorder()
+    with recorder:
+        forward(model, state, batch)
+    if not recorder.inputs:
+        raise CalibrationError(f"{type(model).__name__} runs no activation function that is known")
+    found = {}
+    for number, (function, tensor) in enumerate(zip(recorder.functions, recorder.inputs, strict=True), 1):
+        wide = tensor.double()
+        units = wide.movedim(1, -1).reshape(-1, wide.shape[1]) if wide.dim() == 4 else wide.reshape(-1, wide.shape[-1])
+        found[f"activation{number}"] = Activation(function, wide.flatten(1), units)
+    return found
+
+
+def linear_part(model: nn.Module, state: State, layer: str, inputs: Tensor) -> Tensor | None:
+    """``W z``: the layer without its bias on given inputs; None for a layer that is not linear in them.
+
+    Args:
+        model: the module.
+        state: whose weights to take.
+        layer: its name.
+        inputs: as the layer reads them, ``(examples, ...)``.
+
+    Returns:
+        float64, ``(examples, entries)``.
+    """
+    module = module_named(model, layer)
+    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or not inputs.is_floating_point():
+        return None
+    name = layer.partition("#")[0]
+    prefix = f"{name}." if name else ""
+    own = {"weight": state[f"{prefix}weight"].double()}
+    if module.bias is not None:
+        own["bias"] = torch.zeros_like(state[f"{prefix}bias"], dtype=torch.float64)
+    with torch.no_grad():
+        output = torch.func.functional_call(module, own, (inputs.double(),))
+    return first_tensor(output).flatten(1)  # type: ignore[union-attr]
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """A tensor, or the first one in a nest of tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for item in value:
+            if (found := first_tensor(item)) is not None:
+                return found
+    return None

@@ -1,0 +1,126 @@
+"""Is it only that the landscape is flat? Random directions as long as the way to another model, random permutations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedrebasin.analysis.barrier import Barrier, loss_barrier
+from fedrebasin.batches import Batch, State
+from fedrebasin.calibration import evaluate, fit_temperature, logits_of
+from fedrebasin.errors import MergeError
+from fedrebasin.permutation import Permutation
+from fedrebasin.spec import PermutationSpec
+
+
+def step_of_equal_length(a: State, b: State, lam: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """A moved in a random direction, in every tensor exactly as far as ``lam`` of the way to B.
+
+    Args:
+        a: state dict.
+        b: state dict.
+        lam: 0 stays at A; 1 goes as far as B lies.
+        generator: on the CPU.
+
+    Raises:
+        MergeError: if the keys differ.
+    """
+    if set(a) != set(b):
+        raise MergeError(f"the models differ in the keys {', '.join(sorted(set(a) ^ set(b)))}")
+    moved = dict(a)
+    for key, tensor in a.items():
+        if not tensor.is_floating_point() or key.endswith(("running_mean", "running_var")):
+            continue
+        direction = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        length = float((b[key].double() - tensor.double().to(b[key].device)).norm())
+        step = direction * (lam * length / max(float(direction.norm()), 1e-300))
+        moved[key] = tensor + step.to(tensor)
+    return moved
+
+
+@dataclass(frozen=True)
+class Flatness:
+    """The loss at equal distances in random directions and towards the other model.
+
+    Args:
+        lam: the distance as a share of the way to B.
+        losses: calibrated mean NLL for each direction, in nats.
+        accuracies: in [0, 1], for each direction.
+    """
+
+    lam: float
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+def flatness(
+    model: nn.Module,
+    a: State,
+    b: State,
+    batches: Iterable[Batch],
+    lam: float = 0.5,
+    directions: int = 3,
+    *,
+    generator: torch.Generator,
+) -> Flatness:
+    """LEWC's Appendix D: is the merged model good because everything at that distance is?
+
+    Where random steps of the merge's length ruin the model and the merge does not, flatness is no explanation. The loss
+    is calibrated by an inverse temperature fitted on the same batches, as that of the merged model.
+
+    Args:
+        model: the module.
+        a: state dict to start from.
+        b: state dict that sets the distance, tensor by tensor.
+        batches: ``(inputs, labels)``; read more than once.
+        lam: the distance as a share of the way to B.
+        directions: how many.
+        generator: on the CPU.
+
+    Raises:
+        MergeError: if the keys differ.
+        CalibrationError: if there is no data.
+    """
+    batches = list(batches)
+    losses, accuracies = [], []
+    for _ in range(directions):
+        state = step_of_equal_length(a, b, lam, generator)
+        beta = fit_temperature(*logits_of(model, state, batches)).beta
+        score = evaluate(model, state, batches, beta)
+        losses.append(score.loss)
+        accuracies.append(score.accuracy)
+    return Flatness(lam, tuple(losses), tuple(accuracies))
+
+
+def random_permutation_barriers(
+    model: nn.Module,
+    spec: PermutationSpec,
+    a: State,
+    b: State,
+    batches: Iterable[Batch],
+    count: int = 3,
+    points: int = 3,
+    *,
+    calibrate: Iterable[Batch] | None = None,
+    generator: torch.Generator,
+) -> tuple[Barrier, ...]:
+    """Barriers to randomly permuted copies of B (LEWC, F.4): width alone does not care about the order of units.
+
+    Args:
+        model: the module.
+        spec: of both models.
+        a: state dict at lam = 0.
+        b: state dict, permuted anew for each barrier.
+        batches: ``(inputs, labels)``, read more than once.
+        count: how many permutations.
+        points: positions on each path.
+        calibrate: see :func:`fedrebasin.loss_barrier`.
+        generator: on the CPU.
+    """
+    batches = list(batches)
+    spec = spec.bind(b)
+    shuffled = (Permutation.random(spec, generator).apply(b) for _ in range(count))
+    return tuple(loss_barrier(model, a, state, batches, points, calibrate=calibrate) for state in shuffled)

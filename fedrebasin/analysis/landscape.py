@@ -1,0 +1,99 @@
+"""The loss in the plane through three models (Simultaneous connectivity, Appendix I; after Garipov et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedrebasin.batches import Batch, State
+from fedrebasin.calibration import evaluate, recalibrate_batch_norm
+from fedrebasin.errors import MergeError
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """Loss and accuracy on a grid of the plane.
+
+    Args:
+        x: coordinates along B - A, float64, shape ``(points,)``, in Euclidean distance of weights.
+        y: coordinates along the part of C - A at right angles to it, likewise.
+        losses: mean NLL in nats, shape ``(len(y), len(x))``.
+        accuracies: in [0, 1], likewise.
+        models: the coordinates of A, B and C, shape ``(3, 2)``; A lies at (0, 0) and B at (|B - A|, 0).
+    """
+
+    x: Tensor
+    y: Tensor
+    losses: Tensor
+    accuracies: Tensor
+    models: Tensor
+
+
+def loss_plane(
+    model: nn.Module,
+    a: State,
+    b: State,
+    c: State,
+    batches: Iterable[Batch],
+    points: int = 15,
+    margin: float = 0.2,
+    recalibrate: Iterable[Batch] | None = None,
+) -> Landscape:
+    """Evaluate the plane through three models.
+
+    Args:
+        model: the module; nothing is copied.
+        a: state dict at the origin.
+        b: state dict that gives the x axis.
+        c: state dict that completes the plane.
+        batches: ``(inputs, labels)``, read once for each point.
+        points: along each axis.
+        margin: how far the grid goes beyond the models, as a share of their extent.
+        recalibrate: batches that BatchNorm's statistics are taken from anew at each point.
+
+    Raises:
+        MergeError: if the models lie on one line, or do not fit each other.
+    """
+    if not a.keys() == b.keys() == c.keys():
+        raise MergeError("the three models differ in their keys")
+    batches = list(batches)
+    keys = [key for key, tensor in a.items() if tensor.is_floating_point()]
+    u = {key: b[key].double() - a[key].double() for key in keys}
+    w = {key: c[key].double() - a[key].double() for key in keys}
+    length = _inner(u, u) ** 0.5
+    if length == 0:
+        raise MergeError("A and B are one model: they span no plane")
+    u = {key: tensor / length for key, tensor in u.items()}
+    along = _inner(w, u)
+    v = {key: w[key] - along * u[key] for key in keys}
+    height = _inner(v, v) ** 0.5
+    if height < 1e-9 * max(length, abs(along)):
+        raise MergeError("the three models lie on one line: they span no plane")
+    v = {key: tensor / height for key, tensor in v.items()}
+    models = torch.tensor([[0.0, 0.0], [length, 0.0], [along, height]], dtype=torch.float64)
+    x, y = (_axis(models[:, dim], points, margin) for dim in (0, 1))
+    losses, accuracies = torch.zeros(points, points), torch.zeros(points, points)
+    for row, up in enumerate(y.tolist()):
+        for column, right in enumerate(x.tolist()):
+            state: State = {
+                key: (tensor.double() + right * u[key] + up * v[key]).to(tensor.dtype) if key in u else tensor
+                for key, tensor in a.items()
+            }
+            if recalibrate is not None:
+                state = recalibrate_batch_norm(model, state, recalibrate)
+            score = evaluate(model, state, batches)
+            losses[row, column], accuracies[row, column] = score.loss, score.accuracy
+    return Landscape(x, y, losses, accuracies, models)
+
+
+def _inner(x: dict[str, Tensor], y: dict[str, Tensor]) -> float:
+    return sum(float((x[key] * y[key]).sum()) for key in x)
+
+
+def _axis(coordinates: Tensor, points: int, margin: float) -> Tensor:
+    low, high = float(coordinates.min()), float(coordinates.max())
+    beyond = margin * (high - low)
+    return torch.linspace(low - beyond, high + beyond, points, dtype=torch.float64)

@@ -1,0 +1,101 @@
+"""Singular values and stable rank of weights and of activations (LLFC, Figures 20 to 22)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedrebasin.analysis.features import layers_of, record_layers
+from fedrebasin.analysis.streams import each_batch, ratio
+from fedrebasin.batches import Batch, State
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Singular values of a matrix.
+
+    Args:
+        values: float64, shape ``(k,)``, falling.
+    """
+
+    values: Tensor
+
+    @property
+    def stable_rank(self) -> float:
+        """``|W|_F^2 / s_1^2``, between 1 and the rank; 0 for a matrix of zeros. n for an orthogonal n x n matrix."""
+        squares = self.values.square()
+        return ratio(float(squares.sum()), float(squares.max())) if len(squares) else 0.0
+
+    @property
+    def relative_rank(self) -> float:
+        """The stable rank over the number of singular values, in [0, 1]."""
+        return self.stable_rank / max(1, len(self.values))
+
+
+def singular_values(weight: Tensor) -> Spectrum:
+    """The spectrum of a weight, its first dimension against all others (a convolution's filters as rows).
+
+    Args:
+        weight: shape ``(out, ...)``.
+    """
+    matrix = weight.detach().double()
+    return Spectrum(torch.linalg.svdvals(matrix.reshape(len(matrix), -1)).cpu())
+
+
+def stable_rank(weight: Tensor) -> float:
+    """The stable rank of a weight, its first dimension against all others: see :class:`Spectrum`."""
+    return singular_values(weight).stable_rank
+
+
+def weight_spectra(model: nn.Module, state: State, layers: Sequence[str] | None = None) -> dict[str, Spectrum]:
+    """The spectrum of every layer's weights, by key of the state dict.
+
+    Args:
+        model: tells which tensors are weights of layers.
+        state: its state dict.
+        layers: names of modules; all layers by default.
+    """
+    names = layers_of(model) if layers is None else tuple(layers)
+    prefixes = {f"{name}." if name else "" for name in names}
+    return {
+        key: singular_values(tensor)
+        for key, tensor in state.items()
+        if tensor.is_floating_point() and tensor.dim() >= 2 and f"{key.rpartition('.')[0]}." in {*prefixes, "."}
+    }
+
+
+def activation_spectra(
+    model: nn.Module, state: State, batches: Iterable[Batch], layers: Sequence[str] | None = None
+) -> dict[str, Spectrum]:
+    """The spectrum of what every layer reads, examples (and positions) against units.
+
+    The Gram matrix of the units is summed over the batches, so that memory does not grow with the data; singular values
+    below about 1e-8 of the largest one are lost in its rounding.
+
+    Args:
+        model: the module; it stays as it is.
+        state: its state dict.
+        batches: inputs, with or without labels; read once.
+        layers: names of modules; all layers by default.
+
+    Returns:
+        by layer, in order of execution: the square roots of the Gram matrix's eigenvalues.
+
+    Raises:
+        CalibrationError: if there is no data, or no layer ran.
+    """
+    names = layers_of(model) if layers is None else tuple(layers)
+    grams: dict[str, Tensor] = {}
+    for batch in each_batch(model, batches):
+        for name, recorded in record_layers(model, state, batch, names).items():
+            inputs = recorded.inputs.double()
+            rows = inputs.movedim(1, -1) if inputs.dim() == 4 else inputs
+            rows = rows.reshape(-1, rows.shape[-1])
+            found = rows.mT @ rows
+            grams[name] = grams[name] + found if name in grams else found
+    return {
+        name: Spectrum(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0).cpu()) for name, gram in grams.items()
+    }

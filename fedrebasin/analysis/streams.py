@@ -1,0 +1,76 @@
+"""Means and deviations over a data set from running sums, and the per-example vector measures that are summed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedrebasin.batches import Batch, mode_of, number_of_examples
+from fedrebasin.errors import CalibrationError
+
+
+class Spread(NamedTuple):
+    """Mean and (population) standard deviation over the examples."""
+
+    mean: float
+    std: float
+
+
+@dataclass
+class Running:
+    """Sums of one value per example, and of its square."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Count in a batch's values, shape ``(n,)``."""
+        self.count += values.numel()
+        self.total += float(values.sum())
+        self.squares += float(values.square().sum())
+
+    def spread(self) -> Spread:
+        """Mean and standard deviation of what was added."""
+        mean = self.total / self.count
+        return Spread(mean, max(0.0, self.squares / self.count - mean**2) ** 0.5)
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    """The cosine of each row of ``x`` with that of ``y``, shape ``(n,)``; two zero rows agree (1), one gives 0."""
+    product, lengths = (x * y).sum(1), x.norm(dim=1) * y.norm(dim=1)
+    both_zero = (x.norm(dim=1) == 0) & (y.norm(dim=1) == 0)
+    found = torch.where(lengths > 0, product / lengths.clamp_min(1e-300), torch.zeros_like(product))
+    return torch.where(both_zero, torch.ones_like(found), found).clamp(-1, 1)
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """The quotient; 0 / 0 is 0."""
+    if denominator == 0:
+        return 0.0 if numerator == 0 else float("inf")
+    return numerator / denominator
+
+
+def normalised_distance(difference: float, x: float, y: float) -> float:
+    """``|x - y|^2 / (|x| |y|)`` from the three squared norms (LLFC, section 4.2); 0 where both are zero."""
+    return ratio(difference, (x * y) ** 0.5)
+
+
+def each_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches that are not empty, with the model in evaluation mode meanwhile.
+
+    Raises:
+        CalibrationError: if there is none.
+    """
+    seen = False
+    with mode_of(model):
+        for batch in batches:
+            if number_of_examples(batch):
+                seen = True
+                yield batch
+    if not seen:
+        raise CalibrationError("there are no batches to measure on")

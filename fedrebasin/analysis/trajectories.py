@@ -1,0 +1,232 @@
+"""Three notions of being connected after permutation, and whether training has settled.
+
+Simultaneous connectivity, Definitions 4.1 to 4.3. Two models are connected here as far as the barrier between them is
+low; what is low enough is for the reader to say (``connected(threshold)``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+
+from torch import nn
+
+from fedrebasin.analysis.barrier import Definition, interpolate, loss_barrier
+from fedrebasin.batches import Batch, State
+from fedrebasin.errors import MergeError
+from fedrebasin.matching import Matcher, WeightMatching
+from fedrebasin.permutation import Permutation
+from fedrebasin.spec import PermutationSpec
+
+__all__ = [
+    "PairBarriers",
+    "StrongConnectivity",
+    "instability",
+    "simultaneous_connectivity",
+    "strong_connectivity",
+    "weak_connectivity",
+]
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PairBarriers:
+    """Barriers between models of a set.
+
+    Args:
+        values: by pair of positions ``(i, j)``, i < j.
+    """
+
+    values: dict[Pair, float]
+
+    @property
+    def mean(self) -> float:
+        """The mean barrier."""
+        return fmean(self.values.values())
+
+    @property
+    def largest(self) -> float:
+        """The largest barrier."""
+        return max(self.values.values())
+
+    def connected(self, threshold: float) -> bool:
+        """Whether every barrier is at most this, in nats."""
+        return self.largest <= threshold
+
+
+@dataclass(frozen=True)
+class StrongConnectivity:
+    """Barriers when each model has one permutation for all others.
+
+    Args:
+        direct: between the reference and each aligned model.
+        through_third: between models that were aligned to the reference and not to each other (section 5.3).
+        permutations: one for each model.
+    """
+
+    direct: PairBarriers
+    through_third: PairBarriers
+    permutations: tuple[Permutation, ...]
+
+    def connected(self, threshold: float) -> bool:
+        """Whether every barrier is at most this, in nats."""
+        return self.direct.connected(threshold) and self.through_third.connected(threshold)
+
+
+def weak_connectivity(
+    model: nn.Module,
+    spec: PermutationSpec,
+    states: Sequence[State],
+    batches: Iterable[Batch],
+    matcher: Matcher | None = None,
+    points: int = 25,
+    definition: Definition = "simultaneous",
+) -> PairBarriers:
+    """Barriers with a permutation of its own for every pair (Simultaneous connectivity, Definition 4.1).
+
+    Args:
+        model: the module.
+        spec: of all models.
+        states: at least two.
+        batches: ``(inputs, labels)``, read more than once.
+        matcher: weight matching by default.
+        points: positions on each path.
+        definition: of the barrier.
+
+    Raises:
+        MergeError: if there are fewer than two models.
+    """
+    _demand(states, 2)
+    matcher = WeightMatching() if matcher is None else matcher
+    batches = list(batches)
+    found = {}
+    for i, j in combinations(range(len(states)), 2):
+        aligned = matcher(spec, reference=states[i], candidate=states[j]).apply(states[j])
+        found[i, j] = loss_barrier(model, states[i], aligned, batches, points, definition).value
+    return PairBarriers(found)
+
+
+def strong_connectivity(
+    model: nn.Module,
+    spec: PermutationSpec,
+    states: Sequence[State],
+    batches: Iterable[Batch],
+    matcher: Matcher | None = None,
+    reference: int = 0,
+    points: int = 25,
+    definition: Definition = "simultaneous",
+) -> StrongConnectivity:
+    """Barriers with one permutation for each model, found against a reference (Definition 4.2 and section 5.3).
+
+    Identity: permuted copies of one model have barrier 0 in both readings, if the matcher finds the permutations.
+
+    Args:
+        model: the module.
+        spec: of all models.
+        states: at least three.
+        batches: ``(inputs, labels)``, read more than once.
+        matcher: weight matching by default.
+        reference: the position of the model that the others are aligned to.
+        points: positions on each path.
+        definition: of the barrier.
+
+    Raises:
+        MergeError: if there are fewer than three models, or the reference is none of them.
+    """
+    _demand(states, 3)
+    if not 0 <= reference < len(states):
+        raise MergeError(f"reference {reference}: there are {len(states)} models")
+    matcher = WeightMatching() if matcher is None else matcher
+    batches = list(batches)
+    bound = spec.bind(states[reference])
+    permutations = tuple(
+        Permutation.identity(bound)
+        if k == reference
+        else matcher(spec, reference=states[reference], candidate=state).permutation
+        for k, state in enumerate(states)
+    )
+    aligned = [permutation.apply(state) for permutation, state in zip(permutations, states, strict=True)]
+    direct: dict[Pair, float] = {}
+    third: dict[Pair, float] = {}
+    for i, j in combinations(range(len(states)), 2):
+        value = loss_barrier(model, aligned[i], aligned[j], batches, points, definition).value
+        (direct if reference in (i, j) else third)[i, j] = value
+    return StrongConnectivity(PairBarriers(direct), PairBarriers(third), permutations)
+
+
+def simultaneous_connectivity(
+    model: nn.Module,
+    first: Sequence[State],
+    second: Sequence[State],
+    permutation: Permutation,
+    batches: Iterable[Batch],
+    points: int = 25,
+    definition: Definition = "simultaneous",
+) -> tuple[float, ...]:
+    """The barrier at every step of two sequences under one permutation (Simultaneous connectivity, Definition 4.3).
+
+    The sequences are checkpoints of two trainings, or two nets pruned further and further; the permutation may come
+    from any step, ``matcher(spec, reference=first[k], candidate=second[k]).permutation``.
+
+    Args:
+        model: the module.
+        first: state dicts.
+        second: as many.
+        permutation: of every member of ``second``.
+        batches: ``(inputs, labels)``, read more than once.
+        points: positions on each path.
+        definition: of the barrier.
+
+    Returns:
+        a barrier for each step, in nats.
+
+    Raises:
+        MergeError: if the sequences are empty or of different lengths.
+    """
+    if len(first) != len(second) or not first:
+        raise MergeError(f"{len(first)} and {len(second)} checkpoints: the sequences must be of one length, not 0")
+    batches = list(batches)
+    return tuple(
+        loss_barrier(model, a, permutation.apply(b), batches, points, definition).value
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def instability(
+    model: nn.Module,
+    checkpoints: Sequence[State],
+    train: Callable[[State, int, int], State],
+    batches: Iterable[Batch],
+    seeds: tuple[int, int] = (0, 1),
+    points: int = 25,
+    definition: Definition = "git-re-basin",
+) -> tuple[float, ...]:
+    """Instability analysis: the barrier between two children of each checkpoint (Frankle et al. 2020, section 2).
+
+    Args:
+        model: the module.
+        checkpoints: of one training.
+        train: ``train(state, position, seed)`` goes on from the checkpoint at this position to the end of the training,
+            with batches in the order of the seed.
+        batches: ``(inputs, labels)``, read more than once.
+        seeds: of the two children; equal ones give 0.
+        points: positions on each path.
+        definition: of the barrier.
+
+    Returns:
+        a barrier for each checkpoint, in nats. Training is stable from the first one where it is about 0.
+    """
+    batches = list(batches)
+    found = []
+    for position, state in enumerate(checkpoints):
+        children = [train(interpolate(state, state, 0.0), position, seed) for seed in seeds]
+        found.append(loss_barrier(model, children[0], children[1], batches, points, definition).value)
+    return tuple(found)
+
+
+def _demand(states: Sequence[State], number: int) -> None:
+    if len(states) < number:
+        raise MergeError(f"{len(states)} models: at least {number} are needed")

@@ -1,0 +1,81 @@
+"""Recording layers and activations: names, order, and no trace left behind."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedrebasin import CalibrationError
+from fedrebasin.analysis import layer_features, layers_of, record_activations, record_layers
+from fedrebasin.models import MLP
+
+from .nets import make_batches, make_cnn, make_mlp, make_spec, random_state
+
+
+def test_layers_come_in_order_of_execution_with_what_they_read_and_make():
+    model = make_mlp()
+    state = random_state(model, 0)
+    (batch,) = make_batches(count=1)
+    record = record_layers(model, state, batch, layers_of(model))
+    assert list(record) == ["0", "2", "4"]
+    torch.testing.assert_close(record["0"].inputs, batch[0])
+    torch.testing.assert_close(record["2"].inputs, torch.relu(record["0"].outputs))
+    after, before = layer_features(record), layer_features(record, "before")
+    torch.testing.assert_close(after["0"], torch.relu(before["0"]))
+    torch.testing.assert_close(after["4"], before["4"])
+
+
+def test_an_activation_in_place_does_not_change_what_was_recorded():
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)).double()
+    (batch,) = make_batches(count=1)
+    record = record_layers(model, model.state_dict(), batch, layers_of(model))
+    assert (record["0"].outputs < 0).any()
+
+
+def test_hooks_are_gone_even_after_an_error():
+    model = make_mlp()
+    state = random_state(model, 0)
+    with pytest.raises(RuntimeError):
+        record_layers(model, state, torch.zeros(2, 99, dtype=torch.float64), layers_of(model))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_layer_that_runs_twice_is_recorded_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.inner(torch.relu(self.inner(x)))
+
+    model = Twice().double()
+    record = record_layers(model, model.state_dict(), make_batches(count=1)[0], layers_of(model))
+    assert list(record) == ["inner", "inner#2"]
+
+
+def test_activations_are_found_where_they_are_called():
+    functions = MLP(5, width=6, depth=2, classes=3).double()
+    modules = make_cnn().double()
+    assert len(record_activations(functions, functions.state_dict(), make_batches(count=1)[0])) == 2
+    found = record_activations(modules.eval(), modules.state_dict(), make_batches(shape=(1, 4, 4), count=1)[0])
+    assert [tuple(activation.by_unit.shape) for activation in found.values()] == [(7 * 16, 4), (7 * 16, 4)]
+
+
+def test_a_spec_chooses_the_layers():
+    model = make_mlp()
+    spec = make_spec(model.state_dict())
+    assert layers_of(model, spec) == ("0", "2", "4")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: layers_of(nn.ReLU()), "no module with a weight"),
+        (lambda: record_layers(make_mlp(), {}, torch.zeros(1, 5), ["nowhere"]), "no module 'nowhere'"),
+        (lambda: layer_features({}, "during"), "neither 'after' nor 'before'"),
+    ],
+)
+def test_errors_are_one_line(call, message):
+    with pytest.raises(CalibrationError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,79 @@
+"""Masks: sizes, rewinding, and transport through a permutation."""
+
+import pytest
+import torch
+
+from fedrebasin import MergeError, Permutation
+from fedrebasin.analysis import (
+    apply_mask,
+    dense_mask,
+    iterative_pruning,
+    mask_agreement,
+    masked_barrier_states,
+    one_shot_pruning,
+    prune_smallest,
+    sparsity_of,
+    transport_mask,
+)
+
+from .nets import make_mlp, make_spec, random_state
+
+
+@pytest.fixture
+def state():
+    return random_state(make_mlp(), 0)
+
+
+def test_the_smallest_weights_of_the_whole_net_go_first(state):
+    mask = prune_smallest(state, dense_mask(state), 0.5)
+    assert sparsity_of(mask) == pytest.approx(0.5, abs=0.01)
+    kept = torch.cat([state[key][mask[key] == 1].abs() for key in mask])
+    gone = torch.cat([state[key][mask[key] == 0].abs() for key in mask])
+    assert gone.max() <= kept.min()
+    again = prune_smallest(state, mask, 0.5)
+    assert all(bool((again[key] <= mask[key]).all()) for key in mask)
+
+
+@pytest.mark.parametrize("rewinding", ["weights", "learning-rate"])
+def test_every_level_is_sparser_and_starts_from_the_right_weights(state, rewinding):
+    starts = []
+
+    def train(start, mask):
+        starts.append(start)
+        return apply_mask({key: tensor * 1.5 for key, tensor in start.items()}, mask)
+
+    levels = iterative_pruning(train, state, 3, 0.2, rewinding=rewinding)
+    assert [level.sparsity for level in levels] == pytest.approx([1 - 0.8**n for n in range(4)], abs=0.02)
+    kept = levels[2].mask["0.weight"] == 1
+    factor = 1.0 if rewinding == "weights" else 1.5**2
+    torch.testing.assert_close(starts[2]["0.weight"][kept], factor * state["0.weight"][kept])
+    for trained in masked_barrier_states(levels)[1:]:
+        assert bool((trained["0.weight"] == 0).any())
+
+
+def test_a_mask_travels_with_its_units(state):
+    spec = make_spec(state)
+    permutation = Permutation.random(spec, torch.Generator().manual_seed(2))
+    mask = prune_smallest(state, dense_mask(state), 0.6)
+    moved = transport_mask(permutation, mask, state)
+    left = apply_mask(permutation.apply(state), moved)
+    right = permutation.apply(apply_mask(state, mask))
+    assert all(torch.equal(left[key], right[key]) for key in left)
+    assert sparsity_of(moved) == pytest.approx(sparsity_of(mask))
+    assert mask_agreement(mask, mask) == 1
+    assert mask_agreement(mask, moved) < 1
+
+
+def test_one_shot_prunes_at_once(state):
+    found = one_shot_pruning(lambda start, mask: start, state, state, 0.7)
+    assert found.sparsity == pytest.approx(0.7, abs=0.01)
+    assert float((found.state["0.weight"] == 0).double().mean()) > 0.3
+
+
+def test_errors(state):
+    with pytest.raises(MergeError, match="share 1"):
+        prune_smallest(state, dense_mask(state), 1.0)
+    with pytest.raises(MergeError, match="does not fit"):
+        apply_mask(state, {"nowhere": torch.ones(2)})
+    with pytest.raises(MergeError, match="neither 'weights'"):
+        iterative_pruning(lambda start, mask: start, state, 1, rewinding="sideways")
