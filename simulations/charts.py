@@ -67,7 +67,8 @@ def loss_along_path(paths: Mapping[str, Barrier]) -> str:
             axes.plot(path.lams, shown, color=colours[name], linewidth=2.2, label=labels[name])
         axes.set_xlabel("position between the clients (0: first, 1: second)")
         axes.set_ylabel("loss on the test set (nats)")
-        axes.set_ylim(bottom=0)
+        highest = max(loss for path in paths.values() for loss in path.losses if math.isfinite(loss))
+        axes.set_ylim(0, 1.08 * highest)
         axes.legend(frameon=False)
         spoken = "; ".join(
             f"{labels[name]}: {path.losses[0]:.2f} and {path.losses[-1]:.2f} at the ends, at most "

@@ -84,7 +84,7 @@ def in_words(comparison: Comparison) -> str:
     best = best_row(rows)
     client = comparison.row("mean-client").figures.accuracy
     words = [
-        f"{config.clients} clients trained a {config.model} on their parts of {config.dataset}, {start}.",
+        f"{config.clients} clients trained models ({config.model}) on their parts of {config.dataset}, {start}.",
         f"On its own a client classifies {_percent(client)} of the test set correctly.",
     ]
     words += [f"{row.strategy} gives a model with {_percent(row.figures.accuracy)}." for row in rows if row != best]

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RebasinError as error:
         return _complain(str(error), WRONG_USE)
     except click.ClickException as error:
-        return _complain(error.format_message(), error.exit_code)
+        return _complain(_with_commands(error), error.exit_code)
     except OSError as error:
         return _complain(str(error), WRONG_USE)
     except (click.Abort, KeyboardInterrupt):
@@ -63,6 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _with_commands(error: click.ClickException) -> str:
+    """The message; where a command was misspelt, with the commands that there are."""
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    if message.startswith("No such command") and context is not None and isinstance(context.command, click.Group):
+        wrong, _, _ = message.partition(" Did you mean")
+        return f"{wrong} Choose from {', '.join(context.command.list_commands(context))}"
+    return message
+
+
 def _complain(message: str, code: int) -> int:
-    print(f"fedrebasin: {' '.join(message.split())}", file=sys.stderr)
+    if message:  # without arguments the help was all there is to say
+        print(f"fedrebasin: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -115,7 +115,6 @@ class _Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> _Bars:
-        self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -123,5 +122,6 @@ class _Bars:
 
     def __call__(self, who: str, done: int, total: int) -> None:
         if who not in self._tasks:
+            self._progress.start()  # only now, so that an error before any work is one line and nothing else
             self._tasks[who] = self._progress.add_task(who, total=total)
         self._progress.update(self._tasks[who], completed=done, total=total)
