@@ -1,0 +1,159 @@
+"""Checking a spec: random members must leave the function of the model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fedrebasin.errors import SpecError
+from fedrebasin.permutation import Permutation
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.tracing.inputs import as_call, preserved
+
+POOL = 1_000_003  # prime, so that no two rows of a tensor are filled alike
+
+
+def check(
+    spec: PermutationSpec,
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    members: int = 2,
+    seed: int = 0,
+    tolerance: float = 1e-9,
+) -> None:
+    """Apply random members of the symmetry group and demand the same function, in float64.
+
+    The parameters are replaced by random ones (a fresh model's zeros and ones would hide a wrong group), the running
+    variances by positive ones. The model, its mode, its device and the random state stay as they are.
+
+    Args:
+        spec: the spec to check.
+        model: the model that it speaks of.
+        example_inputs: a tensor, a tuple of tensors, or a dict of keyword tensors.
+        members: how many random members to try.
+        seed: of the parameters and the members.
+        tolerance: largest change of an output, relative to the largest entry of that output.
+
+    Raises:
+        SpecError: if an output changes by more than the tolerance.
+    """
+    change = largest_change(spec, model, example_inputs, members=members, seed=seed)
+    if not change <= tolerance:
+        raise SpecError(
+            f"the spec changes the function: outputs move by {change:.1e} of their size under a random member"
+            f" (allowed: {tolerance:.1e}); trace the model again, or freeze the groups that are wrong"
+        )
+
+
+def largest_change(spec: PermutationSpec, model: nn.Module, example_inputs: Any, *, members: int, seed: int) -> float:
+    """The largest change of an output under random members, relative to the output's largest entry."""
+    args, kwargs = tree_map(_doubled, as_call(example_inputs))
+    generator = torch.Generator().manual_seed(seed)
+    with preserved(model), torch.no_grad(), _in_float64():
+        state = randomised(model, generator)
+        spec.bind(state)
+        reference = _outputs(model, state, args, kwargs, seed)
+        worst = 0.0
+        for _ in range(members):
+            # A random member of what the last one made is a random member too: no copy of the first state is kept.
+            state = Permutation.random(spec, generator).apply(state)
+            for before, after in zip(reference, _outputs(model, state, args, kwargs, seed), strict=True):
+                worst = max(worst, _relative(before, after))
+    return worst
+
+
+def randomised(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """The state dict with random float64 entries of a size that keeps signals alive; integer tensors as they are."""
+    pool = torch.randn(POOL, generator=generator, dtype=torch.float64)
+    found: dict[str, Tensor] = {}
+    tied: dict[int, Tensor] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in tied:
+            found[key] = tied[id(tensor)]
+            continue
+        if not tensor.is_floating_point():
+            found[key] = tensor.detach().clone()
+        else:
+            first = int(torch.randint(POOL, (), generator=generator))
+            found[key] = _scaled(key, tensor.shape, _drawn(pool, first, tensor.numel())).to(tensor.device)
+        tied[id(tensor)] = found[key]
+    return found
+
+
+def _drawn(pool: Tensor, first: int, number: int) -> Tensor:
+    drawn = torch.empty(number, dtype=torch.float64)
+    filled = min(number, POOL - first)
+    drawn[:filled] = pool[first : first + filled]
+    while filled < number:
+        more = min(number - filled, POOL)
+        drawn[filled : filled + more] = pool[:more]
+        filled += more
+    return drawn
+
+
+def _scaled(key: str, shape: torch.Size, drawn: Tensor) -> Tensor:
+    if "var" in key.rsplit(".", 1)[-1]:
+        return drawn.abs_().clamp_(max=2).add_(0.5).reshape(shape)
+    if len(shape) < 2:
+        # Norms' scales near one, of one sign, keep the signal; shifts and biases get the same.
+        return drawn.mul_(0.2).add_(0.5).reshape(shape)
+    fan_in = drawn.numel() // shape[0]
+    return drawn.mul_((2 / fan_in) ** 0.5).reshape(shape)
+
+
+def _outputs(model: nn.Module, state: Mapping[str, Tensor], args: Any, kwargs: Any, seed: int) -> list[Tensor]:
+    torch.manual_seed(seed)
+    # In train mode buffers are written to: they must not carry over from one run to the next.
+    buffers = {key: state[key].clone() for key, _ in model.named_buffers() if key in state} if model.training else {}
+    out = torch.func.functional_call(model, {**state, **buffers}, args, kwargs, strict=False)
+    return [one for one in tree_leaves(out) if isinstance(one, Tensor) and one.is_floating_point()]
+
+
+def _relative(before: Tensor, after: Tensor) -> float:
+    if not before.numel():
+        return 0.0
+    size = float(before.abs().max())
+    change = float((before - after).abs().max())
+    return change / size if size else change
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.detach()
+        return value.double() if value.is_floating_point() else value
+    return value
+
+
+class _Float64(TorchFunctionMode):
+    """Models that ask for single precision inside get double: rounding must not hide behind a cast."""
+
+    _lower = frozenset({torch.float32, torch.float16, torch.bfloat16})
+    _casts = (Tensor.float, Tensor.half, Tensor.bfloat16)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._casts:
+            return args[0].double()
+        args = tuple(torch.float64 if isinstance(arg, torch.dtype) and arg in self._lower else arg for arg in args)
+        kwargs = {
+            name: torch.float64 if isinstance(arg, torch.dtype) and arg in self._lower else arg
+            for name, arg in (kwargs or {}).items()
+        }
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _in_float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Float64():
+            yield
+    finally:
+        torch.set_default_dtype(before)

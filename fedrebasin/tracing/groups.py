@@ -1,0 +1,251 @@
+"""From parts to groups: which free parts index the parameters, where they lie, and what nests in what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import product as combinations
+
+from fedrebasin.axis import Axis, Factor, Layout
+from fedrebasin.group import Group, Unpermuted
+from fedrebasin.tracing.boxes import Box, Boxes, boxes
+from fedrebasin.tracing.parts import Part, leaves
+from fedrebasin.tracing.registry import Index, Value
+
+
+class Grouping:
+    """The groups that the parts of a model's parameters form.
+
+    Args:
+        parameters: the axes of each tensor by key.
+        index: all index spaces of the graph.
+    """
+
+    def __init__(self, parameters: Mapping[str, Value], index: Index) -> None:
+        self._index = index
+        self._spaces: dict[int, list[Boxes]] = {}
+        self._lying = {key: list(boxes(value.axes)) for key, value in parameters.items()}
+        self._parameters = parameters
+        self._cut: dict[Part, Part] = {}
+        self._undo_cuts()
+
+    @cached_property
+    def groups(self) -> dict[str, Group]:
+        """All groups by name, in the order of the state dict."""
+        parents = self._parents
+        needed = {part for part in self._parts if part.pinned is None}
+        for part in list(needed):
+            needed |= set(_chain(part, parents))
+        axes: dict[Part, list[Axis]] = {part: [] for part in self._parts if part in needed}
+        for key, lying in self._lying.items():
+            for one in lying:
+                for part in dict.fromkeys(part for row in one for box in row for part, _ in box.factors):
+                    if part in needed:
+                        axes[part] += _axes(key, self._parameters[key].shape, one, part, _chain(part, parents))
+        names: dict[Part, str] = {}
+        for part in axes:
+            names[part] = _unused(_name(axes[part][0]), set(names.values()))
+        return {
+            names[part]: Group(
+                name=names[part],
+                size=part.size,
+                axes=tuple(dict.fromkeys(axes[part])),
+                parent=None if parents.get(part) is None else names[parents[part]],
+                frozen=part.pinned is not None,
+            )
+            for part in axes
+        }
+
+    def unpermuted(self, keys: Iterator[str] | list[str]) -> list[Unpermuted]:
+        """Every axis of these tensors that no group moves, with the reason."""
+        moved = {(axis.key, axis.dim) for group in self.groups.values() if not group.frozen for axis in group.axes}
+        found = []
+        for key in keys:
+            for dim, axis in enumerate(self._parameters[key].axes):
+                if (key, dim) not in moved:
+                    pinned = next((part.pinned for part in leaves(axis) if part.pinned is not None), None)
+                    reason, operator = ("a single unit", "") if pinned is None else pinned
+                    found.append(Unpermuted(key, dim, reason, operator))
+        return found
+
+    @property
+    def _parts(self) -> list[Part]:
+        found: dict[Part, None] = {}
+        for lying in self._lying.values():
+            for one in lying:
+                for row in one:
+                    for box in row:
+                        found |= {part: None for part, _ in box.factors}
+        return list(found)
+
+    # -- cuts that nobody needed -----------------------------------------------------------------------------------
+
+    def _undo_cuts(self) -> None:
+        """Parts that are always next to each other are one part that a view had cut."""
+        merged = True
+        while merged:
+            merged = False
+            for first, second in self._neighbours():
+                whole = Part(first.size * second.size, places=first.places)
+                self._cut[whole] = self._cut.get(first, first)
+                for lying in self._lying.values():
+                    lying[:] = [
+                        tuple(tuple(_join(box, first, second, whole) for box in row) for row in one) for one in lying
+                    ]
+                merged = True
+                break
+
+    def _neighbours(self) -> Iterator[tuple[Part, Part]]:
+        pairs: dict[tuple[Part, Part], int] = {}
+        total: dict[Part, int] = {}
+        for lying in self._lying.values():
+            for one in lying:
+                for row in one:
+                    for box in row:
+                        for place, (part, stride) in enumerate(box.factors):
+                            total[part] = total.get(part, 0) + 1
+                            for other, step in box.factors[place + 1 : place + 2]:
+                                if stride == other.size * step:
+                                    pairs[part, other] = pairs.get((part, other), 0) + 1
+        for (first, second), number in pairs.items():
+            if (
+                number == total[first] == total[second]
+                and first is not second
+                and first.pinned is None
+                and second.pinned is None
+                and first.places == second.places
+            ):
+                yield first, second
+
+    # -- what nests in what ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def _parents(self) -> dict[Part, Part]:
+        """For each part the innermost other one in whose units it may have orders of its own."""
+        outer: dict[Part, list[Part]] = {}
+        for lying in self._lying.values():
+            for one in lying:
+                together = list(dict.fromkeys(part for row in one for box in row for part, _ in box.factors))
+                for part in together:
+                    if part not in outer:
+                        outer[part] = [other for other in together if self._nests(part, other)]
+        parents: dict[Part, Part] = {}
+        for part in sorted(outer, key=lambda part: -len(part.places)):
+            nearest = sorted(outer[part], key=lambda other: (len(other.places), -other.number))
+            for other in nearest:
+                if all(one in outer[part] for one in _chain(other, parents)):
+                    parents[part] = other
+                    break
+        return parents
+
+    def _nests(self, part: Part, other: Part) -> bool:
+        if part is other or not part.places <= other.places:
+            return False
+        if part.places == other.places and _rank(other) > _rank(part):
+            return False
+        own = (one for lying in self._lying.values() for one in lying)
+        if not all(_paired(one, part, other) for one in own):
+            return False
+        part, other = self._cut.get(part, part), self._cut.get(other, other)
+        return all(_paired(one, part, other) for place in part.places for one in self._space(place))
+
+    def _space(self, place: int) -> list[Boxes]:
+        if place not in self._spaces:
+            self._spaces[place] = list(boxes(self._index.spaces[place]))
+        return self._spaces[place]
+
+
+def _rank(part: Part) -> tuple[bool, int]:
+    return part.pinned is None, part.number
+
+
+def _paired(one: Boxes, part: Part, other: Part) -> bool:
+    """Whether it is clear in which unit of ``other`` each unit of ``part`` lies, wherever it occurs in the tensor."""
+    for dim, row in enumerate(one):
+        for box in row:
+            if not box.count(part) or box.count(other) == 1:
+                continue
+            elsewhere = [rest for at, rest in enumerate(one) if at != dim and any(each.count(other) for each in rest)]
+            if len(elsewhere) != 1 or any(each.count(other) != 1 for each in elsewhere[0]) or box.count(other):
+                return False
+    return True
+
+
+def _chain(part: Part, parents: Mapping[Part, Part]) -> list[Part]:
+    """The ancestors of a part, innermost first."""
+    found = []
+    while part in parents:
+        part = parents[part]
+        found.append(part)
+    return found
+
+
+def _join(box: Box, first: Part, second: Part, whole: Part) -> Box:
+    factors: list[tuple[Part, int]] = []
+    for part, stride in box.factors:
+        if part is second and factors and factors[-1][0] is first:
+            factors[-1] = (whole, stride)
+        else:
+            factors.append((part, stride))
+    return Box(box.start, tuple(factors), box.stands)
+
+
+def _axes(key: str, shape: tuple[int, ...], one: Boxes, part: Part, ancestors: list[Part]) -> Iterator[Axis]:
+    """Every axis of the part in these boxes of one tensor."""
+    for dim, row in enumerate(one):
+        for box in row:
+            for place in range(len(box.factors)):
+                if box.factors[place][0] is part:
+                    yield from _with_ancestors(key, shape, one, dim, box, place, ancestors)
+
+
+def _with_ancestors(
+    key: str, shape: tuple[int, ...], one: Boxes, dim: int, box: Box, place: int, ancestors: list[Part]
+) -> Iterator[Axis]:
+    whole = len(box.factors) == 1 and box.factors[0][0].size == shape[dim]
+    if whole and not ancestors and not any(each.stands for row in one for each in row):
+        yield Axis(key, dim)
+        return
+    outside = [ancestor for ancestor in ancestors if not box.count(ancestor)]
+    others = [
+        [(at, each) for each in row if each.stands or any(each.count(ancestor) for ancestor in outside)]
+        for at, row in enumerate(one)
+        if at != dim
+    ]
+    for chosen in combinations(*(row for row in others if row)):
+        named = [(dim, box), *chosen]
+        levels: list[Factor] = []
+        taken = {(dim, place)}
+        for ancestor in reversed(ancestors):
+            at, which, factor = next(
+                (at, which, Factor(at, ancestor.size, stride))
+                for at, each in named
+                for which, (found, stride) in enumerate(each.factors)
+                if found is ancestor
+            )
+            taken.add((at, which))
+            levels.append(factor)
+        own, stride = box.factors[place]
+        levels.append(Factor(dim, own.size, stride))
+        rest = [
+            Factor(at, found.size, stride)
+            for at, each in named
+            for which, (found, stride) in enumerate(each.factors)
+            if (at, which) not in taken
+        ]
+        rest += [Factor(at, 1, 1) for at, each in named if not each.factors]
+        start = tuple(sorted((at, each.start) for at, each in named if each.start))
+        yield Axis(key, dim, Layout(tuple(levels), tuple(rest), start))
+
+
+def _name(axis: Axis) -> str:
+    base = axis.key.removesuffix(".weight")
+    return base if axis.dim == 0 else f"{base}[{axis.dim}]"
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    number = 2
+    found = name
+    while found in taken:
+        found, number = f"{name}/{number}", number + 1
+    return found

@@ -1,0 +1,40 @@
+"""Example inputs, and leaving a model as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments: of a tensor, a tuple of tensors, or a dict of keyword tensors."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """The mode of every module, the random state, and the switch of the fused attention are restored at the end."""
+    modes = {module: module.training for module in model.modules()}
+    devices = {tensor.device for tensor in model.state_dict().values() if tensor.device.type == "cuda"}
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng(devices=sorted(devices, key=str)):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, training in modes.items():
+            module.training = training
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with the model's own tensors: tied keys hold the same object."""
+    return dict(model.state_dict(keep_vars=True))

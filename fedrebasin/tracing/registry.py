@@ -1,0 +1,210 @@
+"""The registry of rules: for every operator, how the axes of its results follow from those of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from fedrebasin.tracing.algebra import cut, divide, scope, tie
+from fedrebasin.tracing.parts import (
+    LARGEST_SELECTOR,
+    UNIT,
+    Case,
+    Part,
+    Pinned,
+    Tree,
+    at,
+    case,
+    cases_in,
+    leaves,
+    pin,
+    resolve,
+    selector_of,
+)
+
+Rule = Callable[..., Any]
+AnyRule = TypeVar("AnyRule", bound=Rule)
+_RULES: dict[str, Rule] = {}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in the graph: one tree for each dimension."""
+
+    axes: tuple[Tree, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size of each dimension."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def dim(self) -> int:
+        """The number of dimensions."""
+        return len(self.axes)
+
+
+@dataclass
+class Index:
+    """All index spaces of the graph so far: those of values, and those that operators loop over."""
+
+    spaces: list[tuple[Tree, ...]] = field(default_factory=list)
+
+    def add(self, axes: Iterable[Tree], operator: str = "") -> None:
+        """Note that these axes occur together in one tensor."""
+        space = tuple(axes)
+        scope(space, operator)
+        for axis in space:
+            for part in leaves(axis):
+                part.places.add(len(self.spaces))
+        self.spaces.append(space)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator, handed to its rule: what comes out, and what a rule can do to axes.
+
+    Args:
+        operator: the operator's name.
+        shapes: the shape of each tensor that comes out.
+        index: where index spaces are noted.
+    """
+
+    operator: str
+    shapes: tuple[tuple[int, ...], ...]
+    index: Index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the only (or first) tensor that comes out."""
+        return self.shapes[0]
+
+    def tie(self, first: Tree, second: Tree) -> Tree:
+        """The two axes have the same units; an axis of size 1 is broadcast. Returns the axis of the result."""
+        if first.size == 1 or second.size == 1:
+            return second if first.size == 1 else first
+        tie(first, second, self.operator)
+        return first
+
+    def pin(self, axes: Tree | Value | Iterable[Tree], reason: str) -> None:
+        """The units of these axes may not be permuted."""
+        trees = axes.axes if isinstance(axes, Value) else [axes] if isinstance(axes, Tree) else axes
+        for tree in trees:
+            pin(tree, Pinned(reason, self.operator))
+
+    def together(self, *axes: Tree) -> None:
+        """The operator loops over these axes together.
+
+        Units have an order of their own in each unit of another axis only if both axes are together throughout. An
+        operator that mixes along an axis says so by noting the remaining axes: what remains is not told apart by it.
+        """
+        self.index.add(axes, self.operator)
+
+    def mix(self, value: Value, *dims: int) -> None:
+        """The operator mixes the entries of ``value`` along these dimensions."""
+        mixed = {dim % value.dim for dim in dims}
+        self.together(*(axis for dim, axis in enumerate(value.axes) if dim not in mixed))
+
+    def new(self, size: int, reason: str | None = None) -> Tree:
+        """A new axis; pinned if there is a reason."""
+        if size == 1:
+            return UNIT
+        return Part(size, None if reason is None else Pinned(reason, self.operator))
+
+    def divide(self, tree: Tree, outer: int, inner: int) -> tuple[Tree, Tree]:
+        """The axis as outer index x inner index."""
+        return divide(tree, outer, inner, self.operator)
+
+    def broadcast(self, *values: Value) -> tuple[Tree, ...]:
+        """The axes of an element-wise result, aligned at the last dimension."""
+        rank = max((value.dim for value in values), default=0)
+        axes: list[Tree] = [UNIT] * rank
+        for value in values:
+            for dim, axis in enumerate(value.axes, start=rank - value.dim):
+                axes[dim] = self.tie(axes[dim], axis)
+        return tuple(axes)
+
+    def narrow(self, value: Value, dim: int, start: int, length: int) -> tuple[Tree, ...]:
+        """The axes of ``value[start : start + length]`` along a dimension."""
+        dim %= value.dim
+        axes = list(value.axes)
+        axis = resolve(axes[dim])
+        if length == axis.size:
+            return value.axes
+        if isinstance(axis, Part) and self._tells_apart(axis, axes):
+            if length == 1:
+                return tuple(UNIT if d == dim else at(tree, axis, start) for d, tree in enumerate(axes))
+            some = Part(length, axis.pinned)
+            chosen = [[at(tree, axis, start + position) for position in range(length)] for tree in axes]
+            return tuple(some if d == dim else case(some, options) for d, options in enumerate(chosen))
+        _, axis = cut(axis, start, self.operator)
+        axes[dim], _ = cut(axis, length, self.operator)
+        return tuple(axes)
+
+    def _tells_apart(self, selector: Part, axes: Sequence[Tree]) -> bool:
+        """Let the parts that always occur with ``selector`` differ from one of its units to the next."""
+        if selector.size > LARGEST_SELECTOR:
+            return False
+        others = {part for axis in axes for part in leaves(axis)} - {selector}
+        free = [part for part in others if part.pinned is None and part.places <= selector.places]
+        for part in sorted(free, key=lambda part: part.number):
+            pin(selector, Pinned("its entries are told apart", self.operator))
+            options = [Part(part.size, places=set(part.places)) for _ in range(selector.size)]
+            part.bound = case(selector, options)
+        return bool(free) or any(selector_of(found) is selector for axis in axes for found in cases_in(axis))
+
+
+def register_rule(*operators: str) -> Callable[[AnyRule], AnyRule]:
+    """Teach the tracer an operator.
+
+    Args:
+        operators: names such as ``"aten.glu"`` (every overload, in place or not) or ``"mylib.scale.default"``.
+
+    The rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operator, tensors as :class:`Value`,
+    and returns the axes of the result: a tuple with one tree for each dimension, or a list of such tuples.
+
+    Example::
+
+        @register_rule("mylib.scale")
+        def scale(call, x, factor):
+            return call.broadcast(x, factor)
+    """
+
+    def register(rule: AnyRule) -> AnyRule:
+        for operator in operators:
+            _RULES[operator] = rule
+        return rule
+
+    return register
+
+
+def find_rule(target: Any) -> Rule | None:
+    """The rule of an operator; element-wise operators need none of their own."""
+    for name in _names(target):
+        if name in _RULES:
+            return _RULES[name]
+    if isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
+        return _RULES["pointwise"]
+    return None
+
+
+def operator_name(target: Any) -> str:
+    """The name under which an operator is registered and reported."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    return str(getattr(target, "__name__", target))
+
+
+def _names(target: Any) -> Iterator[str]:
+    name = operator_name(target)
+    yield name
+    if isinstance(target, torch._ops.OpOverload):
+        packet = name.rsplit(".", 1)[0]
+        yield packet
+        yield packet.rstrip("_")
+
+
+__all__ = ["Call", "Case", "Index", "Rule", "Value", "find_rule", "operator_name", "register_rule"]
