@@ -5,5 +5,36 @@ from fedrebasin.merging.average import average
 from fedrebasin.merging.identity import Identity
 from fedrebasin.merging.merge import Aligner, Merge
 from fedrebasin.merging.merge_many import MergeMany
+from fedrebasin.merging.regression import (
+    RegressionMean,
+    regression_mean,
+)
+from fedrebasin.merging.ridge_head import (
+    HeadSums,
+    RidgeHead,
+    ridge_head,
+)
+from fedrebasin.merging.sequential import (
+    LayerRegression,
+    regressed_layer,
+    sequential_regression,
+)
+from fedrebasin.merging.started_from import started_from
 
-__all__ = ["AlignTo", "Aligner", "Identity", "Merge", "MergeMany", "average"]
+__all__ = [
+    "AlignTo",
+    "Aligner",
+    "HeadSums",
+    "Identity",
+    "LayerRegression",
+    "Merge",
+    "MergeMany",
+    "RegressionMean",
+    "RidgeHead",
+    "average",
+    "regressed_layer",
+    "regression_mean",
+    "ridge_head",
+    "sequential_regression",
+    "started_from",
+]
