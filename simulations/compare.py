@@ -135,7 +135,7 @@ def run_strategy(
     report = progress or _silent
     report(name, 0, config.rounds)
     strategy = make_strategy(name, federation)
-    stopwatch = Stopwatch(strategy, time.perf_counter)
+    stopwatch = Stopwatch(strategy)
     judge, model = _judge(federation), federation.server_model()
     rows: list[Row] = []
 
@@ -149,7 +149,7 @@ def run_strategy(
         report(name, server_round, config.rounds)
         return MetricRecord({key.replace("_", "-"): value for key, value in asdict(figures).items()})
 
-    result = stopwatch.start(
+    result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
         num_rounds=config.rounds,

@@ -1,0 +1,305 @@
+"""Experiments of Git Re-Basin (Ainsworth, Hayase, Srinivasa, ICLR 2023)."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from fedrebasin import (
+    AlignTo,
+    MergeMany,
+    PermutationSpec,
+    WeightMatching,
+    average,
+    ensemble_logits,
+    evaluate,
+    fit_temperature,
+    logits_of,
+    loss_barrier,
+)
+from fedrebasin.models import make_model
+
+from .lab import Lab, Recipe
+from .pairs import by_width, pair
+from .registry import Setting, experiment
+from .result import Chart, Claim, Figure, Line, Result, curve
+
+PAPER_MLP = Recipe(dataset="mnist", width=512, epochs=100, weight_decay=0.0)
+NO_DECAY = Recipe(weight_decay=0.0)
+
+
+@experiment(
+    "grb-paths",
+    "Git Re-Basin, Figures 2 and 9",
+    "The loss between two models, before and after weight matching",
+    Setting(recipe=NO_DECAY, widths=(256,), points=25),
+    Setting(recipe=PAPER_MLP, widths=(512,), points=25),
+)
+def paths(lab: Lab, setting: Setting) -> Result:
+    """The barrier of two MLPs, naive and aligned."""
+    pairs = [pair(lab, setting, seed=seed) for seed in setting.seeds]
+    naive = [p.barrier(p.b, setting.points) for p in pairs]
+    aligned = [p.barrier(p.aligned, setting.points) for p in pairs]
+    lams = naive[0].lams
+    return Result(
+        figures=(
+            Figure("barrier, naive", tuple(b.value for b in naive), "above 0 on every architecture", "nats"),
+            Figure("barrier, weight matching", tuple(b.value for b in aligned), "about 0 for the MLP", "nats"),
+        ),
+        claims=(
+            Claim(
+                "weight matching removes at least nine tenths of the MLP's barrier",
+                tuple(a.value < 0.1 * n.value for a, n in zip(aligned, naive, strict=True)),
+            ),
+        ),
+        charts=(
+            Chart(
+                "loss between two models",
+                "lam",
+                "test loss (nats)",
+                (
+                    curve("naive", lams, [b.losses for b in naive]),
+                    curve("weight matching", lams, [b.losses for b in aligned]),
+                ),
+            ),
+        ),
+    )
+
+
+@experiment(
+    "grb-onset",
+    "Git Re-Basin, Figure 3",
+    "Connectivity after matching sets in during training",
+    Setting(recipe=Recipe(weight_decay=0.0, keep=(0, 1, 2, 5, 10, 20, 40)), widths=(256,), points=11),
+    Setting(recipe=Recipe("mnist", width=512, weight_decay=0.0, epochs=100, keep=(0, 1, 2, 5, 10, 25, 50))),
+)
+def onset(lab: Lab, setting: Setting) -> Result:
+    """The barrier after matching at every kept epoch, each with a permutation of its own."""
+    found, epochs = [], []
+    for seed in setting.seeds:
+        recipe = setting.of(seed=seed)
+        first, second = (lab.checkpoints(setting.of(seed=seed, number=number)) for number in (0, 1))
+        model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
+        epochs = [epoch for epoch in first if epoch]
+        row = []
+        for epoch in epochs:
+            a, b = first[epoch], second[epoch]
+            aligned = WeightMatching()(spec, reference=a, candidate=b).apply(b)
+            barrier = loss_barrier(model, a, aligned, test, setting.points)
+            row.append(barrier.value / max((barrier.losses[0] + barrier.losses[-1]) / 2, 1e-12))
+        found.append(row)
+    return Result(
+        figures=(
+            Figure(f"relative barrier after epoch {epochs[0]}", tuple(row[0] for row in found), "", ""),
+            Figure("relative barrier at the end", tuple(row[-1] for row in found), "about 0", ""),
+        ),
+        claims=(
+            Claim(
+                "the barrier after matching is small soon after the start: by half of the training it is below a tenth "
+                "of a nat or of the loss",
+                tuple(min(row[len(row) // 2 :]) < 0.1 for row in found),
+            ),
+        ),
+        charts=(
+            Chart(
+                "onset of connectivity",
+                "epoch",
+                "barrier after matching / loss",
+                (curve("weight matching at that epoch", epochs, found),),
+                log_x=True,
+            ),
+        ),
+        notes="Barrier over the mean loss of both ends, since losses fall by orders of magnitude during training.",
+    )
+
+
+@experiment(
+    "grb-width",
+    "Git Re-Basin, Figure 4",
+    "The barrier after matching falls with width",
+    Setting(recipe=NO_DECAY, widths=(16, 32, 64, 128, 256), points=11),
+    Setting(recipe=PAPER_MLP, widths=(32, 64, 128, 256, 512, 1024, 2048), points=25),
+)
+def width(lab: Lab, setting: Setting) -> Result:
+    """The barrier of MLPs of rising width, naive and after weight matching."""
+    naive, aligned = by_width(
+        lab,
+        setting,
+        lambda p: (p.barrier(p.b, setting.points).value, p.barrier(p.aligned, setting.points).value),
+    )
+    return Result(
+        figures=tuple(
+            Figure(f"barrier after matching, width {w:g}", tuple(row[i] for row in aligned), "", "nats")
+            for i, w in enumerate(setting.widths)
+        ),
+        claims=(
+            Claim(
+                "the widest has a lower barrier after matching than the narrowest, by a factor of 2 or more",
+                tuple(row[-1] < 0.5 * row[0] for row in aligned),
+            ),
+            Claim(
+                "it falls at every step (0.02 nats of slack)",
+                tuple(all(y <= x + 0.02 for x, y in zip(row, row[1:], strict=False)) for row in aligned),
+            ),
+        ),
+        charts=(
+            Chart(
+                "barrier and width",
+                "hidden units",
+                "test loss barrier (nats)",
+                (curve("naive", setting.widths, naive), curve("weight matching", setting.widths, aligned)),
+                log_x=True,
+            ),
+        ),
+    )
+
+
+@experiment(
+    "grb-split",
+    "Git Re-Basin, Figures 5, 10 and 11",
+    "Models trained on differently biased halves of the data, merged",
+    Setting(recipe=Recipe(epochs=60), widths=(512,), points=11),
+    Setting(recipe=Recipe("cifar100", "resnet20", width=32, epochs=250, optimizer="sgd", learning_rate=0.1)),
+)
+def split(lab: Lab, setting: Setting) -> Result:
+    """Loss of both models, of naive and matched averages, of the logit ensemble, and of training on everything."""
+    from dataclasses import replace
+
+    losses: dict[str, list[float]] = {}
+    for seed in setting.seeds:
+        recipe = setting.of(seed=seed)
+        a = lab.trained(replace(recipe, part="first"))
+        b = lab.trained(replace(setting.of(seed=seed, number=1), part="second"))
+        everything = lab.trained(setting.of(seed=seed, number=2))
+        model, spec = lab.model(recipe), lab.spec(recipe)
+        test, held_out = lab.test(recipe.dataset), lab.held_out(recipe.dataset)
+        aligned = WeightMatching()(spec, reference=a, candidate=b).apply(b)
+        states = {
+            "first half's model": a,
+            "second half's model": b,
+            "naive average": average([a, b]),
+            "matched average": average([a, aligned]),
+            "trained on all data": everything,
+        }
+        for name, state in states.items():
+            beta = fit_temperature(*logits_of(model, state, held_out)).beta
+            losses.setdefault(name, []).append(evaluate(model, state, test, beta).loss)
+        members = [logits_of(model, state, test) for state in (a, b)]
+        fitted = [logits_of(model, state, held_out) for state in (a, b)]
+        beta = fit_temperature(ensemble_logits([logits for logits, _ in fitted]), fitted[0][1]).beta
+        logits = ensemble_logits([logits for logits, _ in members])
+        losses.setdefault("ensemble", []).append(float(cross_entropy(beta * logits, members[0][1])))
+    merged, best = losses["matched average"], [min(x) for x in zip(*list(losses.values())[:2], strict=True)]
+    return Result(
+        figures=tuple(
+            Figure(f"calibrated loss, {name}", tuple(values), "", "nats") for name, values in losses.items()
+        ),
+        claims=(
+            Claim("the matched average beats the naive one", _less(merged, losses["naive average"])),
+            Claim("the matched average beats both models", _less(merged, best)),
+            Claim(
+                "training on all data is better still", _less(losses["trained on all data"], merged)
+            ),
+        ),
+        notes="The halves hold 20 % of one half of the classes and 80 % of the other.",
+    )
+
+
+@experiment(
+    "grb-symmetries",
+    "Git Re-Basin, Table 1",
+    "How many permutations leave a model's function as it is",
+    Setting(seeds=(0,)),
+    Setting(seeds=(0,)),
+)
+def symmetries(lab: Lab, setting: Setting) -> Result:
+    """log10 of the number of symmetries, counted on the traced spec."""
+    rows = (
+        ("MLP, 3 layers of 512", "mlp", (1, 28, 28), "3498"),
+        ("VGG-16", "vgg16", (3, 32, 32), "35160"),
+        ("ResNet-20", "resnet20", (3, 32, 32), ""),
+    )
+    found = {}
+    for label, name, shape, _ in rows:
+        model = make_model(name, shape, 10, seed=0).eval()
+        found[label] = PermutationSpec.trace(model, torch.zeros(2, *shape)).log10_symmetries
+    return Result(
+        figures=tuple(Figure(f"log10 symmetries, {label}", (found[label],), paper) for label, _, _, paper in rows),
+        claims=(
+            Claim("an MLP has about 10^3500", (abs(found[rows[0][0]] - 3498) < 3,)),
+            Claim(
+                "VGG-16 has about ten times as many digits as the MLP",
+                (2 < found["VGG-16"] / found[rows[0][0]] < 20,),
+                "our VGG-16 is the CIFAR one, with two hidden dense layers of 512 in place of 4096",
+            ),
+        ),
+        notes="Axes that a residual stream ties count once here; the paper's ResNet-50 (55109) counts them as free.",
+    )
+
+
+@experiment(
+    "grb-merge-many",
+    "Git Re-Basin, Algorithm 3, Table 3 and Figure 13",
+    "MergeMany of five MLPs against every one of them",
+    Setting(recipe=Recipe(), widths=(512,), models=5),
+    Setting(recipe=PAPER_MLP, widths=(512,), models=32),
+)
+def merge_many(lab: Lab, setting: Setting) -> Result:
+    """Calibrated and uncalibrated test loss of the merge and of its members."""
+    columns: dict[str, list[float]] = {}
+    better, accuracy = [], []
+    for seed in setting.seeds:
+        recipe = setting.of(seed=seed)
+        model, spec = lab.model(recipe), lab.spec(recipe)
+        test, held_out = lab.test(recipe.dataset), lab.held_out(recipe.dataset)
+        states = [lab.trained(setting.of(seed=seed, number=number)) for number in range(setting.models)]
+        merged = {
+            "MergeMany": MergeMany(seed=seed)(spec, states).merged,
+            "all matched to the first": AlignTo(reference=0)(spec, states).merged,
+            "naive average": average(states),
+        }
+        scores = {}
+        for name, state in {**{f"model {k}": s for k, s in enumerate(states)}, **merged}.items():
+            beta = fit_temperature(*logits_of(model, state, held_out)).beta
+            scores[name] = (evaluate(model, state, test), evaluate(model, state, test, beta), beta)
+        members = [scores[f"model {k}"] for k in range(setting.models)]
+        for name in merged:
+            plain, calibrated, beta = scores[name]
+            columns.setdefault(f"loss, {name}", []).append(plain.loss)
+            columns.setdefault(f"calibrated loss, {name}", []).append(calibrated.loss)
+            columns.setdefault(f"accuracy, {name}", []).append(plain.accuracy)
+            columns.setdefault(f"beta, {name}", []).append(beta)
+        columns.setdefault("calibrated loss, best member", []).append(min(m[1].loss for m in members))
+        columns.setdefault("calibrated loss, worst member", []).append(max(m[1].loss for m in members))
+        columns.setdefault("accuracy, best member", []).append(max(m[0].accuracy for m in members))
+        better.append(scores["MergeMany"][1].loss < min(m[1].loss for m in members))
+        accuracy.append(scores["MergeMany"][0].accuracy > scores["naive average"][0].accuracy)
+    gap = [m - b for m, b in zip(columns["calibrated loss, MergeMany"], columns["calibrated loss, best member"], strict=True)]
+    said = ", ".join(f"{value:+.4f}" for value in gap)
+    return Result(
+        figures=tuple(Figure(name, tuple(values)) for name, values in columns.items()),
+        claims=(
+            Claim(
+                f"MergeMany of {setting.models} has a lower calibrated test loss than every one of them",
+                tuple(better),
+                f"MergeMany minus the best member, by seed: {said} nats",
+            ),
+            Claim("MergeMany is more accurate than the naive average", tuple(accuracy)),
+        ),
+        charts=(
+            Chart(
+                "five MLPs merged",
+                "seed",
+                "calibrated test loss (nats)",
+                tuple(
+                    Line(name.removeprefix("calibrated loss, "), tuple(map(float, setting.seeds)), tuple(values))
+                    for name, values in columns.items()
+                    if name.startswith("calibrated") and "naive" not in name
+                ),
+            ),
+        ),
+    )
+
+
+def _less(left: list[float], right: list[float]) -> tuple[bool, ...]:
+    return tuple(x < y for x, y in zip(left, right, strict=True))

@@ -1,0 +1,279 @@
+"""The lab: data, architectures, and models that are trained once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from fedrebasin import DataError, PermutationSpec, State, apply_mask, interpolate, loss_barrier
+from fedrebasin.models import make_model
+
+from ..config import SimulationConfig
+from ..datasets import Dataset, load_dataset
+from ..training import derive_seed, pick_device, reproducible, train
+
+Batches = list[tuple[Tensor, Tensor]]
+Progress = Callable[[str, int, int], None]
+INITIALISATION, BATCHES, CHILDREN = range(3)
+BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained; the same recipe gives the same model.
+
+    Args:
+        dataset: name of the data set.
+        model: name of the architecture.
+        width: units or multiplier, 0 for the papers' width.
+        seed: of the initialisation and, before ``spawn``, of the order of the batches.
+        epochs: in all.
+        learning_rate: constant.
+        weight_decay: an L2 term for adam and sgd, decoupled for adamw.
+        optimizer: adam, adamw or sgd.
+        batch_size: examples in a step.
+        examples: of the training set, 0 for all of it.
+        part: "" for all classes alike; "first" or "second" for the halves of a biased split (Git Re-Basin, 5.4).
+        order: of the batches after ``spawn``; None for one that follows from the seed.
+        spawn: the epoch after which the order of the batches is that of ``order``; the optimizer starts anew there.
+        keep: epochs after which the model is kept besides the last; 0 is the initialisation.
+    """
+
+    dataset: str = "digits"
+    model: str = "mlp"
+    width: float = 0
+    seed: int = 0
+    epochs: int = 60
+    learning_rate: float = 1e-3
+    weight_decay: float = 3e-3
+    optimizer: str = "adam"
+    batch_size: int = 64
+    examples: int = 0
+    part: str = ""
+    order: int | None = None
+    spawn: int = 0
+    keep: tuple[int, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A name for the file that the trained model is kept in."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where experiments get their data and models from.
+
+    Args:
+        folder: trained models are kept here; one that is there is not trained again.
+        data_dir: where data sets other than digits lie.
+        device: ``auto`` takes the GPU where there is one.
+        progress: called with who is at work, how many epochs are done, and of how many.
+        test_examples: at most this many test examples are used, 0 for all.
+    """
+
+    folder: Path
+    data_dir: str = ""
+    device: str = "auto"
+    progress: Progress = lambda who, done, total: None
+    test_examples: int = 2000
+
+    def data(self, name: str) -> Dataset:
+        """A data set.
+
+        Raises:
+            DataError: if its files are missing.
+        """
+        return load_dataset(name, "" if name == "digits" else self.data_dir)
+
+    def model(self, recipe: Recipe) -> nn.Module:
+        """The architecture, with the recipe's initialisation, in evaluation mode."""
+        data = self.data(recipe.dataset)
+        seed = derive_seed(recipe.seed, INITIALISATION)
+        model = make_model(recipe.model, data.sample_shape, data.classes, recipe.width or None, seed)
+        return model.to(pick_device(self.device)).eval()
+
+    def spec(self, recipe: Recipe) -> PermutationSpec:
+        """The permutations that the architecture allows."""
+        shape = self.data(recipe.dataset).sample_shape
+        return _spec(recipe.model, shape, self.data(recipe.dataset).classes, recipe.width)
+
+    def trained(self, recipe: Recipe) -> State:
+        """The model at the end of its training."""
+        return self.checkpoints(recipe)[recipe.epochs]
+
+    def checkpoints(self, recipe: Recipe) -> dict[int, State]:
+        """The model after each kept epoch and at the end, from the disk if it is there."""
+        file = self.folder / f"{recipe.digest}.safetensors"
+        if file.is_file():
+            return self._load(file)
+        found = self._train(recipe)
+        self._save(file, {f"{epoch}|{key}": tensor for epoch, state in found.items() for key, tensor in state.items()})
+        return self._load(file)
+
+    def retrained(self, recipe: Recipe, start: State, mask: State | None = None, label: str = "") -> State:
+        """A state dict trained for the recipe's epochs, pruned weights staying zero; kept on disk by what it starts from.
+
+        Args:
+            recipe: data, optimizer, epochs, and the order of the batches.
+            start: to train from.
+            mask: ones and zeros for the tensors that are pruned.
+            label: for the progress bar.
+        """
+        digest = hashlib.sha256(recipe.digest.encode())
+        for part in (start, mask or {}):
+            for key, tensor in sorted(part.items()):
+                digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        file = self.folder / f"{digest.hexdigest()[:20]}.safetensors"
+        if not file.is_file():
+            model = self.model(recipe)
+            model.load_state_dict(dict(start))
+            masked = _with_masks(model, mask or {})
+            self._fit(model, recipe, recipe.epochs, self._order(recipe), label or "retraining", lambda epoch: None)
+            for module, name in masked:
+                prune.remove(module, name)  # type: ignore[no-untyped-call]
+            state = dict(model.state_dict())
+            self._save(file, {f"0|{key}": t for key, t in (apply_mask(state, mask) if mask else state).items()})
+        return self._load(file)[0]
+
+    def test(self, dataset: str) -> Batches:
+        """The 80 % of the test set that is reported, in batches on the device."""
+        data = self.data(dataset)
+        _, index = data.test_split()
+        return self._batches(data.test_inputs, data.test_labels, index[: self.test_examples or None])
+
+    def held_out(self, dataset: str) -> Batches:
+        """The 20 % of the test set that inverse temperatures are fitted on."""
+        data = self.data(dataset)
+        index, _ = data.test_split()
+        return self._batches(data.test_inputs, data.test_labels, index[: self.test_examples or None])
+
+    def training_batches(self, dataset: str, count: int = 1000) -> Batches:
+        """The first training examples, in batches on the device."""
+        data = self.data(dataset)
+        return self._batches(data.train_inputs, data.train_labels, torch.arange(min(count, len(data.train_labels))))
+
+    def child(self, recipe: Recipe, order: int) -> State:
+        """The end of a training that shares its first ``recipe.spawn`` epochs with all others of the recipe's seed."""
+        return self.trained(replace(recipe, order=order))
+
+    def _train(self, recipe: Recipe) -> dict[int, State]:
+        model = self.model(recipe)
+        kept: dict[int, State] = {0: _copy(model)} if 0 in recipe.keep else {}
+        label = f"{recipe.dataset} {recipe.model} {recipe.width:g} seed {recipe.seed}"
+
+        def after(done: int) -> Callable[[int], None]:
+            def keep(epoch: int) -> None:
+                if done + epoch in (*recipe.keep, recipe.epochs):
+                    kept[done + epoch] = _copy(model)
+
+            return keep
+
+        if 0 < recipe.spawn:
+            alone = replace(recipe, spawn=0, order=None, epochs=recipe.spawn, keep=())
+            model.load_state_dict(dict(self.trained(alone)))
+        rest = recipe.epochs - recipe.spawn
+        self._fit(model, recipe, rest, self._order(recipe), label, after(recipe.spawn))
+        return kept or {recipe.epochs: _copy(model)}
+
+    def _order(self, recipe: Recipe) -> int:
+        if recipe.order is None:
+            return derive_seed(recipe.seed, BATCHES)
+        return derive_seed(recipe.seed, CHILDREN, recipe.order)
+
+    def _fit(
+        self, model: nn.Module, recipe: Recipe, epochs: int, order: int, label: str, done: Callable[[int], None]
+    ) -> None:
+        data = self.data(recipe.dataset)
+        index = _part(data.train_labels, recipe)
+        device = pick_device(self.device)
+        config = SimulationConfig(
+            batch_size=recipe.batch_size,
+            local_epochs=max(1, epochs),
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            optimizer=recipe.optimizer,
+        )
+
+        def report(epoch: int) -> None:
+            done(epoch)
+            self.progress(label, epoch, epochs)
+
+        if epochs:
+            with reproducible():
+                inputs, labels = data.train_inputs[index].to(device), data.train_labels[index].to(device)
+                train(model, inputs, labels, config, order, report)
+        model.eval()
+
+    def _batches(self, inputs: Tensor, labels: Tensor, index: Tensor) -> Batches:
+        device = pick_device(self.device)
+        return [(inputs[part].to(device), labels[part].to(device)) for part in torch.split(index, BATCH)]
+
+    def _save(self, file: Path, tensors: dict[str, Tensor]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".part")
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, unfinished)
+        unfinished.replace(file)
+
+    def _load(self, file: Path) -> dict[int, State]:
+        found: dict[int, dict[str, Tensor]] = {}
+        try:
+            tensors = load_file(file, device=str(pick_device(self.device)))
+        except Exception as error:
+            raise DataError(f"{file}: not a kept model, delete it to train it again: {error}") from None
+        for name, tensor in tensors.items():
+            epoch, _, key = name.partition("|")
+            found.setdefault(int(epoch), {})[key] = tensor
+        return dict(sorted(found.items()))
+
+
+@lru_cache(maxsize=32)
+def _spec(name: str, shape: Sequence[int], classes: int, width: float) -> PermutationSpec:
+    model = make_model(name, shape, classes, width or None, 0).eval()
+    return PermutationSpec.trace(model, torch.zeros(2, *shape))
+
+
+def _copy(model: nn.Module) -> State:
+    return {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+
+
+def _part(labels: Tensor, recipe: Recipe) -> Tensor:
+    """The training examples of a recipe. The biased halves hold 20 % of one half of the classes and 80 % of the other."""
+    index = torch.arange(len(labels))[: recipe.examples or None]
+    if not recipe.part:
+        return index
+    low = labels[index] < (int(labels.max()) + 1) / 2
+    rank = torch.zeros(len(index), dtype=torch.float64)
+    for half in (low, ~low):
+        rank[half] = torch.linspace(0, 1, int(half.sum()) + 1, dtype=torch.float64)[:-1]
+    share = torch.where(low, 0.2, 0.8)
+    return index[rank < share] if recipe.part == "first" else index[rank >= share]
+
+
+def _with_masks(model: nn.Module, mask: State) -> list[tuple[nn.Module, str]]:
+    masked = []
+    modules = dict(model.named_modules())
+    for key, tensor in mask.items():
+        path, _, name = key.rpartition(".")
+        prune.custom_from_mask(modules[path], name, tensor)  # type: ignore[no-untyped-call]
+        masked.append((modules[path], name))
+    return masked
+
+
+def midpoint_barrier(model: nn.Module, a: State, b: State, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The loss barrier from three points; enough where the curve has one hump."""
+    return loss_barrier(model, a, b, list(batches), 3).value
+
+
+def halfway(a: State, b: State) -> State:
+    """The mean of two models."""
+    return interpolate(a, b, 0.5)

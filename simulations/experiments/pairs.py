@@ -1,0 +1,82 @@
+"""Two models of an experiment, and the measures that several experiments take of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from fedrebasin import Alignment, Barrier, Matcher, PermutationSpec, State, WeightMatching, loss_barrier
+
+from .lab import Batches, Lab, Recipe
+from .registry import Setting
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Models A and B with everything to measure them on.
+
+    Args:
+        lab: where data come from.
+        recipe: of A; B has the same but for its seed.
+        a: state dict of A.
+        b: state dict of B.
+        matcher: of B to A.
+    """
+
+    lab: Lab
+    recipe: Recipe
+    a: State
+    b: State
+    matcher: Matcher = WeightMatching()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The architecture."""
+        return self.lab.model(self.recipe)
+
+    @cached_property
+    def spec(self) -> PermutationSpec:
+        """The permutations that it allows."""
+        return self.lab.spec(self.recipe)
+
+    @cached_property
+    def test(self) -> Batches:
+        """What is reported is measured on these."""
+        return self.lab.test(self.recipe.dataset)
+
+    @cached_property
+    def held_out(self) -> Batches:
+        """Inverse temperatures are fitted on these."""
+        return self.lab.held_out(self.recipe.dataset)
+
+    @cached_property
+    def alignment(self) -> Alignment:
+        """B's permutation."""
+        return self.matcher(self.spec, reference=self.a, candidate=self.b)
+
+    @cached_property
+    def aligned(self) -> State:
+        """B after its permutation."""
+        return self.alignment.apply(self.b)
+
+    def barrier(self, b: State, points: int, calibrated: bool = False) -> Barrier:
+        """From A to a state, on the test set."""
+        calibrate = self.held_out if calibrated else None
+        return loss_barrier(self.model, self.a, b, self.test, points, calibrate=calibrate)
+
+
+def pair(lab: Lab, setting: Setting, width: float | None = None, seed: int = 0) -> Pair:
+    """Two independently trained models of a seed."""
+    recipe = setting.of(width, seed)
+    return Pair(lab, recipe, lab.trained(recipe), lab.trained(setting.of(width, seed, 1)))
+
+
+def by_width(
+    lab: Lab, setting: Setting, measure: Callable[[Pair], tuple[float, ...]]
+) -> list[tuple[tuple[float, ...], ...]]:
+    """``found[k][s][w]``: the k-th measured number of seed s at width w."""
+    rows = [[measure(pair(lab, setting, width, seed)) for width in setting.widths] for seed in setting.seeds]
+    return [tuple(tuple(cell[k] for cell in row) for row in rows) for k in range(len(rows[0][0]))]

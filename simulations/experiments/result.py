@@ -1,0 +1,170 @@
+"""What an experiment found: numbers beside the paper's, whether the paper's ordering holds, and what to draw."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the paper beside ours.
+
+    Args:
+        what: the quantity and where it was taken.
+        values: ours, one for each seed.
+        paper: the paper's, as text; empty where it gives none.
+        unit: of the values.
+    """
+
+    what: str
+    values: tuple[float, ...]
+    paper: str = ""
+    unit: str = ""
+
+    @property
+    def mean(self) -> float:
+        """The mean over the seeds."""
+        return fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """The sample standard deviation over the seeds; 0 for one seed."""
+        return stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def __str__(self) -> str:
+        spread = f" ± {self.deviation:.2g}" if len(self.values) > 1 else ""
+        return f"{self.mean:.4g}{spread}{' ' + self.unit if self.unit else ''}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, and whether it is so here.
+
+    Args:
+        text: the ordering or the direction, in words.
+        holds: for each seed.
+        why: what is found instead, and why that may be, where it does not hold.
+    """
+
+    text: str
+    holds: tuple[bool, ...]
+    why: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``holds``, ``fails``, or in how many seeds it holds."""
+        if all(self.holds):
+            return "holds"
+        return f"holds in {sum(self.holds)} of {len(self.holds)}" if any(self.holds) else "fails"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a chart; ``spread`` is drawn as a band."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    spread: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One panel.
+
+    Args:
+        title: of the panel.
+        x: the axis, with its unit.
+        y: likewise.
+        lines: curves.
+        log_x: whether widths or epochs are spread out evenly by their logarithm.
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: tuple[Line, ...]
+    log_x: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one experiment found.
+
+    Args:
+        figures: numbers, ours beside the paper's.
+        claims: what the paper says.
+        charts: the panels of the figure.
+        notes: where the setting differs from the paper's.
+    """
+
+    figures: tuple[Figure, ...]
+    claims: tuple[Claim, ...]
+    charts: tuple[Chart, ...] = ()
+    notes: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether every claim holds in every seed."""
+        return all(all(claim.holds) for claim in self.claims)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A result with everything that is needed to judge it.
+
+    Args:
+        name: of the experiment.
+        title: what it is about.
+        source: paper, figure or table.
+        scale: ``small`` or ``paper``.
+        setting: everything that was set.
+        seconds: wall time, training included where it was not cached.
+        device: in words.
+        result: what was found.
+    """
+
+    name: str
+    title: str
+    source: str
+    scale: str
+    setting: dict[str, Any]
+    seconds: float
+    device: str
+    result: Result
+    version: int = field(default=VERSION)
+
+    def write(self, folder: Path) -> Path:
+        """Write ``folder/NAME.json``; its path. Numbers that JSON has no form for become null."""
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{self.name}.json"
+        content = _plain(asdict(self))
+        for figure, found in zip(content["result"]["figures"], self.result.figures, strict=True):
+            figure |= {"mean": _plain(found.mean), "deviation": _plain(found.deviation)}
+        for claim, said in zip(content["result"]["claims"], self.result.claims, strict=True):
+            claim["verdict"] = said.verdict
+        file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        return file
+
+
+def curve(label: str, x: Sequence[float], by_seed: Sequence[Sequence[float]]) -> Line:
+    """A line of means over seeds; ``by_seed[s][i]`` belongs to ``x[i]``."""
+    columns = list(zip(*by_seed, strict=True))
+    spread = tuple(stdev(column) for column in columns) if len(by_seed) > 1 else ()
+    return Line(label, tuple(map(float, x)), tuple(fmean(column) for column in columns), spread)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,177 @@
+"""The comparison: clients trained once, the same numbers everywhere, and what ends up in the files."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedrebasin import RebasinError
+from fedrebasin.simulations import (
+    DEFAULT_STRATEGIES,
+    REFERENCES,
+    Federation,
+    InlineGrid,
+    ReplayGrid,
+    SimulationConfig,
+    compare,
+    make_client_app,
+    make_strategy,
+    write_report,
+)
+
+SMALL = SimulationConfig(width=24, clients=3, local_epochs=4, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return compare(SMALL)
+
+
+def numbers(comparison):
+    """Everything but the times."""
+    rows = [row.to_json() | {"seconds": 0.0} for row in comparison.rows]
+    return [row | {"metrics": {k: v for k, v in row["metrics"].items() if "seconds" not in k}} for row in rows]
+
+
+def train_message(config, node, server_round=1):
+    arrays = ArrayRecord(Federation(config).server_model().state_dict())
+    record = ConfigRecord({**config.to_flower(), "server-round": server_round})
+    return Message(RecordDict({"arrays": arrays, "config": record}), node, "train")
+
+
+def test_rows_are_the_strategies_and_then_the_references(comparison):
+    assert [row.strategy for row in comparison.rows] == [*DEFAULT_STRATEGIES, *REFERENCES]
+    assert all(0 <= row.figures.accuracy <= 1 and row.figures.loss > 0 for row in comparison.rows)
+
+
+def test_wide_avg_is_fedavg_with_another_loss(comparison):
+    fedavg, wide = comparison.row("fedavg").figures, comparison.row("wide-avg").figures
+    assert wide.accuracy == fedavg.accuracy
+    assert wide.loss == pytest.approx(fedavg.calibrated_loss)
+    assert wide.beta == pytest.approx(fedavg.beta)
+
+
+def test_the_references_are_in_proportion(comparison):
+    mean, best = comparison.row("mean-client").figures, comparison.row("best-client").figures
+    assert mean.accuracy <= best.accuracy
+    assert comparison.row("ensemble").figures.loss <= mean.loss  # the mean of probabilities, by Jensen's inequality
+
+
+def test_both_ends_of_the_path_stay_where_they_are(comparison):
+    before, after = comparison.paths["before"], comparison.paths["after"]
+    assert before.losses[0] == pytest.approx(after.losses[0])
+    assert before.losses[-1] == pytest.approx(after.losses[-1], rel=1e-4)
+    assert after.value < before.value
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_one_does_not(comparison):
+    assert numbers(compare(SMALL)) == numbers(comparison)
+    other = SimulationConfig(width=24, clients=3, local_epochs=4, batch_size=32, seed=1)
+    assert numbers(compare(other, ["fedavg"]))[0] != numbers(comparison)[0]
+
+
+def test_a_strategy_finds_the_same_with_or_without_others_beside_it(comparison):
+    alone = compare(SMALL, ["merge-many"])
+    assert numbers(alone)[0] == numbers(comparison)[2]
+
+
+def test_clients_train_once_for_all_strategies():
+    trained = []
+    client_app = make_client_app(epoch_done=lambda partition, epoch: trained.append((partition, epoch)))
+    grid = ReplayGrid(InlineGrid(client_app, SMALL.clients))
+    federation = Federation(SMALL)
+    arrays = ArrayRecord(federation.server_model().state_dict())
+    for name in ("fedavg", "merge-many"):
+        make_strategy(name, federation).start(
+            grid, arrays, num_rounds=1, train_config=ConfigRecord(dict(SMALL.to_flower()))
+        )
+    assert len(trained) == SMALL.clients * SMALL.local_epochs
+    assert len(grid.first_replies()) == SMALL.clients
+
+
+def test_clients_do_not_depend_on_the_order_in_which_they_run():
+    client_app = make_client_app()
+    forwards, backwards = InlineGrid(client_app, 3), InlineGrid(client_app, 3)
+    one = [forwards.send_and_receive([train_message(SMALL, node)])[0] for node in (1, 2, 3)]
+    other = [backwards.send_and_receive([train_message(SMALL, node)])[0] for node in (3, 2, 1)]
+    for first, second in zip(one, reversed(other), strict=True):
+        assert first.content.array_records["arrays"] == second.content.array_records["arrays"]
+
+
+@pytest.mark.parametrize(("init", "server_round", "alike"), [("independent", 1, False), ("shared", 1, True)])
+def test_where_clients_start(init, server_round, alike):
+    federation = Federation(SimulationConfig(width=8, init=init))
+    first, second = (federation.client_model(partition, server_round).state_dict() for partition in (0, 1))
+    assert torch.equal(first["layers.0.weight"], second["layers.0.weight"]) == alike
+    assert federation.starts_alone(server_round) != alike
+    assert not federation.starts_alone(2)
+
+
+def test_later_rounds_start_from_the_global_model_and_improve_it():
+    config = SimulationConfig(width=32, clients=2, local_epochs=3, init="shared", rounds=3)
+    result = compare(config, ["fedavg", "rebasin"])
+    rounds = [row for row in result.rows if row.strategy == "rebasin"]
+    assert [row.round for row in rounds] == [1, 2, 3]
+    assert rounds[-1].figures.accuracy > rounds[0].figures.accuracy
+
+
+def test_batch_norm_is_recalibrated():
+    config = SimulationConfig(model="resnet20-bn", width=0.25, clients=2, local_epochs=1, batch_size=128)
+    result = compare(config, ["rebasin"])
+    assert result.row("rebasin").figures.loss < 10
+
+
+def test_a_failing_client_ends_the_comparison_with_its_reason():
+    with pytest.raises(RebasinError, match="a client failed: RebasinError: the federation has 2 nodes"):
+        ReplayGrid(InlineGrid(make_client_app(), 2)).send_and_receive([train_message(SMALL, 1)])
+
+
+@pytest.mark.parametrize("names", [[], ["fedavg", "fedavg"], ["fedvag"]])
+def test_wrong_lists_of_strategies_are_refused(names):
+    with pytest.raises(RebasinError, match="strateg"):
+        compare(SMALL, names)
+
+
+def test_the_results_file_has_the_promised_form(comparison, tmp_path):
+    results, _ = write_report(tmp_path / "out", comparison)
+    content = json.loads(results.read_text())
+    assert content["version"] == 1
+    assert content["config"]["local_epochs"] == SMALL.local_epochs
+    promised = {"strategy", "seed", "round", "accuracy", "loss", "calibrated_loss", "beta", "ece", "seconds"}
+    assert all(promised <= set(row) for row in content["rows"])
+    assert [row["strategy"] for row in content["rows"]] == [*DEFAULT_STRATEGIES, *REFERENCES]
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.links, self.text = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_report_needs_nothing_but_itself_and_can_be_read_aloud(comparison, tmp_path):
+    _, report = write_report(tmp_path, comparison)
+    page = Page()
+    page.feed(report.read_text())
+    assert page.tags.count("svg") == 2
+    assert page.tags.count("desc") == 2
+    assert [link for link in page.links if "w3.org" not in link] == []
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    text = " ".join(page.text)
+    assert f"{100 * comparison.row('fedavg').figures.accuracy:.1f} %" in text
+    assert "second client permuted" in text
+    write_report(tmp_path / "again", comparison)
+    assert (tmp_path / "again" / "report.html").read_text() == report.read_text()
+
+
+@pytest.mark.engine
+def test_flowers_engine_gives_the_same_numbers(comparison):
+    assert numbers(compare(SMALL, engine="flower")) == numbers(comparison)
