@@ -91,8 +91,9 @@ def forward(model: nn.Module, state: State, batch: Batch) -> Any:
     own = {key: tensor.clone() if key in buffers else tensor for key, tensor in state.items()}
     with torch.no_grad():
         if isinstance(inputs, Mapping):
-            return functional_call(model, own, args=(), kwargs=dict(inputs))
-        return functional_call(model, own, inputs if isinstance(inputs, tuple) else (inputs,))
+            return functional_call(model, own, args=(), kwargs=dict(inputs), tie_weights=False)
+        # A state dict names tied weights twice, and after a merge they are two tensors.
+        return functional_call(model, own, inputs if isinstance(inputs, tuple) else (inputs,), tie_weights=False)
 
 
 def logits_and_labels(model: nn.Module, state: State, batch: Batch) -> tuple[Tensor, Tensor]:
