@@ -11,6 +11,7 @@ import typer
 
 import fedrebasin
 from fedrebasin.cli.compare import compare
+from fedrebasin.cli.reproduce import reproduce
 from fedrebasin.cli.spec import spec
 from fedrebasin.errors import RebasinError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(compare)
 app.command()(spec)
+app.command()(reproduce)
 
 
 def _print_version(wanted: bool) -> None:

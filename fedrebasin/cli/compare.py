@@ -118,7 +118,8 @@ class _Bars:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if self._tasks:
+            self._progress.stop()
 
     def __call__(self, who: str, done: int, total: int) -> None:
         if who not in self._tasks:

@@ -1,0 +1,107 @@
+"""The command: what it prints, what it writes, and one line with exit code 2 for everything that is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fedrebasin import PermutationSpec
+from fedrebasin.cli import main
+
+QUICK = ["compare", "--width", "16", "--clients", "2", "--local-epochs", "1", "--strategies", "fedavg,rebasin"]
+
+
+def test_compare_prints_a_table_and_writes_its_files(tmp_path, capsys):
+    assert main([*QUICK, "--out", str(tmp_path / "new" / "folder")]) == 0
+    printed = capsys.readouterr().out
+    for name in ("fedavg", "rebasin", "mean-client", "best-client", "ensemble", "all-data"):
+        assert name in printed
+    results = json.loads((tmp_path / "new" / "folder" / "results.json").read_text())
+    assert results["config"]["clients"] == 2
+    assert (tmp_path / "new" / "folder" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_every_option_mirrors_a_key_of_the_run_config(capsys):
+    import tomllib
+    from pathlib import Path
+
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    keys = set(tomllib.loads(pyproject.read_text())["tool"]["flwr"]["app"]["config"]) - {"strategy"}
+    assert main(["compare", "--help"]) == 0
+    offered = capsys.readouterr().out
+    assert [key for key in sorted(keys) if f"--{key}" not in offered] == []
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("fedrebasin 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--dataset", "digit"], "choose from digits, mnist"),
+        (["compare", "--dataset", "cifar10"], "needs data-dir"),
+        (["compare", "--dataset", "fashion-mnist", "--data-dir", "/no/such"], "there is no such folder"),
+        (["compare", "--model", "lmp"], "did you mean mlp?"),
+        (["compare", "--strategies", "fedavg,rebsain"], "did you mean rebasin?"),
+        (["compare", "--strategies", ","], "name at least one"),
+        (["compare", "--partition", "even"], "choose from iid, dirichlet, shards, label-skew"),
+        (["compare", "--init", "same"], "choose from independent, shared"),
+        (["compare", "--engine", "ray"], "choose from inline, flower"),
+        (["compare", "--optimizer", "lbfgs"], "choose from adam, adamw, sgd"),
+        (["compare", "--device", "gpu"], "choose from auto, cpu, cuda"),
+        (["compare", "--clients", "0"], "must be positive"),
+        (["compare", "--clients", "many"], "not a valid integer"),
+        (["compare", "--learning-rate", "-1"], "must be positive"),
+        (["compare", "--stratgies", "fedavg"], "--strategies"),
+        (["compare", "--clients", "12", "--partition", "label-skew"], "12 clients where the data has 10 classes"),
+        (["compare", "--clients", "2000"], "cannot be split"),
+        (["comprae"], "Choose from compare, spec"),
+        (["spec"], "--model"),
+        (["spec", "--model", "resnet18"], "write torchvision:NAME or package.module:callable"),
+        (["spec", "--model", "torchvision:resnet81"], "close to it: resnet18"),
+        (["spec", "--model", "no_such_package:make"], "No module named"),
+        (["spec", "--model", "fedrebasin.models:nothing"], "nothing"),
+        (["spec", "--model", "fedrebasin.models:MLP"], "in_features"),
+        (["spec", "--model", "builtins:dict"], "not a torch.nn.Module"),
+        (["spec", "--model", "fedrebasin.models:ResNet20", "--input", "1,3,x"], "1,3,224,224"),
+        (["spec", "--model", "fedrebasin.models:ResNet20", "--input", "1,4,32,32"], "--input 1,4,32,32"),
+    ],
+)
+def test_wrong_use_gets_one_line_and_exit_code_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert complaint.count("\n") == 1
+    assert "Traceback" not in complaint
+
+
+def test_a_folder_that_cannot_be_made_is_noticed_before_the_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([*QUICK, "--out", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_spec_prints_and_writes_the_spec(tmp_path, capsys):
+    file = tmp_path / "spec.json"
+    arguments = ["spec", "--model", "fedrebasin.models:ResNet20", "--input", "1,3,32,32", "--json", str(file)]
+    assert main(arguments) == 0
+    assert "12 groups" in capsys.readouterr().out
+    assert len(PermutationSpec.load(file).groups) == 12
+
+
+def test_the_installed_command_is_this_one():
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from fedrebasin.cli import main; sys.exit(main(['--version']))"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+def test_importing_the_command_does_not_import_flwr():
+    script = "import sys, fedrebasin.cli; assert 'flwr' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
