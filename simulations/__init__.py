@@ -6,6 +6,7 @@ from .compare import DEFAULT_STRATEGIES, Comparison, compare, run_strategy
 from .config import DATASETS, DEVICES, INITS, OPTIMIZERS, PARTITIONS, SimulationConfig
 from .datasets import Dataset, load_dataset
 from .engines import ENGINES, on_engine
+from .experiments import EXPERIMENTS, SCALES, Experiment, Record, Result, draw, reproduce
 from .federation import Federation
 from .idx import read_idx
 from .inline import InlineGrid, enter_task, run_inline
@@ -21,24 +22,30 @@ __all__ = [
     "DEFAULT_STRATEGIES",
     "DEVICES",
     "ENGINES",
+    "EXPERIMENTS",
     "INITS",
     "OPTIMIZERS",
     "PARTITIONS",
     "REFERENCES",
+    "SCALES",
     "STRATEGIES",
     "Comparison",
     "Dataset",
+    "Experiment",
     "Federation",
     "Figures",
     "InlineGrid",
     "Judge",
+    "Record",
     "ReplayGrid",
+    "Result",
     "Row",
     "SimulationConfig",
     "best_row",
     "cells",
     "compare",
     "dirichlet",
+    "draw",
     "enter_task",
     "from_partitioner",
     "iid",
@@ -49,6 +56,7 @@ __all__ = [
     "make_strategy",
     "on_engine",
     "read_idx",
+    "reproduce",
     "run_inline",
     "run_strategy",
     "shards",

@@ -1,0 +1,28 @@
+"""The experiments of the four papers, each a function from a lab and a setting to numbers beside the paper's."""
+
+from . import git_rebasin, git_rebasin_merges, lewc, lewc_controls, llfc, simultaneous, sparse
+from .registry import EXPERIMENTS, SCALES, Experiment, Setting, reproduce
+from .report_figures import draw
+from .result import Chart, Claim, Figure, Line, Record, Result
+
+__all__ = [
+    "EXPERIMENTS",
+    "SCALES",
+    "Chart",
+    "Claim",
+    "Experiment",
+    "Figure",
+    "Line",
+    "Record",
+    "Result",
+    "Setting",
+    "draw",
+    "git_rebasin",
+    "git_rebasin_merges",
+    "lewc",
+    "lewc_controls",
+    "llfc",
+    "reproduce",
+    "simultaneous",
+    "sparse",
+]

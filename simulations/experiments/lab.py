@@ -25,6 +25,7 @@ Batches = list[tuple[Tensor, Tensor]]
 Progress = Callable[[str, int, int], None]
 INITIALISATION, BATCHES, CHILDREN = range(3)
 BATCH = 1024
+MIN_HELD_OUT = 500
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Lab:
         return self._load(file)
 
     def retrained(self, recipe: Recipe, start: State, mask: State | None = None, label: str = "") -> State:
-        """A state dict trained for the recipe's epochs, pruned weights staying zero; kept on disk by what it starts from.
+        """A state dict trained for the recipe's epochs, pruned weights staying zero; kept on disk like all models.
 
         Args:
             recipe: data, optimizer, epochs, and the order of the batches.
@@ -146,16 +147,15 @@ class Lab:
         return self._load(file)[0]
 
     def test(self, dataset: str) -> Batches:
-        """The 80 % of the test set that is reported, in batches on the device."""
-        data = self.data(dataset)
-        _, index = data.test_split()
-        return self._batches(data.test_inputs, data.test_labels, index[: self.test_examples or None])
+        """The part of the test set that is reported, in batches on the device."""
+        return self._test_part(dataset, 1)
 
     def held_out(self, dataset: str) -> Batches:
-        """The 20 % of the test set that inverse temperatures are fitted on."""
-        data = self.data(dataset)
-        index, _ = data.test_split()
-        return self._batches(data.test_inputs, data.test_labels, index[: self.test_examples or None])
+        """The part of the test set that inverse temperatures are fitted on: 20 %, or half of it where that is little.
+
+        A net that errs on none of few examples has no finite best temperature.
+        """
+        return self._test_part(dataset, 0)
 
     def training_batches(self, dataset: str, count: int = 1000) -> Batches:
         """The first training examples, in batches on the device."""
@@ -178,7 +178,7 @@ class Lab:
 
             return keep
 
-        if 0 < recipe.spawn:
+        if recipe.spawn > 0:
             alone = replace(recipe, spawn=0, order=None, epochs=recipe.spawn, keep=())
             model.load_state_dict(dict(self.trained(alone)))
         rest = recipe.epochs - recipe.spawn
@@ -214,6 +214,12 @@ class Lab:
                 train(model, inputs, labels, config, order, report)
         model.eval()
 
+    def _test_part(self, dataset: str, part: int) -> Batches:
+        data = self.data(dataset)
+        split = data.test_split()
+        index = split[part] if len(split[0]) >= MIN_HELD_OUT else torch.cat(split).chunk(2)[part]
+        return self._batches(data.test_inputs, data.test_labels, index[: self.test_examples or None])
+
     def _batches(self, inputs: Tensor, labels: Tensor, index: Tensor) -> Batches:
         device = pick_device(self.device)
         return [(inputs[part].to(device), labels[part].to(device)) for part in torch.split(index, BATCH)]
@@ -247,7 +253,7 @@ def _copy(model: nn.Module) -> State:
 
 
 def _part(labels: Tensor, recipe: Recipe) -> Tensor:
-    """The training examples of a recipe. The biased halves hold 20 % of one half of the classes and 80 % of the other."""
+    """The training examples of a recipe; the biased halves hold 20 % of one half of the classes, 80 % of the other."""
     index = torch.arange(len(labels))[: recipe.examples or None]
     if not recipe.part:
         return index

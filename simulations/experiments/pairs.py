@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
@@ -30,7 +30,7 @@ class Pair:
     recipe: Recipe
     a: State
     b: State
-    matcher: Matcher = WeightMatching()
+    matcher: Matcher = field(default_factory=WeightMatching)
 
     @cached_property
     def model(self) -> nn.Module:

@@ -1,0 +1,90 @@
+"""``fedrebasin reproduce``: the papers' experiments, with their figures beside ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedrebasin.errors import RebasinError
+
+if TYPE_CHECKING:
+    from fedrebasin.simulations import Record
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(help="Experiment; --list shows all.")] = "",
+    show: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
+    scale: Annotated[str, typer.Option(help="small (minutes on 2 cores) or paper (the papers' settings).")] = "small",
+    dataset: Annotated[str, typer.Option(help="Instead of the experiment's own: digits, fashion-mnist, ...")] = "",
+    data_dir: Annotated[str, typer.Option(help="Folder of the data set; digits needs none.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seeds: Annotated[int, typer.Option(help="How many; 0: as many as the experiment says.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json, NAME.svg and the trained models.")] = Path("out"),
+) -> None:
+    """Run an experiment of a paper: train what it needs, print its table, draw its figure, write JSON.
+
+    Models are kept in OUT/trained: a second run, and experiments that share them, start from there.
+
+    Example: fedrebasin reproduce lewc-width --out out
+    """
+    from fedrebasin.cli.compare import _Bars
+    from fedrebasin.simulations import EXPERIMENTS, draw
+    from fedrebasin.simulations import reproduce as run
+
+    console = Console()
+    if show:
+        console.print(list_of_experiments())
+        return
+    if not name:
+        raise RebasinError(f"which experiment? choose from {', '.join(EXPERIMENTS)}")
+    out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the training
+    with _Bars() as bars:
+        record = run(
+            name,
+            out,
+            scale=scale,
+            dataset=dataset,
+            data_dir=data_dir,
+            device=device,
+            seeds=seeds,
+            progress=bars,
+        )
+    console.print(table_of(record))
+    for path in (record.write(out), draw(record, out)):
+        if path is not None:
+            console.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def list_of_experiments() -> Table:
+    """Name, source and title of every experiment."""
+    from fedrebasin.simulations import EXPERIMENTS
+
+    table = Table(title="experiments")
+    for column in ("name", "source", "what it shows"):
+        table.add_column(column, no_wrap=column == "name")
+    for found in EXPERIMENTS.values():
+        table.add_row(found.name, found.source, found.title)
+    return table
+
+
+def table_of(record: Record) -> Table:
+    """Our numbers beside the paper's, then what the paper claims and whether it holds."""
+    count = len(record.setting["seeds"])
+    table = Table(
+        title=f"{record.source}: {record.title}",
+        caption=f"{record.setting['recipe']['dataset']}, {record.scale} scale, {count} seeds, "
+        f"{record.seconds:.0f} s on {record.device}. {record.result.notes}",
+    )
+    for column in ("", "ours", "the paper's"):
+        table.add_column(column, justify="right" if column == "ours" else "left")
+    for figure in record.result.figures:
+        table.add_row(figure.what, str(figure), figure.paper)
+    table.add_section()
+    for claim in record.result.claims:
+        style = "green" if all(claim.holds) else "yellow"
+        table.add_row(claim.text, claim.verdict, "" if all(claim.holds) else claim.why, style=style)
+    return table

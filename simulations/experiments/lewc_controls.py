@@ -1,0 +1,221 @@
+"""Experiments of LEWC that rule other explanations out: weight decay, flatness, order of units, temperature."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from statistics import fmean
+
+import torch
+
+from fedrebasin import (
+    evaluate,
+    feature_connectivity,
+    fit_temperature,
+    flatness,
+    logits_of,
+    random_permutation_barriers,
+    reciprocal_orthogonality,
+    weight_spectra,
+)
+
+from .lab import Lab, Recipe, halfway
+from .pairs import pair
+from .registry import Setting, experiment
+from .result import Chart, Claim, Figure, Line, Result, curve
+
+WIDE = Setting(recipe=Recipe(), widths=(32, 128, 512, 1024), points=3)
+PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
+WIDEST = Setting(recipe=Recipe(), widths=(1024,), points=5)
+
+
+def _rises(rows: tuple[tuple[float, ...], ...], by: float = 0.0) -> tuple[bool, ...]:
+    return tuple(row[-1] > row[0] + by for row in rows)
+
+
+def _by_width(title: str, y: str, setting: Setting, lines: dict[str, tuple[tuple[float, ...], ...]]) -> Chart:
+    drawn = tuple(curve(label, setting.widths, rows) for label, rows in lines.items())
+    return Chart(title, "hidden units", y, drawn, log_x=True)
+
+
+def _ends(name: str, setting: Setting, rows: tuple[tuple[float, ...], ...], unit: str = "") -> tuple[Figure, ...]:
+    return tuple(
+        Figure(f"{name}, width {width:g}", tuple(row[i] for row in rows), "", unit)
+        for i, width in enumerate(setting.widths)
+    )
+
+
+@experiment(
+    "lewc-weight-decay",
+    "LEWC, Figures 9, 10 and 23 (section 5.4 and F.9)",
+    "Weight decay decides whether wide models merge as they are",
+    Setting(recipe=Recipe(), widths=(512,), points=3),
+    Setting(recipe=Recipe("mnist", epochs=100), widths=(8192,), points=25),
+)
+def weight_decay(lab: Lab, setting: Setting) -> Result:
+    """Calibrated naive barrier, LEWC's cosine and ratio, and stable rank, by weight decay."""
+    decays = (0.0, 1e-4, 1e-3, 3e-3)
+    rows: dict[str, list[list[float]]] = {}
+    for seed in setting.seeds:
+        cells = []
+        for decay in decays:
+            p = pair(lab, replace(setting, recipe=replace(setting.recipe, weight_decay=decay)), seed=seed)
+            cells.append(
+                (
+                    p.barrier(p.b, setting.points, calibrated=True).value,
+                    feature_connectivity(p.model, p.a, p.b, p.test)[-1].cosine.mean,
+                    fmean(found.ratio.mean for found in reciprocal_orthogonality(p.model, p.a, p.b, p.test)[1:]),
+                    fmean(found.stable_rank for found in list(weight_spectra(p.model, p.a).values())[1:-1]),
+                )
+            )
+        for name, column in zip(("barrier", "cosine", "ratio", "rank"), zip(*cells, strict=True), strict=True):
+            rows.setdefault(name, []).append(list(column))
+    labels = {
+        "barrier": "naive calibrated barrier (nats)",
+        "cosine": "LEWC cosine, last layer",
+        "ratio": "reciprocal norm ratio",
+        "rank": "stable rank of hidden weights",
+    }
+    ticks = range(len(decays))
+    return Result(
+        figures=tuple(
+            Figure(f"{labels[name]}, weight decay {decay:g}", tuple(row[i] for row in found))
+            for name, found in rows.items()
+            for i, decay in enumerate(decays)
+        ),
+        claims=(
+            Claim("stronger decay lowers the stable rank", tuple(row[-1] < row[0] for row in rows["rank"])),
+            Claim("stronger decay lowers the reciprocal norm ratio", tuple(row[-1] < row[0] for row in rows["ratio"])),
+            Claim("stronger decay raises LEWC's cosine", tuple(row[-1] > row[0] for row in rows["cosine"])),
+            Claim(
+                "stronger decay lowers the naive calibrated barrier", tuple(row[-1] < row[0] for row in rows["barrier"])
+            ),
+        ),
+        charts=tuple(
+            Chart(
+                labels[name],
+                f"weight decay, from {decays[0]:g} to {decays[-1]:g}",
+                labels[name],
+                (curve(name, ticks, found),),
+            )
+            for name, found in rows.items()
+        ),
+        notes="An L2 term of Adam. Section 5.4 and F.9 disagree on its direction: this is what is found.",
+    )
+
+
+@experiment(
+    "lewc-flatness",
+    "LEWC, Appendix D, Figures 12 to 14",
+    "Flatness does not explain it: random steps of the merge's length are worse than the merge",
+    WIDEST,
+    replace(PAPER, widths=(8192,)),
+)
+def flat(lab: Lab, setting: Setting) -> Result:
+    """Accuracy and calibrated loss at the midpoint and at equal distances in random directions."""
+    columns: dict[str, list[float]] = {}
+    for seed in setting.seeds:
+        p = pair(lab, setting, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        found = flatness(p.model, p.a, p.b, p.test, 0.5, 3, generator=generator)
+        merged = halfway(p.a, p.b)
+        beta = fit_temperature(*logits_of(p.model, merged, p.test)).beta
+        score = evaluate(p.model, merged, p.test, beta)
+        columns.setdefault("accuracy, naive average", []).append(100 * score.accuracy)
+        columns.setdefault("accuracy, random steps", []).append(100 * fmean(found.accuracies))
+        columns.setdefault("calibrated loss, naive average", []).append(score.loss)
+        columns.setdefault("calibrated loss, random steps", []).append(fmean(found.losses))
+    return Result(
+        figures=tuple(
+            Figure(name, tuple(values), "", "%" if name.startswith("acc") else "nats")
+            for name, values in columns.items()
+        ),
+        claims=(
+            Claim(
+                "random steps as long as half the way lose more loss than the merge",
+                tuple(
+                    m < r
+                    for m, r in zip(
+                        columns["calibrated loss, naive average"], columns["calibrated loss, random steps"], strict=True
+                    )
+                ),
+                "Gaussian steps spread over all directions, most of which the features of low rank do not touch",
+            ),
+        ),
+    )
+
+
+@experiment(
+    "lewc-random-permutations",
+    "LEWC, F.4",
+    "For wide models the order of units does not matter: random permutations change little",
+    WIDEST,
+    replace(PAPER, widths=(8192,)),
+)
+def random_permutations(lab: Lab, setting: Setting) -> Result:
+    """The naive calibrated barrier as trained and under random permutations."""
+    own, shuffled = [], []
+    for seed in setting.seeds:
+        p = pair(lab, setting, seed=seed)
+        own.append(p.barrier(p.b, setting.points, calibrated=True).value)
+        generator = torch.Generator().manual_seed(seed)
+        found = random_permutation_barriers(
+            p.model, p.spec, p.a, p.b, p.test, 3, setting.points, calibrate=p.held_out, generator=generator
+        )
+        shuffled.append(fmean(barrier.value for barrier in found))
+    return Result(
+        figures=(
+            Figure("naive calibrated barrier, as trained", tuple(own), "", "nats"),
+            Figure("naive calibrated barrier, randomly permuted", tuple(shuffled), "", "nats"),
+        ),
+        claims=(
+            Claim(
+                "a random permutation changes the barrier by less than a quarter or 0.05 nats",
+                tuple(abs(x - y) < max(0.05, 0.25 * x) for x, y in zip(own, shuffled, strict=True)),
+            ),
+        ),
+    )
+
+
+@experiment(
+    "lewc-temperature",
+    "LEWC, Figures 19 and 20",
+    "Logits shrink along the path, and the inverse temperature makes up for it",
+    replace(WIDEST, points=11),
+    replace(PAPER, widths=(8192,)),
+)
+def temperature(lab: Lab, setting: Setting) -> Result:
+    """Fitted beta along the path and the norms of the features by layer."""
+    betas: list[list[float]] = []
+    norms: list[list[float]] = []
+    lams: tuple[float, ...] = ()
+    for seed in setting.seeds:
+        p = pair(lab, setting, seed=seed)
+        barrier = p.barrier(p.b, setting.points, calibrated=True)
+        lams = barrier.lams
+        betas.append([1 / beta for beta in barrier.betas])
+        layers = feature_connectivity(p.model, p.a, p.b, p.test)
+        norms.append([layer.norm.mean / fmean(norm.mean for norm in layer.norms) for layer in layers])
+    depth = range(1, len(norms[0]) + 1)
+    middle = len(lams) // 2
+    halves = Line("2^(1 - l) / sqrt 2", tuple(map(float, depth)), tuple(2.0 ** (1 - d) / 2**0.5 for d in depth))
+    return Result(
+        figures=(
+            Figure(
+                "temperature 1 / beta at the middle over that at the ends",
+                tuple(b[middle] / ((b[0] + b[-1]) / 2) for b in betas),
+            ),
+            Figure("norm of the merged logits over the models'", tuple(row[-1] for row in norms)),
+        ),
+        claims=(
+            Claim("the temperature is lowest inside of the path", tuple(min(b) < min(b[0], b[-1]) for b in betas)),
+            Claim(
+                "norms decay with depth",
+                tuple(all(y < x for x, y in pairwise(row)) for row in norms),
+            ),
+        ),
+        charts=(
+            Chart("temperature along the path", "lam", "1 / beta", (curve("naive path", lams, betas),)),
+            Chart("decay of norms", "layer", "merged over own norm", (curve("measured", depth, norms), halves)),
+        ),
+    )

@@ -1,0 +1,78 @@
+"""The figure of an experiment, as one SVG file with a text alternative."""
+
+from __future__ import annotations
+
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+from .result import Chart, Record
+
+SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+COLOURS = ("#1b6ca8", "#c8553d", "#588b3b", "#8c5aa8", "#b98a1d", "#4a5560", "#2aa198", "#d33682")
+
+
+def draw(record: Record, folder: Path) -> Path | None:
+    """Write ``folder/NAME.svg``; its path, or None for an experiment without a chart."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    charts = record.result.charts
+    if not charts:
+        return None
+    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": record.name}):
+        canvas = Canvas(figsize=(4.6 * len(charts) + 0.6, 3.6), layout="constrained")
+        for axes, chart in zip(canvas.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+            _panel(axes, chart)
+        buffer = io.StringIO()
+        canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    start = text.index(">") + 1
+    head = text[:start].replace("<svg", '<svg role="img" aria-labelledby="title text"', 1)
+    spoken = (
+        f'<title id="title">{html.escape(record.title)}</title><desc id="text">{html.escape(_spoken(record))}</desc>'
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{record.name}.svg"
+    file.write_text(head + spoken + text[start:], encoding="utf-8")
+    return file
+
+
+def _panel(axes: object, chart: Chart) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    for number, line in enumerate(chart.lines):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(line.x, line.y, "o-", color=colour, markersize=3.5, label=line.label)
+        if line.spread:
+            low = [y - s for y, s in zip(line.y, line.spread, strict=True)]
+            high = [y + s for y, s in zip(line.y, line.spread, strict=True)]
+            axes.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
+    if chart.log_x:
+        ticks = sorted({x for line in chart.lines for x in line.x})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    axes.set_title(chart.title)
+    axes.set_xlabel(chart.x)
+    axes.set_ylabel(chart.y)
+    if len(chart.lines) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _spoken(record: Record) -> str:
+    lines = (
+        f"{chart.title}: {line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}"
+        for chart in record.result.charts
+        for line in chart.lines
+    )
+    return "; ".join(lines) + "."
