@@ -93,7 +93,7 @@ class Template:
         if missing or extra:
             parts = [f"misses {_some(missing)}"] * bool(missing) + [f"adds {_some(extra)}"] * bool(extra)
             raise RecordError(f"the record {' and '.join(parts)}")
-        return {key: _decode(key, record[key], form) for key, form in self.forms.items()}
+        return {key: decode_array(key, record[key], form) for key, form in self.forms.items()}
 
     def encode(self, state: Mapping[str, Tensor]) -> ArrayRecord:
         """A record of the state dict in the global key order and dtypes (integers rounded)."""
@@ -124,7 +124,12 @@ def to_state(arrays: ArrayRecord) -> State:
     return {key: torch.from_numpy(np.array(array.numpy(), copy=True)) for key, array in arrays.items()}
 
 
-def _decode(key: str, array: Array, form: Form) -> Tensor:
+def decode_array(key: str, array: Array, form: Form) -> Tensor:
+    """The tensor in an array from a client, if it has this form and is finite.
+
+    Raises:
+        RecordError: naming what differs. Nothing is allocated before the number of bytes is known to be right.
+    """
     if array.stype != NUMPY:
         raise RecordError(f"{key}: serialised as {array.stype!r} instead of {NUMPY!r}")
     if tuple(array.shape) != form.shape:
@@ -138,7 +143,7 @@ def _decode(key: str, array: Array, form: Form) -> Tensor:
         version = npy.read_magic(buffer)
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
         shape, fortran_order, actual = read_header(buffer, max_header_size=MAX_HEADER)
-    except (ValueError, KeyError, EOFError, SyntaxError, TypeError, MemoryError, RecursionError):
+    except Exception:  # the header is Python source: its parser fails in as many ways as Python's
         raise RecordError(f"{key}: malformed bytes") from None
     if shape != form.shape or actual != dtype:
         raise RecordError(f"{key}: the bytes hold {shape} of {actual} where {form.shape} of {dtype} was declared")

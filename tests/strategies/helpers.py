@@ -106,7 +106,7 @@ def make_reply(
 def run_round(strategy: Strategy, start: State, replies: Sequence[Message], server_round: int = 1):
     """configure_train, then aggregate_train."""
     random.seed(0)
-    grid = InlineGrid(ClientApp(), len(replies))
+    grid = InlineGrid(ClientApp(), CLIENTS)
     arrays = start if isinstance(start, ArrayRecord) else ArrayRecord(dict(start))
     list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
     return strategy.aggregate_train(server_round, replies)

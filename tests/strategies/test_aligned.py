@@ -42,8 +42,10 @@ def federation(seed: int) -> ClientApp:
         arrays = {}
         for key, array in message.content["arrays"].items():
             values = array.numpy()
-            moved = values + rng.normal(size=values.shape) if values.dtype.kind == "f" else values + node
-            arrays[key] = Array(np.asarray(moved, dtype=values.dtype))
+            if key.endswith("num_batches_tracked"):  # its own count, whatever dtype the server made of it
+                arrays[key] = Array(np.asarray(100 + node, dtype=np.int64))
+            else:
+                arrays[key] = Array(np.asarray(values + rng.normal(size=values.shape), dtype=values.dtype))
         metrics = MetricRecord({"num-examples": 5 + node, "train-loss": 0.5 + 0.1 * node})
         return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
 
