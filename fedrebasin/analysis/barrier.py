@@ -15,6 +15,7 @@ from fedrebasin.errors import MergeError
 
 Definition = Literal["git-re-basin", "simultaneous"]
 Interpolation = Literal["linear", "spherical"]
+_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
         a: state dict.
         b: state dict with the same keys and shapes.
         lam: in [0, 1].
-        interpolation: "spherical" takes all floating-point tensors as one vector and moves along the arc.
+        interpolation: "spherical" takes all floating-point tensors as one vector and moves along the arc; running
+            statistics are interpolated linearly all the same.
 
     Raises:
         MergeError: if keys or shapes differ.
@@ -53,8 +55,8 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
     for key in a:
         if a[key].shape != b[key].shape:
             raise MergeError(f"{key}: shapes {tuple(a[key].shape)} and {tuple(b[key].shape)} differ")
-    keys = [key for key, tensor in a.items() if tensor.is_floating_point()]
-    shares = (1 - lam, lam)
+    keys = {key for key, tensor in a.items() if tensor.is_floating_point() and not key.endswith(_STATISTICS)}
+    line = arc = (1 - lam, lam)
     if interpolation == "spherical":
         products = torch.zeros(3, dtype=torch.float64)
         for key in keys:
@@ -63,11 +65,12 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
         angle = torch.arccos((products[1] / (products[0] * products[2]).sqrt()).clamp(-1, 1))
         if float(torch.sin(angle)) > 1e-6:
             weights = torch.sin(torch.stack([(1 - lam) * angle, lam * angle])) / torch.sin(angle)
-            shares = (float(weights[0]), float(weights[1]))
-    return {
-        key: (shares[0] * tensor + shares[1] * b[key].to(tensor)).to(tensor.dtype) if key in keys else tensor
-        for key, tensor in a.items()
-    }
+            arc = (float(weights[0]), float(weights[1]))
+    result = {}
+    for key, tensor in a.items():
+        shares = arc if key in keys else line
+        result[key] = shares[0] * tensor + shares[1] * b[key].to(tensor) if tensor.is_floating_point() else tensor
+    return result
 
 
 def barrier_value(losses: Iterable[float], definition: Definition = "git-re-basin") -> float:

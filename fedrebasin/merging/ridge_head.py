@@ -163,7 +163,7 @@ def ridge_head(
     Args:
         state: the merged model, which the sums were taken on.
         head: key of the last layer's weight (see ``head_weight``).
-        clients: the :class:`HeadSums` of each client.
+        clients: the :class:`HeadSums` of each client; those without data (empty) do not count.
         ridge: added to the diagonal of the centred Gram matrix, relative to the mean of that diagonal; chosen among
             45 values from 1e-9 to 100 if None.
         selection: the score it is chosen by: generalised cross-validation, the closed form of leave-one-out that
@@ -172,8 +172,9 @@ def ridge_head(
     Raises:
         MergeError: if there are no sums, they do not fit the layer, or an argument is out of its range.
     """
+    clients = [sums for sums in clients if sums]
     if not clients:
-        raise MergeError("a ridge head needs the sums of at least one client")
+        raise MergeError("a ridge head needs the sums of at least one client with data")
     if head not in state or state[head].dim() != 2:
         raise MergeError(f"{head!r} is not the weight of a linear layer of this model")
     size = (state[head].shape[1] + 1, len(state[head]))

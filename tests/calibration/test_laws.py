@@ -145,11 +145,11 @@ def test_negative_variance_and_indefinite_gram_matrices_are_refused() -> None:
         BatchNormMoments().validate(sums)
     sums = collect_sums(GramMatrices(), MODEL, STATE, [DATA])
     sums["hidden.weight.gram"][0] -= 2 * torch.diag(sums["hidden.weight.gram"][0].diagonal())
-    with pytest.raises(CalibrationError, match="hidden.weight.gram is not positive semi-definite"):
+    with pytest.raises(CalibrationError, match=r"hidden\.weight\.gram is not positive semi-definite"):
         GramMatrices().validate(sums)
     sums = collect_sums(GramMatrices(), MODEL, STATE, [DATA])
     sums["head.weight.gram"][0, 0, 1] += 5
-    with pytest.raises(CalibrationError, match="head.weight.gram is not symmetric"):
+    with pytest.raises(CalibrationError, match=r"head\.weight\.gram is not symmetric"):
         GramMatrices().validate(sums)
 
 
