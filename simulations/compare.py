@@ -18,7 +18,7 @@ from fedrebasin.strategies import FedWideAvg, to_state
 from .choices import STRATEGIES, make_strategy
 from .client_app import make_client_app
 from .config import SimulationConfig, choose
-from .engines import on_engine
+from .engines import ENGINES, on_engine
 from .federation import Federation
 from .measure import REFERENCES, Figures, Judge, Row, Stopwatch
 from .replay import ReplayGrid
@@ -85,6 +85,7 @@ def compare(
     """
     for name in strategies:
         choose("strategy", name, STRATEGIES)
+    choose("engine", engine, ENGINES)
     if not strategies or len(set(strategies)) != len(strategies):
         raise RebasinError("strategies: name at least one, each once")
     started = time.perf_counter()
