@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import product as combinations
 
-from fedrebasin.axis import Axis, Factor, Layout
+from fedrebasin.axis import Axis
 from fedrebasin.group import Group, Unpermuted
 from fedrebasin.tracing.boxes import Box, Boxes, boxes
+from fedrebasin.tracing.layouts import axes_of
 from fedrebasin.tracing.parts import Part, leaves
 from fedrebasin.tracing.registry import Index, Value
 
@@ -38,10 +38,11 @@ class Grouping:
             needed |= set(_chain(part, parents))
         axes: dict[Part, list[Axis]] = {part: [] for part in self._parts if part in needed}
         for key, lying in self._lying.items():
-            for one in lying:
-                for part in dict.fromkeys(part for row in one for box in row for part, _ in box.factors):
-                    if part in needed:
-                        axes[part] += _axes(key, self._parameters[key].shape, one, part, _chain(part, parents))
+            shape = self._parameters[key].shape
+            inside = dict.fromkeys(part for one in lying for row in one for box in row for part, _ in box.factors)
+            for part in inside:
+                if part in needed:
+                    axes[part] += axes_of(part, _chain(part, parents), key, shape, lying)
         names: dict[Part, str] = {}
         for part in axes:
             names[part] = _unused(_name(axes[part][0]), set(names.values()))
@@ -49,7 +50,7 @@ class Grouping:
             names[part]: Group(
                 name=names[part],
                 size=part.size,
-                axes=tuple(dict.fromkeys(axes[part])),
+                axes=tuple(axes[part]),
                 parent=None if parents.get(part) is None else names[parents[part]],
                 frozen=part.pinned is not None,
             )
@@ -188,54 +189,6 @@ def _join(box: Box, first: Part, second: Part, whole: Part) -> Box:
         else:
             factors.append((part, stride))
     return Box(box.start, tuple(factors), box.stands)
-
-
-def _axes(key: str, shape: tuple[int, ...], one: Boxes, part: Part, ancestors: list[Part]) -> Iterator[Axis]:
-    """Every axis of the part in these boxes of one tensor."""
-    for dim, row in enumerate(one):
-        for box in row:
-            for place in range(len(box.factors)):
-                if box.factors[place][0] is part:
-                    yield from _with_ancestors(key, shape, one, dim, box, place, ancestors)
-
-
-def _with_ancestors(
-    key: str, shape: tuple[int, ...], one: Boxes, dim: int, box: Box, place: int, ancestors: list[Part]
-) -> Iterator[Axis]:
-    whole = len(box.factors) == 1 and box.factors[0][0].size == shape[dim]
-    if whole and not ancestors and not any(each.stands for row in one for each in row):
-        yield Axis(key, dim)
-        return
-    outside = [ancestor for ancestor in ancestors if not box.count(ancestor)]
-    others = [
-        [(at, each) for each in row if each.stands or any(each.count(ancestor) for ancestor in outside)]
-        for at, row in enumerate(one)
-        if at != dim
-    ]
-    for chosen in combinations(*(row for row in others if row)):
-        named = [(dim, box), *chosen]
-        levels: list[Factor] = []
-        taken = {(dim, place)}
-        for ancestor in reversed(ancestors):
-            at, which, factor = next(
-                (at, which, Factor(at, ancestor.size, stride))
-                for at, each in named
-                for which, (found, stride) in enumerate(each.factors)
-                if found is ancestor
-            )
-            taken.add((at, which))
-            levels.append(factor)
-        own, stride = box.factors[place]
-        levels.append(Factor(dim, own.size, stride))
-        rest = [
-            Factor(at, found.size, stride)
-            for at, each in named
-            for which, (found, stride) in enumerate(each.factors)
-            if (at, which) not in taken
-        ]
-        rest += [Factor(at, 1, 1) for at, each in named if not each.factors]
-        start = tuple(sorted((at, each.start) for at, each in named if each.start))
-        yield Axis(key, dim, Layout(tuple(levels), tuple(rest), start))
 
 
 def _name(axis: Axis) -> str:

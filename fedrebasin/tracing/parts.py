@@ -138,15 +138,17 @@ def resolve(tree: Tree) -> Tree:
             return concat(*map(resolve, tree.pieces))
         case Case():
             options = tuple(map(resolve, tree.options))
-            if all(option == options[0] for option in options):
+            selector = resolve(tree.selector)
+            # A selector that is about to be cut decides nothing any more: its options are being tied.
+            if not isinstance(selector, Part) or all(option == options[0] for option in options):
                 return options[0]
-            return Case(selector_of(tree), options)
+            return Case(selector, options)
 
 
 def selector_of(tree: Case) -> Part:
-    """The unbound part that decides the case."""
+    """The unbound part that decides a resolved case."""
     found = resolve(tree.selector)
-    assert isinstance(found, Part), "a selector is only ever tied to another part"
+    assert isinstance(found, Part), "resolved cases have selectors that are parts"
     return found
 
 
