@@ -24,9 +24,9 @@ from .pairs import pair
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Line, Result, curve
 
-WIDE = Setting(recipe=Recipe(), widths=(32, 128, 512, 1024), points=3)
+WIDE = Setting(recipe=Recipe(), widths=(32, 128, 512), points=3)
 PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
-WIDEST = Setting(recipe=Recipe(), widths=(1024,), points=5)
+WIDEST = Setting(recipe=Recipe(), widths=(512,), points=5)
 
 
 def _rises(rows: tuple[tuple[float, ...], ...], by: float = 0.0) -> tuple[bool, ...]:

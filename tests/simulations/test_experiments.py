@@ -1,0 +1,123 @@
+"""The experiments: models are trained once, results say what holds, every experiment runs on tiny networks."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import pytest
+import torch
+from fedrebasin.simulations.experiments.lab import Lab, Recipe, _part
+from fedrebasin.simulations.experiments.result import Chart, Claim, Figure, Line, Record, Result, curve
+
+from fedrebasin import DataError, RebasinError
+from fedrebasin.simulations import EXPERIMENTS, draw, reproduce
+
+TINY = Recipe(width=8, epochs=2, examples=200)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_recipe_gives_the_same_model_from_training_and_from_the_disk(lab, tmp_path):
+    recipe = replace(TINY, keep=(0, 1))
+    first = lab.checkpoints(recipe)
+    epochs = []
+    again = Lab(tmp_path, progress=lambda who, done, total: epochs.append(done)).checkpoints(recipe)
+    assert list(first) == [0, 1, 2]
+    assert all(equal(first[epoch], again[epoch]) for epoch in first)
+    assert epochs == []
+    assert equal(lab.trained(TINY), first[2])
+    assert not equal(lab.trained(replace(TINY, seed=1)), first[2])
+
+
+def test_children_share_their_beginning_and_differ_at_the_end(lab):
+    recipe = replace(TINY, spawn=1, epochs=2)
+    assert not equal(lab.child(recipe, 0), lab.child(recipe, 1))
+    assert equal(lab.child(recipe, 0), lab.child(recipe, 0))
+
+
+def test_biased_halves_are_disjoint_and_complete(lab):
+    labels = lab.data("digits").train_labels
+    first, second = (_part(labels, replace(TINY, examples=0, part=part)) for part in ("first", "second"))
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(labels)))
+    low = (labels[first] < 5).double().mean()
+    assert 0.1 < low < 0.3
+
+
+def test_pruned_weights_stay_zero(lab):
+    start = lab.trained(TINY)
+    mask = {"layers.0.weight": (torch.rand(8, 64, generator=torch.Generator().manual_seed(0)) > 0.5).float()}
+    state = lab.retrained(TINY, start, mask)
+    assert bool((state["layers.0.weight"][mask["layers.0.weight"] == 0] == 0).all())
+    assert state.keys() == start.keys()
+    assert not equal(state, start)
+
+
+def test_a_broken_file_is_named(lab, tmp_path):
+    (tmp_path / f"{TINY.digest}.safetensors").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="delete it"):
+        lab.trained(TINY)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_on_tiny_networks(name, tmp_path, monkeypatch):
+    chosen = EXPERIMENTS[name]
+    epochs = 4 if chosen.small.recipe.keep else 2
+    keep = tuple(epoch for epoch in (0, 1, 2) if epoch in chosen.small.recipe.keep) or chosen.small.recipe.keep[:1]
+    recipe = replace(
+        chosen.small.recipe, epochs=epochs, keep=keep, examples=200, spawn=min(1, chosen.small.recipe.spawn)
+    )
+    small = replace(chosen.small, recipe=recipe, widths=(8, 16)[-len(chosen.small.widths) :], seeds=(0,), points=3)
+    monkeypatch.setitem(EXPERIMENTS, name, replace(chosen, small=small))
+    record = reproduce(name, tmp_path)
+    assert record.result.figures
+    assert record.result.claims
+    for claim in record.result.claims:
+        assert len(claim.holds) == 1
+    content = json.loads(record.write(tmp_path).read_text())
+    assert content["name"] == name
+    assert content["result"]["claims"][0]["verdict"]
+    figure = draw(record, tmp_path)
+    assert (figure is None) == (not record.result.charts)
+    if figure is not None:
+        assert ElementTree.fromstring(figure.read_text()).tag.endswith("svg")
+
+
+def test_verdicts():
+    assert Claim("", (True, True)).verdict == "holds"
+    assert Claim("", (True, False, False)).verdict == "holds in 1 of 3"
+    assert Claim("", (False,)).verdict == "fails"
+
+
+def test_means_and_deviations():
+    found = Figure("", (1.0, 3.0))
+    assert (found.mean, found.deviation) == (2.0, pytest.approx(2**0.5))
+    line = curve("", [1, 2], [[0, 1], [2, 1]])
+    assert (line.y, line.spread) == ((1, 1), (pytest.approx(2**0.5), 0))
+
+
+def test_numbers_without_a_json_form_become_null(tmp_path):
+    result = Result((Figure("", (float("nan"),)),), (), (Chart("", "", "", (Line("", (1.0,), (float("inf"),)),)),))
+    record = Record("n", "", "", "small", {}, 0.0, "", result)
+    assert json.loads(record.write(tmp_path).read_text())["result"]["figures"][0]["values"] == [None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "grb-wdith"}, "did you mean grb-width"),
+        ({"name": "grb-width", "scale": "huge"}, "choose from small, paper"),
+        ({"name": "grb-width", "seeds": -1}, "must not be negative"),
+        ({"name": "grb-width", "dataset": "fashion-mnist"}, "needs data-dir"),
+    ],
+)
+def test_wrong_options_get_one_line(options, message, tmp_path):
+    with pytest.raises(RebasinError, match=message) as caught:
+        reproduce(folder=tmp_path, **options)
+    assert "\n" not in str(caught.value)
