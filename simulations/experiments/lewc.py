@@ -21,7 +21,6 @@ from .result import Chart, Claim, Figure, Result, curve
 
 WIDE = Setting(recipe=Recipe(), widths=(32, 128, 512), points=3)
 PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
-WIDEST = Setting(recipe=Recipe(), widths=(512,), points=5)
 
 
 def _rises(rows: tuple[tuple[float, ...], ...], by: float = 0.0) -> tuple[bool, ...]:

@@ -24,25 +24,8 @@ from .pairs import pair
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Line, Result, curve
 
-WIDE = Setting(recipe=Recipe(), widths=(32, 128, 512), points=3)
 PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
 WIDEST = Setting(recipe=Recipe(), widths=(512,), points=5)
-
-
-def _rises(rows: tuple[tuple[float, ...], ...], by: float = 0.0) -> tuple[bool, ...]:
-    return tuple(row[-1] > row[0] + by for row in rows)
-
-
-def _by_width(title: str, y: str, setting: Setting, lines: dict[str, tuple[tuple[float, ...], ...]]) -> Chart:
-    drawn = tuple(curve(label, setting.widths, rows) for label, rows in lines.items())
-    return Chart(title, "hidden units", y, drawn, log_x=True)
-
-
-def _ends(name: str, setting: Setting, rows: tuple[tuple[float, ...], ...], unit: str = "") -> tuple[Figure, ...]:
-    return tuple(
-        Figure(f"{name}, width {width:g}", tuple(row[i] for row in rows), "", unit)
-        for i, width in enumerate(setting.widths)
-    )
 
 
 @experiment(
