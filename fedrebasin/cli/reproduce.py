@@ -77,7 +77,7 @@ def table_of(record: Record) -> Table:
     table = Table(
         title=f"{record.source}: {record.title}",
         caption=f"{record.setting['recipe']['dataset']}, {record.scale} scale, {count} seeds, "
-        f"{record.seconds:.0f} s on {record.device}. {record.result.notes}",
+        f"{record.seconds:.0f} s ({record.cpu_seconds:.0f} s of CPU) on {record.device}. {record.result.notes}",
     )
     for column in ("", "ours", "the paper's"):
         table.add_column(column, justify="right" if column == "ours" else "left")

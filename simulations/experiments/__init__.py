@@ -1,6 +1,6 @@
 """The experiments of the four papers, each a function from a lab and a setting to numbers beside the paper's."""
 
-from . import git_rebasin, git_rebasin_merges, lewc, lewc_controls, llfc, simultaneous, sparse
+from . import failures, git_rebasin, git_rebasin_merges, lewc, lewc_controls, llfc, simultaneous, sparse
 from .registry import EXPERIMENTS, SCALES, Experiment, Setting, reproduce
 from .report_figures import draw
 from .result import Chart, Claim, Figure, Line, Record, Result
@@ -17,6 +17,7 @@ __all__ = [
     "Result",
     "Setting",
     "draw",
+    "failures",
     "git_rebasin",
     "git_rebasin_merges",
     "lewc",

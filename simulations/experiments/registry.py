@@ -118,7 +118,7 @@ def reproduce(
     lab = Lab(folder / "trained", data_dir, device, progress or (lambda who, done, total: None))
     if scale == "paper":
         lab = replace(lab, test_examples=0)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     result = chosen.run(lab, setting)
     return Record(
         name=name,
@@ -127,6 +127,7 @@ def reproduce(
         scale=scale,
         setting=asdict(setting),
         seconds=time.perf_counter() - started,
+        cpu_seconds=time.process_time() - worked,
         device=_device_in_words(device),
         result=result,
     )

@@ -128,6 +128,7 @@ class Record:
         scale: ``small`` or ``paper``.
         setting: everything that was set.
         seconds: wall time, training included where it was not cached.
+        cpu_seconds: of this process, which says more on a machine that others use.
         device: in words.
         result: what was found.
     """
@@ -138,6 +139,7 @@ class Record:
     scale: str
     setting: dict[str, Any]
     seconds: float
+    cpu_seconds: float
     device: str
     result: Result
     version: int = field(default=VERSION)

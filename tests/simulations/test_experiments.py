@@ -104,7 +104,7 @@ def test_means_and_deviations():
 
 def test_numbers_without_a_json_form_become_null(tmp_path):
     result = Result((Figure("", (float("nan"),)),), (), (Chart("", "", "", (Line("", (1.0,), (float("inf"),)),)),))
-    record = Record("n", "", "", "small", {}, 0.0, "", result)
+    record = Record("n", "", "", "small", {}, 0.0, 0.0, "", result)
     assert json.loads(record.write(tmp_path).read_text())["result"]["figures"][0]["values"] == [None]
 
 

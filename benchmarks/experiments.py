@@ -1,0 +1,66 @@
+"""Write the section "Experiments" of RESULTS.md from what ``fedrebasin reproduce`` wrote.
+
+Run: ``fedrebasin reproduce NAME --out FOLDER`` for the experiments of interest, then
+``python benchmarks/experiments.py FOLDER [FOLDER ...]``. The section replaces the one that is there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+HEADING = "## Experiments"
+INTRODUCTION = """
+What `fedrebasin reproduce NAME` finds at small scale, beside what the papers say. `±` is the sample standard deviation
+over the seeds. "The paper's" is its number where its text gives one, else empty: the scales differ (the papers train
+wider networks for longer on larger data), so that orderings are compared and not values. A claim that does not hold is
+shown with what was found instead. Seconds are of CPU, training included where models were not kept from another
+experiment.
+"""
+
+
+def section(folders: list[Path]) -> str:
+    records = [json.loads(file.read_text()) for folder in folders for file in sorted(folder.glob("*.json"))]
+    lines = [
+        HEADING,
+        INTRODUCTION,
+        "| experiment | data | claim | verdict | seconds | device |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        data = record["setting"]["recipe"]["dataset"]
+        for number, claim in enumerate(record["result"]["claims"]):
+            first = number == 0
+            cells = [
+                f"`{record['name']}` ({record['source']})" if first else "",
+                f"{data}, {len(record['setting']['seeds'])} seeds" if first else "",
+                claim["text"],
+                claim["verdict"] + (f": {claim['why']}" if claim["verdict"] != "holds" and claim["why"] else ""),
+                f"{record['cpu_seconds']:.0f}" if first else "",
+                record["device"] if first else "",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| experiment | data | quantity | ours | the paper's |", "|---|---|---|---|---|"]
+    for record in records:
+        data = record["setting"]["recipe"]["dataset"]
+        for number, figure in enumerate(record["result"]["figures"]):
+            spread = f" ± {figure['deviation']:.2g}" if len(figure["values"]) > 1 else ""
+            value = "not finite" if figure["mean"] is None else f"{figure['mean']:.4g}{spread} {figure['unit']}".strip()
+            name = f"`{record['name']}`" if number == 0 else ""
+            lines.append(f"| {name} | {data if number == 0 else ''} | {figure['what']} | {value} | {figure['paper']} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
+    found = section([Path(folder) for folder in sys.argv[1:]] or [Path("out")])
+    pattern = re.compile(rf"^{HEADING}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    text = pattern.sub(lambda _: found + "\n", text) if pattern.search(text) else f"{text.rstrip()}\n\n{found}"
+    RESULTS.write_text(text.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
