@@ -1,4 +1,4 @@
-"""Data sets as four tensors: standardised by the training set's mean and deviation of each channel."""
+"""Data sets as four tensors, standardised by the mean and deviation of the training set."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _digits() -> Dataset:
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     cut = round(DIGITS_TEST_SHARE * len(labels))
     test, train = order[:cut], order[cut:]
-    return _standardised(images[train], labels[train], images[test], labels[test])
+    return _standardised(images[train], labels[train], images[test], labels[test], each_pixel=True)
 
 
 def _idx(name: str, folder: Path) -> Dataset:
@@ -154,11 +154,15 @@ def _standardised(
     train_labels: NDArray[np.generic],
     test_inputs: NDArray[np.generic],
     test_labels: NDArray[np.generic],
+    each_pixel: bool = False,
 ) -> Dataset:
+    """Each channel, or each pixel of each channel, gets mean 0 and deviation 1 over the training set."""
     train = torch.from_numpy(np.array(train_inputs, np.float32))
     test = torch.from_numpy(np.array(test_inputs, np.float32))
-    mean = train.mean((0, 2, 3), keepdim=True)
-    deviation = train.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+    over = (0,) if each_pixel else (0, 2, 3)
+    mean = train.mean(over, keepdim=True)
+    deviation = train.std(over, keepdim=True)
+    deviation[deviation == 0] = 1  # a pixel that is always empty stays 0
     return Dataset(
         (train - mean) / deviation,
         torch.from_numpy(np.array(train_labels, np.int64)),
