@@ -17,8 +17,8 @@ INTRODUCTION = """
 What `fedrebasin reproduce NAME` finds at small scale, beside what the papers say. `±` is the sample standard deviation
 over the seeds. "The paper's" is its number where its text gives one, else empty: the scales differ (the papers train
 wider networks for longer on larger data), so that orderings are compared and not values. A claim that does not hold is
-shown with what was found instead. Seconds are of CPU, training included where models were not kept from another
-experiment.
+shown with what was found instead. Seconds are of CPU, training included; a model that several experiments use counts in
+each of them.
 """
 
 

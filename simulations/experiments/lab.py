@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -25,6 +27,7 @@ Batches = list[tuple[Tensor, Tensor]]
 Progress = Callable[[str, int, int], None]
 INITIALISATION, BATCHES, CHILDREN = range(3)
 BATCH = 1024
+SECONDS = "cpu-seconds"
 MIN_HELD_OUT = 500
 
 
@@ -80,6 +83,7 @@ class Lab:
         device: ``auto`` takes the GPU where there is one.
         progress: called with who is at work, how many epochs are done, and of how many.
         test_examples: at most this many test examples are used, 0 for all.
+        costs: CPU seconds that models taken from the disk once took to train, by file; filled as they are used.
     """
 
     folder: Path
@@ -87,6 +91,7 @@ class Lab:
     device: str = "auto"
     progress: Progress = lambda who, done, total: None
     test_examples: int = 2000
+    costs: dict[str, float] = field(default_factory=dict)
 
     def data(self, name: str) -> Dataset:
         """A data set.
@@ -116,9 +121,11 @@ class Lab:
         """The model after each kept epoch and at the end, from the disk if it is there."""
         file = self.folder / f"{recipe.digest}.safetensors"
         if file.is_file():
-            return self._load(file)
+            return self._load(file, kept=True)
+        started = time.process_time()
         found = self._train(recipe)
-        self._save(file, {f"{epoch}|{key}": tensor for epoch, state in found.items() for key, tensor in state.items()})
+        tensors = {f"{epoch}|{key}": tensor for epoch, state in found.items() for key, tensor in state.items()}
+        self._save(file, tensors, time.process_time() - started)
         return self._load(file)
 
     def retrained(self, recipe: Recipe, start: State, mask: State | None = None, label: str = "") -> State:
@@ -135,7 +142,9 @@ class Lab:
             for key, tensor in sorted(part.items()):
                 digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         file = self.folder / f"{digest.hexdigest()[:20]}.safetensors"
-        if not file.is_file():
+        kept = file.is_file()
+        if not kept:
+            started = time.process_time()
             model = self.model(recipe)
             model.load_state_dict(dict(start))
             masked = _with_masks(model, mask or {})
@@ -143,8 +152,9 @@ class Lab:
             for module, name in masked:
                 prune.remove(module, name)  # type: ignore[no-untyped-call]
             state = dict(model.state_dict())
-            self._save(file, {f"0|{key}": t for key, t in (apply_mask(state, mask) if mask else state).items()})
-        return self._load(file)[0]
+            tensors = {f"0|{key}": t for key, t in (apply_mask(state, mask) if mask else state).items()}
+            self._save(file, tensors, time.process_time() - started)
+        return self._load(file, kept)[0]
 
     def test(self, dataset: str) -> Batches:
         """The part of the test set that is reported, in batches on the device."""
@@ -224,16 +234,21 @@ class Lab:
         device = pick_device(self.device)
         return [(inputs[part].to(device), labels[part].to(device)) for part in torch.split(index, BATCH)]
 
-    def _save(self, file: Path, tensors: dict[str, Tensor]) -> None:
+    def _save(self, file: Path, tensors: dict[str, Tensor], seconds: float) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".part")
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, unfinished)
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(plain, unfinished, metadata={SECONDS: str(seconds)})
         unfinished.replace(file)
+        self.costs[file.name] = 0.0  # counted in this process's time
 
-    def _load(self, file: Path) -> dict[int, State]:
+    def _load(self, file: Path, kept: bool = False) -> dict[int, State]:
         found: dict[int, dict[str, Tensor]] = {}
         try:
             tensors = load_file(file, device=str(pick_device(self.device)))
+            if kept and file.name not in self.costs:
+                with safe_open(file, "pt") as opened:
+                    self.costs[file.name] = float((opened.metadata() or {}).get(SECONDS, 0.0))
         except Exception as error:
             raise DataError(f"{file}: not a kept model, delete it to train it again: {error}") from None
         for name, tensor in tensors.items():

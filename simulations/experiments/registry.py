@@ -127,7 +127,7 @@ def reproduce(
         scale=scale,
         setting=asdict(setting),
         seconds=time.perf_counter() - started,
-        cpu_seconds=time.process_time() - worked,
+        cpu_seconds=time.process_time() - worked + sum(lab.costs.values()),
         device=_device_in_words(device),
         result=result,
     )

@@ -127,8 +127,8 @@ class Record:
         source: paper, figure or table.
         scale: ``small`` or ``paper``.
         setting: everything that was set.
-        seconds: wall time, training included where it was not cached.
-        cpu_seconds: of this process, which says more on a machine that others use.
+        seconds: wall time of this run; models from the disk cost none.
+        cpu_seconds: of this process, and those that models from the disk once took to train.
         device: in words.
         result: what was found.
     """
