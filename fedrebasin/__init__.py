@@ -70,7 +70,9 @@ from fedrebasin.analysis import (
     weight_spectra,
 )
 from fedrebasin.axis import Axis, Factor, Layout
+from fedrebasin.batches import mode_of
 from fedrebasin.calibration import (
+    ActivationCorrelation,
     BatchNormMoments,
     Evaluation,
     GramMatrices,
@@ -91,8 +93,10 @@ from fedrebasin.calibration import (
     evaluate,
     expected_calibration_error,
     fit_temperature,
+    fold_correction,
     fold_temperature,
     head_weight,
+    interpolated_moments,
     logits_of,
     permute_gram,
     permute_moments,
@@ -100,6 +104,8 @@ from fedrebasin.calibration import (
     reliability_bins,
     repair,
     repairable_weights,
+    unit_places,
+    with_moments,
 )
 from fedrebasin.errors import (
     CalibrationError,
@@ -141,6 +147,7 @@ if not (_here / "strategies").is_dir():
     __path__.append(str(_here.parent))
 
 __all__ = [
+    "ActivationCorrelation",
     "Additivity",
     "AlignTo",
     "Aligner",
@@ -222,10 +229,12 @@ __all__ = [
     "fit_temperature",
     "fixed_points",
     "flatness",
+    "fold_correction",
     "fold_temperature",
     "head_weight",
     "instability",
     "interpolate",
+    "interpolated_moments",
     "iterative_pruning",
     "layer_features",
     "layers_of",
@@ -235,6 +244,7 @@ __all__ = [
     "loss_plane",
     "mask_agreement",
     "masked_barrier_states",
+    "mode_of",
     "one_shot_pruning",
     "partial_barriers",
     "partial_permutation",
@@ -267,7 +277,9 @@ __all__ = [
     "trace",
     "transport_mask",
     "unit_activity",
+    "unit_places",
     "weak_additivity",
     "weak_connectivity",
     "weight_spectra",
+    "with_moments",
 ]

@@ -9,7 +9,11 @@ from fedrebasin.calibration.affine import (
     watch,
     with_affine_matrix,
 )
-from fedrebasin.calibration.batch_norm import BatchNormMoments, Moments, recalibrate_batch_norm
+from fedrebasin.calibration.batch_norm import BatchNormMoments, Moments, recalibrate_batch_norm, with_moments
+from fedrebasin.calibration.correlation import (
+    ActivationCorrelation,
+    unit_places,
+)
 from fedrebasin.calibration.evaluation import (
     Evaluation,
     Score,
@@ -28,7 +32,7 @@ from fedrebasin.calibration.reliability import (
 from fedrebasin.calibration.repair import (
     PreActivationMoments,
     fold_correction,
-    interpolated,
+    interpolated_moments,
     permute_moments,
     repair,
     repairable_weights,
@@ -37,6 +41,7 @@ from fedrebasin.calibration.sums import Statistic, Sums, add_sums, collect_sums,
 from fedrebasin.calibration.temperature import Temperature, TemperatureCurve, fit_temperature, fold_temperature
 
 __all__ = [
+    "ActivationCorrelation",
     "AffineCall",
     "BatchNormMoments",
     "Evaluation",
@@ -67,7 +72,7 @@ __all__ = [
     "fold_correction",
     "fold_temperature",
     "head_weight",
-    "interpolated",
+    "interpolated_moments",
     "logits_of",
     "permute_gram",
     "permute_moments",
@@ -76,6 +81,8 @@ __all__ = [
     "repair",
     "repairable_weights",
     "unit_order",
+    "unit_places",
     "watch",
     "with_affine_matrix",
+    "with_moments",
 ]

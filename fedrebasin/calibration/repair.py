@@ -135,7 +135,9 @@ def repairable_weights(model: nn.Module, state: State, batch: Batch, spec: Permu
     return tuple(dict.fromkeys(c.weight for c in outputs if c.weight in (hidden & whole) - normalised))
 
 
-def interpolated(found: Sequence[Mapping[str, Moments]], weights: Sequence[float] | None = None) -> dict[str, Moments]:
+def interpolated_moments(
+    found: Sequence[Mapping[str, Moments]], weights: Sequence[float] | None = None
+) -> dict[str, Moments]:
     """The targets of REPAIR: weighted means of the end points' means and spreads (Jordan 2023, Eq. 2 and 3).
 
     Args:
@@ -198,7 +200,9 @@ def repair(
     result = dict(merged)
     if keys := repairable_weights(model, merged, first, spec.bind(merged)):
         plain = PreActivationMoments(keys)
-        targets = interpolated([plain.finish(collect_sums(plain, model, state, batches)) for state in states], weights)
+        targets = interpolated_moments(
+            [plain.finish(collect_sums(plain, model, state, batches)) for state in states], weights
+        )
         for number in range(passes):
             statistic = PreActivationMoments(keys, targets if number == 0 else {})
             for key, current in statistic.finish(collect_sums(statistic, model, result, batches)).items():

@@ -14,7 +14,7 @@ from fedrebasin import (
     repair,
     repairable_weights,
 )
-from fedrebasin.calibration import interpolated
+from fedrebasin.calibration import interpolated_moments
 from tests.calibration.nets import ConvNet, batches, examples, mlp, random_state
 
 
@@ -39,7 +39,7 @@ def test_hidden_pre_activations_get_the_interpolated_moments(size: int, weights:
     hidden = repairable_weights(model, merged, parts[0], spec)
     assert hidden == ("0.weight", "2.weight")
     repaired = repair(model, merged, states, parts, spec, weights, passes=1 if size == 60 else 2)
-    targets = interpolated([moments_of(model, state, hidden, parts) for state in states], weights)
+    targets = interpolated_moments([moments_of(model, state, hidden, parts) for state in states], weights)
     found = moments_of(model, repaired, hidden, parts)
     for key in hidden:
         assert torch.allclose(found[key].mean, targets[key].mean, rtol=1e-6, atol=1e-9)
@@ -89,7 +89,7 @@ def test_without_a_bias_only_the_spread_is_restored() -> None:
     states, merged, data, spec = setting(model, (6,))
     repaired = repair(model, merged, states, [data], spec)
     assert list(repaired) == list(merged)
-    targets = interpolated([moments_of(model, state, ("0.weight",), [data]) for state in states])
+    targets = interpolated_moments([moments_of(model, state, ("0.weight",), [data]) for state in states])
     found = moments_of(model, repaired, ("0.weight",), [data])
     assert torch.allclose(found["0.weight"].variance, targets["0.weight"].variance, rtol=1e-6)
 
