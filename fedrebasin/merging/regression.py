@@ -68,27 +68,36 @@ class RegressionMean:
         if self._clients and set(grams) != set(self._matrices):
             different = ", ".join(sorted(set(grams) ^ set(self._matrices)))
             raise MergeError(f"the clients' Gram matrices are for different weights: {different}")
+        # Nothing is added before all of it is known to fit.
         for key, gram in grams.items():
-            if key not in state or gram.shape[1] != math.prod(state[key].shape[1:]) + 1:
+            fits = key in state and gram.shape[1] == math.prod(state[key].shape[1:]) + 1
+            if (
+                not fits
+                or not len(gram)
+                or len(state[key]) % len(gram)
+                or gram.shape[1:] != gram.shape[1:2] * (gram.dim() - 1)
+            ):
                 raise MergeError(f"{key}: a Gram matrix of shape {tuple(gram.shape)} fits no weight")
-            own = affine_matrix(state, key, len(gram)).to(gram.device)
-            size = own.shape[-1]  # without a bias the appended 1 is no feature
-            if gram.dim() == 2:
-                matrix = gram[:, :size].double()
-                target = matrix[..., None] * own.mT
-            else:
-                matrix = gram[:, :size, :size].double()
-                diagonal = matrix.diagonal(dim1=1, dim2=2)
-                matrix = self.correlation * matrix + torch.diag_embed((1 - self.correlation) * diagonal)
-                target = matrix @ own.mT
-            if key not in self._matrices:
-                self._matrices[key], self._targets[key] = matrix, target
-            elif self._matrices[key].shape != matrix.shape:
-                raise MergeError(f"{key}: Gram matrices of shapes {tuple(gram.shape)} and others cannot be added")
-            else:
+            if self._clients and (len(gram), gram.dim()) != (len(self._matrices[key]), self._matrices[key].dim()):
+                raise MergeError(f"{key}: a Gram matrix of shape {tuple(gram.shape)} does not fit the other clients'")
+        for key, gram in grams.items():
+            matrix, target = self._terms(state, key, gram.double())
+            if self._clients:
                 self._matrices[key] += matrix
                 self._targets[key] += target
+            else:
+                self._matrices[key], self._targets[key] = matrix, target
         self._clients += 1
+
+    def _terms(self, state: State, key: str, gram: Tensor) -> tuple[Tensor, Tensor]:
+        own = affine_matrix(state, key, len(gram)).to(gram.device)
+        size = own.shape[-1]  # without a bias the appended 1 is no feature
+        if gram.dim() == 2:
+            return gram[:, :size].clone(), gram[:, :size, None] * own.mT
+        matrix = gram[:, :size, :size]
+        diagonal = matrix.diagonal(dim1=1, dim2=2)
+        matrix = self.correlation * matrix + torch.diag_embed((1 - self.correlation) * diagonal)
+        return matrix, matrix @ own.mT
 
     def finish(self, average: State) -> dict[str, Tensor]:
         """The merged model.

@@ -128,6 +128,7 @@ def test_diagonals_weigh_by_the_size_of_each_feature() -> None:
     grams = [{"0.weight": torch.tensor([[1.0, 3.0, 1.0]])}, {"0.weight": torch.tensor([[1.0, 1.0, 1.0]])}]
     merged = regression_mean(states, grams, average(states), ridge=0.0)
     assert merged["0.weight"].tolist() == [[2.0, 1.5]]
+    assert grams[0]["0.weight"].tolist() == [[1.0, 3.0, 1.0]]
     whole = [{"0.weight": torch.diag_embed(gram["0.weight"]) + 0.5} for gram in grams]
     scaled = regression_mean(states, whole, average(states), correlation=0.0, ridge=0.0)
     assert torch.allclose(scaled["0.weight"], torch.tensor([[2.0, (3.5 + 3 * 1.5) / 5.0]]))
@@ -147,6 +148,12 @@ def test_wrong_input_is_refused() -> None:
         regression_mean(states, [{"0.weight": torch.eye(3)[None]}] * 2, mean)
     with pytest.raises(MergeError, match=r"different weights: 4\.weight"):
         regression_mean(states, [grams[0], {key: grams[1][key] for key in ("0.weight", "2.weight")}], mean)
+    merge = RegressionMean()
+    merge.add(states[0], grams[0])
+    whole = merge.finish(mean)
+    with pytest.raises(MergeError, match=r"4\.weight: a Gram matrix of shape \(4, 13, 13\) does not fit the other"):
+        merge.add(states[1], {**grams[1], "4.weight": grams[1]["4.weight"].expand(4, -1, -1)})
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in merge.finish(mean).items())
     with pytest.raises(MergeError, match="no clients"):
         RegressionMean().finish(mean)
     with pytest.raises(MergeError, match="correlation 2"):
