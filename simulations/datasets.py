@@ -154,6 +154,7 @@ def _standardised(
     train_labels: NDArray[np.generic],
     test_inputs: NDArray[np.generic],
     test_labels: NDArray[np.generic],
+    *,
     each_pixel: bool = False,
 ) -> Dataset:
     """Each channel, or each pixel of each channel, gets mean 0 and deviation 1 over the training set."""
