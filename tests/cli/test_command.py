@@ -58,7 +58,7 @@ def test_the_version(capsys):
         (["compare", "--stratgies", "fedavg"], "--strategies"),
         (["compare", "--clients", "12", "--partition", "label-skew"], "12 clients where the data has 10 classes"),
         (["compare", "--clients", "2000"], "cannot be split"),
-        (["comprae"], "Choose from compare, spec"),
+        (["comprae"], "Choose from compare"),
         (["spec"], "--model"),
         (["spec", "--model", "resnet18"], "write torchvision:NAME or package.module:callable"),
         (["spec", "--model", "torchvision:resnet81"], "close to it: resnet18"),
