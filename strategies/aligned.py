@@ -17,9 +17,11 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 from fedrebasin import Aligner, AlignTo, Identity, Merge, PermutationSpec, RebasinError, SpecError, started_from
 
 from .alignment_metrics import alignment_metrics
-from .records import RecordError, State, Template, to_state
+from .device import move, pick_device
+from .records import RecordError, Template, to_state
 from .round import Calibrator, Probe, Round
-from .screening import Reply, Screened, find_attribute, is_a, screen
+from .screening import Reply, Screened, is_a, screen
+from .wire import QUERY
 
 KEEPS_STATE = (FedAvgM, FedOpt)
 
@@ -27,8 +29,8 @@ KEEPS_STATE = (FedAvgM, FedOpt)
 class Aligned(Strategy):
     """Wraps a Flower strategy: replies are checked and aligned, then the strategy aggregates as it always does.
 
-    With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy, bit
-    for bit but for the dtypes, which are the global model's again.
+    With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy,
+    bit for bit but for the dtypes, which are the global model's again.
 
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).
@@ -39,6 +41,8 @@ class Aligned(Strategy):
         probes: measure the finished round; their floats land in Flower's ``Result``. One that fails is reported and
             changes nothing.
         device: where matching runs: ``"auto"`` takes the GPU where there is one.
+        query_type: the message type of the requests for sums. ``"train"`` reaches clients whose app has only
+            :class:`StatisticsMod` and no query handler: Flower runs mods only around functions that the app has.
 
     Raises:
         RebasinError: if the parts do not fit together.
@@ -53,13 +57,15 @@ class Aligned(Strategy):
         calibrators: Sequence[Calibrator] = (),
         probes: Sequence[Probe] = (),
         device: str | torch.device = "auto",
+        query_type: str = QUERY,
     ) -> None:
         self.strategy = FedAvg() if strategy is None else strategy
         self.spec = spec
         self.aligner: Aligner = AlignTo() if aligner is None else aligner
         self.calibrators = tuple(calibrators)
         self.probes = tuple(probes)
-        self.device = _pick_device(device)
+        self.device = pick_device(device)
+        self.query_type = query_type
         self.beta: float | None = None
         self._arrays = ArrayRecord()
         self._template = Template({})
@@ -120,11 +126,11 @@ class Aligned(Strategy):
     def _align(self, replies: Sequence[Reply]) -> Merge | None:
         if isinstance(self.aligner, Identity) or self.spec is None:
             return None
-        states = [_to_device(reply.state, self.device) for reply in replies]
+        states = [move(reply.state, self.device) for reply in replies]
         weights = [reply.num_examples for reply in replies]
         aligner = self.aligner
         if isinstance(aligner, AlignTo) and aligner.reference == "auto":
-            global_state = _to_device(to_state(self._arrays), self.device)
+            global_state = move(to_state(self._arrays), self.device)
             shared = started_from(self.spec, global_state, states)
             log(INFO, "aggregate_train: the reference is %s", "the global model" if shared else "the clients' medoid")
             aligner = replace(aligner, reference=global_state if shared else "medoid")
@@ -159,13 +165,13 @@ class Aligned(Strategy):
         current = Round(
             server_round=server_round,
             spec=self.spec,
-            global_state=_to_device(to_state(self._arrays), self.device),
+            global_state=move(to_state(self._arrays), self.device),
             replies=replies,
             merge=merge,
-            state=_to_device(to_state(arrays), self.device),
+            state=move(to_state(arrays), self.device),
             grid=self._grid,
             device=self.device,
-            arrayrecord_key=find_attribute(self.strategy, "arrayrecord_key", "arrays"),
+            query_type=self.query_type,
         )
         for calibrator in self.calibrators:
             name = type(calibrator).__name__
@@ -233,19 +239,6 @@ def _with_metrics(metrics: MetricRecord | None, measured: dict[str, float]) -> M
     for key, value in measured.items():
         merged[f"rebasin-{key}" if key != "beta" else key] = float(value)
     return merged
-
-
-def _to_device(state: State, device: torch.device) -> State:
-    return {key: tensor.to(device) for key, tensor in state.items()}
-
-
-def _pick_device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise RebasinError(f"device {device!r} is not one: use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
 
 
 def _kebab(name: str) -> str:

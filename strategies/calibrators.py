@@ -1,34 +1,54 @@
-"""Calibrators: what is done to the aggregate after the inner strategy, on the server's own data."""
+"""Calibrators: what is done to the aggregate after the inner strategy, on server data or on sums from the clients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
-from fedrebasin import CalibrationError, fit_temperature, recalibrate_batch_norm
+from fedrebasin import (
+    BatchNormMoments,
+    Moments,
+    PreActivationMoments,
+    TemperatureCurve,
+    fit_temperature,
+    fold_correction,
+    interpolated_moments,
+    logits_of,
+    recalibrate_batch_norm,
+    repair,
+    repairable_weights,
+    with_moments,
+)
 
+from .errors import need_merge, need_spec
+from .federated import TIMEOUT, each, summed
+from .query import Question
+from .records import State
 from .round import Calibrated, Round
+from .wire import encode_sums
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+#: Pairs of inputs and class labels, iterated anew in every round; labels are not needed where nothing is predicted.
+Batches = Iterable[Any]
 
 
 @dataclass(frozen=True)
 class Temperature:
     """The inverse temperature ``beta`` that minimises the loss of ``beta * logits`` (LEWC, section 3.1).
 
-    The model stays as it is; ``beta`` is reported with the loss before and after.
+    The model stays as it is; ``beta`` is reported with the loss before and after, and kept on the strategy.
 
     Args:
-        model: the architecture; its own parameters are neither read nor changed.
-        batches: pairs of inputs and class labels, iterated anew in every round.
+        model: the architecture, needed with ``batches``; its own parameters are neither read nor changed.
+        batches: server data; without them the clients are asked for their losses at 81 temperatures, summed.
+        timeout: seconds to wait for the clients.
     """
 
-    model: nn.Module
-    batches: Batches
+    model: nn.Module | None = None
+    batches: Batches | None = None
+    timeout: float = TIMEOUT
 
     @property
     def rewrites_weights(self) -> bool:
@@ -39,24 +59,23 @@ class Temperature:
         """Fit ``beta`` to the aggregate's logits.
 
         Raises:
-            CalibrationError: if there are no batches or the logits are not finite.
+            CalibrationError: if there are no data, no answers, or the logits are not finite.
         """
-        logits, labels = [], []
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                for inputs, targets in self.batches:
-                    logits.append(functional_call(self.model, round_.state, (inputs.to(round_.device),)).cpu())
-                    labels.append(targets.cpu())
-        finally:
-            self.model.train(training)
-        if not logits:
-            raise CalibrationError("no batches to fit a temperature on")
-        fitted = fit_temperature(torch.cat(logits), torch.cat(labels))
+        left_out = 0
+        if self.model is not None and self.batches is not None:
+            fitted = fit_temperature(*logits_of(self.model, round_.state, self.batches))
+        else:
+            statistic = TemperatureCurve()
+            sums, left_out = summed(round_, statistic, round_.state, self.timeout)
+            fitted = statistic.finish(sums)
         return Calibrated(
             round_.state,
-            {"beta": fitted.beta, "nll": fitted.nll_before, "nll-calibrated": fitted.nll_after},
+            {
+                "beta": fitted.beta,
+                "nll": fitted.nll_before,
+                "nll-calibrated": fitted.nll_after,
+                "temperature-left-out": float(left_out),
+            },
         )
 
 
@@ -65,12 +84,14 @@ class BatchNormRecalibration:
     """BatchNorm's running statistics measured anew on the merged model (Git Re-Basin, appendix A.4).
 
     Args:
-        model: the architecture; its own parameters are neither read nor changed.
-        batches: inputs, or pairs of inputs and labels, iterated anew in every round.
+        model: the architecture, needed with ``batches``; its own parameters are neither read nor changed.
+        batches: server data; without them the clients send the moments of every BatchNorm's inputs as sums.
+        timeout: seconds to wait for the clients.
     """
 
-    model: nn.Module
-    batches: Iterable[Tensor] | Batches
+    model: nn.Module | None = None
+    batches: Batches | None = None
+    timeout: float = TIMEOUT
 
     @property
     def rewrites_weights(self) -> bool:
@@ -81,6 +102,69 @@ class BatchNormRecalibration:
         """Replace the aggregate's running statistics.
 
         Raises:
-            CalibrationError: if there are no batches.
+            CalibrationError: if there are no data or no answers.
         """
-        return Calibrated(recalibrate_batch_norm(self.model, round_.state, self.batches))
+        if self.model is not None and self.batches is not None:
+            return Calibrated(recalibrate_batch_norm(self.model, round_.state, self.batches))
+        if not any(key.endswith("running_mean") for key in round_.state):
+            return Calibrated(round_.state)
+        state, left_out = _recalibrated(round_, round_.state, self.timeout)
+        return Calibrated(state, {"batch-norm-left-out": float(left_out)})
+
+
+@dataclass(frozen=True)
+class Repair:
+    """REPAIR (Jordan 2023): hidden units get the mean and spread of the clients' units, interpolated.
+
+    Without server data each client measures its own aligned model on its own data, then all measure the merged one.
+
+    Args:
+        model: the architecture; its own parameters are neither read nor changed.
+        example_inputs: any valid input, to see which layer follows which; not needed with ``batches``.
+        batches: server data.
+        timeout: seconds to wait for the clients.
+    """
+
+    model: nn.Module
+    example_inputs: Any = None
+    batches: Batches | None = None
+    timeout: float = TIMEOUT
+
+    @property
+    def rewrites_weights(self) -> bool:
+        """Yes: the correction is folded into weights and biases."""
+        return True
+
+    def __call__(self, round_: Round) -> Calibrated:
+        """Correct the aggregate's hidden units.
+
+        Raises:
+            CalibrationError: if nothing was aligned, or there are no data or no answers.
+        """
+        merge, spec = need_merge(round_, "REPAIR"), need_spec(round_, "REPAIR")
+        shares = [reply.num_examples for reply in round_.replies]
+        if self.batches is not None:
+            repaired = repair(self.model, round_.state, merge.states, self.batches, spec, shares)
+            return Calibrated(repaired)
+        keys = repairable_weights(self.model, round_.state, self.example_inputs, spec)
+        state, answered = round_.state, len(round_.replies)
+        if keys:
+            found: dict[int, dict[str, Moments]] = {}
+            plain = PreActivationMoments(keys)
+            for position, sums in each(round_, lambda at: Question(plain, encode_sums(merge.states[at])), self.timeout):
+                found[position] = plain.finish(sums)
+            answered = len(found)
+            targets = interpolated_moments(list(found.values()), [shares[position] for position in found])
+            statistic = PreActivationMoments(keys, targets)
+            sums, _ = summed(round_, statistic, state, self.timeout)
+            for key, current in statistic.finish(sums).items():
+                state = {**state, **fold_correction(state, key, current, targets[key])}
+        if any(key.endswith("running_mean") for key in state):
+            state, _ = _recalibrated(round_, state, self.timeout)
+        return Calibrated(state, {"repair-left-out": float(len(round_.replies) - answered)})
+
+
+def _recalibrated(round_: Round, state: State, timeout: float) -> tuple[State, int]:
+    statistic = BatchNormMoments()
+    sums, left_out = summed(round_, statistic, state, timeout)
+    return with_moments(state, statistic.finish(sums)), left_out

@@ -16,9 +16,10 @@ from torch import nn
 
 from fedrebasin import CalibrationError, Statistic, collect_sums
 
+from .device import move, pick_device
 from .records import RecordError, to_state
 from .statistics import STATISTICS
-from .wire import ACTION, MODEL, SUMS, encode_sums, move, pick_device, read_statistic
+from .wire import ACTION, MODEL, STATISTIC, SUMS, encode_sums, read_statistic
 
 Batches = Iterable[Any]
 CallNext = Callable[[Message, Context], Message]
@@ -28,7 +29,10 @@ REFUSED = 100  # an application's error code, apart from Flower's own
 
 @dataclass(frozen=True)
 class StatisticsMod:
-    """A Flower mod that answers ``query.fedrebasin`` and passes every other message on.
+    """A Flower mod that answers requests for sums and passes every other message on.
+
+    Flower runs mods only around functions that the app has registered: where there is no query function, requests come
+    as training messages, ``Aligned(..., query_type="train")``. :func:`register` needs neither.
 
     Args:
         model: makes the architecture for a context; the parameters come with each query.
@@ -48,7 +52,7 @@ class StatisticsMod:
 
     def __call__(self, message: Message, context: Context, call_next: CallNext) -> Message:
         """Answer the query, or hand the message on."""
-        if message.metadata.message_type != f"query.{ACTION}":
+        if not message.has_content() or STATISTIC not in message.content.config_records:
             return call_next(message, context)
         return self.answer(message, context)
 
@@ -80,7 +84,7 @@ def register(
     min_examples: int = 16,
     device: str = "auto",
 ) -> None:
-    """Let a ClientApp answer the server's requests for sums; for one that cannot be edited use :class:`StatisticsMod`.
+    """Let a ClientApp answer the server's requests for sums; whoever wrote the app.
 
     Args:
         app: the app to add the query handler to.

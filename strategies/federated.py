@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedrebasin import CalibrationError, Statistic, add_sums
 
+from .device import move
 from .query import Question, ask
-from .records import State
 from .round import Round
-from .screening import Reply
-from .wire import encode_sums, move
+from .wire import encode_sums
 
 TIMEOUT = 600.0
 
 
 def summed(
-    round_: Round, statistic: Statistic[Any], state: State, timeout: float = TIMEOUT
+    round_: Round, statistic: Statistic[Any], state: Mapping[str, Tensor], timeout: float = TIMEOUT
 ) -> tuple[dict[str, Tensor], int]:
     """A statistic of one model, over the data of all clients of the round.
 
@@ -37,39 +35,35 @@ def summed(
         CalibrationError: if no client gave sums, or they do not fit one another.
     """
     model = encode_sums(state)
-    found = ask(round_.grid, {reply.node_id: Question(statistic, model) for reply in round_.replies}, timeout=timeout)
     total: dict[str, Tensor] = {}
-    for sums in found.values():
+    answered = 0
+    for _, sums in ask(
+        round_.grid,
+        {reply.node_id: Question(statistic, model) for reply in round_.replies},
+        timeout=timeout,
+        message_type=round_.query_type,
+    ):
         total = add_sums(total, sums)
-    return move(_demand(total, statistic.name), round_.device), len(round_.replies) - len(found)
+        answered += 1
+    if not total:
+        raise CalibrationError(f"{statistic.name}: no client sent sums")
+    return move(total, round_.device), len(round_.replies) - answered
 
 
 def each(
-    round_: Round,
-    question: Callable[[int, Reply], tuple[Statistic[Any], Mapping[str, Tensor] | ArrayRecord]],
-    timeout: float = TIMEOUT,
+    round_: Round, question: Callable[[int], Question], timeout: float = TIMEOUT
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """A statistic of each client's own model on its own data, one client at a time.
-
-    Gram matrices are larger than models: one client's are folded in and released before the next one is asked.
+    """A statistic of each client on its own data, one client at a time: Gram matrices are larger than models.
 
     Args:
         round_: whose clients are asked.
-        question: the statistic and the model for the client at a position in ``round_.replies``.
-        timeout: seconds to wait for each.
+        question: for the client at a position in ``round_.replies``.
+        timeout: seconds to wait for the slowest.
 
     Yields:
-        the client's position and its sums, on the round's device; clients without sums are left out.
+        the client's position and its sums, on the round's device, as they arrive; clients without sums are left out.
     """
-    for position, reply in enumerate(round_.replies):
-        statistic, model = question(position, reply)
-        arrays = model if isinstance(model, ArrayRecord) else encode_sums(model)
-        found = ask(round_.grid, {reply.node_id: Question(statistic, arrays)}, timeout=timeout)
-        if reply.node_id in found:
-            yield position, move(found[reply.node_id], round_.device)
-
-
-def _demand(sums: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    if not sums:
-        raise CalibrationError(f"{name}: no client sent sums")
-    return sums
+    positions = {reply.node_id: position for position, reply in enumerate(round_.replies)}
+    questions = {node_id: question(position) for node_id, position in positions.items()}
+    for node_id, sums in ask(round_.grid, questions, timeout=timeout, message_type=round_.query_type):
+        yield positions[node_id], move(sums, round_.device)

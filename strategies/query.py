@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from logging import WARNING
 from typing import Any
@@ -15,9 +16,10 @@ from torch import Tensor
 from fedrebasin import CalibrationError, Statistic
 
 from .records import RecordError
-from .wire import ACTION, MODEL, SUMS, decode_sums, describe_statistic
+from .wire import MODEL, QUERY, SUMS, decode_sums, describe_statistic
 
 MAX_BYTES = 2**31
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -29,42 +31,50 @@ class Question:
 
 
 def ask(
-    grid: Grid, questions: Mapping[int, Question], *, timeout: float, max_bytes: int = MAX_BYTES
-) -> dict[int, dict[str, Tensor]]:
-    """Ask nodes for sums over their own data.
+    grid: Grid,
+    questions: Mapping[int, Question],
+    *,
+    timeout: float,
+    message_type: str = QUERY,
+    max_bytes: int = MAX_BYTES,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Ask nodes for sums over their own data; answers come one by one, as they arrive.
 
     Args:
         grid: Flower's grid.
         questions: by node.
         timeout: seconds to wait; a client that died is noticed only then.
+        message_type: of the queries, see :class:`fedrebasin.strategies.Aligned`.
         max_bytes: sums larger than this are refused.
 
-    Returns:
-        the sums by node, valid for their statistic. Nodes that refuse, fail, are late or send something absurd are
+    Yields:
+        a node and its sums, valid for their statistic. Nodes that refuse, fail, are late or send something absurd are
         left out and logged with the reason.
     """
     # A list: a generator works in a simulation and fails in a deployment.
     messages = [
-        Message(
-            RecordDict({MODEL: question.model, **describe_statistic(question.statistic)}), node_id, f"query.{ACTION}"
-        )
+        Message(RecordDict({MODEL: question.model, **describe_statistic(question.statistic)}), node_id, message_type)
         for node_id, question in questions.items()
     ]
-    sums: dict[int, dict[str, Tensor]] = {}
-    left_out: dict[int, str] = {}
-    for reply in grid.send_and_receive(messages, timeout=timeout):
-        node_id = reply.metadata.src_node_id
-        if node_id not in questions or node_id in sums or node_id in left_out:
-            continue
-        try:
-            sums[node_id] = _read(reply, questions[node_id].statistic, max_bytes)
-        except (RecordError, CalibrationError) as error:
-            left_out[node_id] = str(error)
-    for node_id, question in questions.items():
-        if node_id not in sums:
-            reason = left_out.get(node_id, f"no answer within {timeout:g} s")
-            log(WARNING, "%s: left out node %d: %s", question.statistic.name, node_id, reason)
-    return {node_id: sums[node_id] for node_id in questions if node_id in sums}
+    waiting = {message_id for message_id in grid.push_messages(messages) if message_id}
+    unanswered = dict(questions)
+    deadline = time.monotonic() + timeout
+    while waiting and time.monotonic() < deadline:
+        replies = list(grid.pull_messages(waiting))
+        waiting -= {reply.metadata.reply_to_message_id for reply in replies}
+        for reply in replies:
+            node_id = reply.metadata.src_node_id
+            question = unanswered.pop(node_id, None)
+            if question is None:
+                continue
+            try:
+                yield node_id, _read(reply, question.statistic, max_bytes)
+            except (RecordError, CalibrationError) as error:
+                log(WARNING, "%s: left out node %d: %s", question.statistic.name, node_id, error)
+        if not replies:
+            time.sleep(POLL_SECONDS)
+    for node_id, question in unanswered.items():
+        log(WARNING, "%s: left out node %d: no answer within %g s", question.statistic.name, node_id, timeout)
 
 
 def _read(reply: Message, statistic: Statistic[Any], max_bytes: int) -> dict[str, Tensor]:

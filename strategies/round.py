@@ -13,6 +13,7 @@ from fedrebasin import Merge, PermutationSpec
 
 from .records import State
 from .screening import Reply
+from .wire import QUERY
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Round:
         state: the aggregate, in the global dtypes, on ``device``.
         grid: to send queries to clients.
         device: where the server computes.
-        arrayrecord_key: the name under which clients expect arrays.
+        query_type: the message type under which clients answer queries.
     """
 
     server_round: int
@@ -39,7 +40,7 @@ class Round:
     state: State
     grid: Grid
     device: torch.device
-    arrayrecord_key: str
+    query_type: str = QUERY
 
 
 @dataclass(frozen=True)

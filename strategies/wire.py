@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fedrebasin import Moments, Statistic
 
+from .device import move
 from .records import FLOATS, Form, RecordError, decode_array, to_state
 
-#: The message type of a query is ``query.fedrebasin``.
 ACTION = "fedrebasin"
+QUERY = f"query.{ACTION}"
 MODEL = "arrays"
 STATISTIC = "statistic"
 SUMS = "sums"
@@ -26,8 +27,9 @@ MAX_NAME = 200
 
 
 def describe_statistic(statistic: Statistic[Any]) -> dict[str, ConfigRecord | ArrayRecord]:
-    """The records that name a statistic and its settings: numbers, strings and tuples of them in a ConfigRecord, a
-    state dict or moments by name in an ArrayRecord of their own.
+    """The records that name a statistic and its settings.
+
+    Numbers, strings and tuples of them go into a ConfigRecord; a state dict, or moments by name, into an ArrayRecord.
 
     Raises:
         RecordError: if a setting is something else, or the statistic is not a dataclass.
@@ -49,9 +51,7 @@ def describe_statistic(statistic: Statistic[Any]) -> dict[str, ConfigRecord | Ar
     return records
 
 
-def read_statistic(
-    content: RecordDict, known: Iterable[type[Statistic[Any]]], device: torch.device
-) -> Statistic[Any]:
+def read_statistic(content: RecordDict, known: Iterable[type[Statistic[Any]]], device: torch.device) -> Statistic[Any]:
     """The statistic that :func:`describe_statistic` described.
 
     Raises:
@@ -98,7 +98,9 @@ def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def encode_sums(sums: Mapping[str, Tensor]) -> ArrayRecord:
     """Sums as arrays, in the dtype that they have."""
-    return ArrayRecord({key: Array(np.asarray(tensor.detach().cpu().numpy(), order="C")) for key, tensor in sums.items()})
+    return ArrayRecord(
+        {key: Array(np.asarray(tensor.detach().cpu().numpy(), order="C")) for key, tensor in sums.items()}
+    )
 
 
 def decode_sums(record: ArrayRecord, max_bytes: int) -> dict[str, Tensor]:
@@ -122,8 +124,3 @@ def decode_sums(record: ArrayRecord, max_bytes: int) -> dict[str, Tensor]:
             raise RecordError(f"{key}: dtype {array.dtype} instead of a float")
         sums[key] = decode_array(key, array, Form(np.dtype(array.dtype), tuple(array.shape)))
     return sums
-
-
-def move(sums: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The sums on a device."""
-    return {key: tensor.to(device) for key, tensor in sums.items()}

@@ -57,6 +57,7 @@ def largest_change(spec: PermutationSpec, model: nn.Module, example_inputs: Any,
     args, kwargs = tree_map(_doubled, as_call(example_inputs))
     generator = torch.Generator().manual_seed(seed)
     with preserved(model), torch.no_grad(), _in_float64():
+        model.eval()
         state = randomised(model, generator)
         spec.bind(state)
         reference = _outputs(model, state, args, kwargs, seed)
@@ -110,9 +111,7 @@ def _scaled(key: str, shape: torch.Size, drawn: Tensor) -> Tensor:
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], args: Any, kwargs: Any, seed: int) -> list[Tensor]:
     torch.manual_seed(seed)
-    # In train mode buffers are written to: they must not carry over from one run to the next.
-    buffers = {key: state[key].clone() for key, _ in model.named_buffers() if key in state} if model.training else {}
-    out = torch.func.functional_call(model, {**state, **buffers}, args, kwargs, strict=False)
+    out = torch.func.functional_call(model, dict(state), args, kwargs, strict=False)
     return [one for one in tree_leaves(out) if isinstance(one, Tensor) and one.is_floating_point()]
 
 

@@ -36,7 +36,7 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
     the axes along a residual stream as if they were free (ResNet-50: 55109); tied, there are 25638.3.
 
     Args:
-        model: any module that torch.export accepts, in the mode (eval or train) whose function counts.
+        model: any module that torch.export accepts; it is read in evaluation mode, whichever it is in.
         example_inputs: a tensor, a tuple of tensors, or a dict of keyword tensors.
         check: apply random members with random parameters in float64 (see :func:`check`); a group that changes the
             function is dropped and reported. On the meta device nothing can be checked: ``spec.checked`` is False.
@@ -48,9 +48,10 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
     state = tensors_of(model)
     reading = Reading(_axes_of(state))
     with preserved(model), torch.no_grad():
+        model.eval()
         reading.run(_export(model, example_inputs))
         unread = _unread(state, reading)
-        if unread and not model.training:
+        if unread:
             _read_in_train_mode(model, example_inputs, reading, unread)
             unread = _unread(state, reading)
     for key in unread:

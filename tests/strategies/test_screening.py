@@ -28,7 +28,7 @@ START = make_state(seed=99)
 def record(**changes):
     """A good record with some arrays replaced; None removes one."""
     arrays = ArrayRecord(dict(make_state(seed=0)))
-    changed = {key: array for key, array in arrays.items()}
+    changed = dict(arrays.items())
     for name, array in changes.items():
         key = name.replace("_", ".", 1)
         if array is None:

@@ -1,0 +1,29 @@
+"""What a calibrator needs of a round, or a clear refusal."""
+
+from __future__ import annotations
+
+from fedrebasin import CalibrationError, Merge, PermutationSpec
+
+from .round import Round
+
+
+def need_merge(round_: Round, who: str) -> Merge:
+    """The round's aligned models.
+
+    Raises:
+        CalibrationError: if the aligner leaves everything as it is, so that there are none.
+    """
+    if round_.merge is None:
+        raise CalibrationError(f"{who} needs aligned models: use an aligner other than Identity")
+    return round_.merge
+
+
+def need_spec(round_: Round, who: str) -> PermutationSpec:
+    """The permutation spec.
+
+    Raises:
+        CalibrationError: if the strategy was given none.
+    """
+    if round_.spec is None:
+        raise CalibrationError(f"{who} needs the permutation spec: give the strategy spec=")
+    return round_.spec

@@ -1,0 +1,27 @@
+"""The statistics that a client is willing to answer, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedrebasin import (
+    BatchNormMoments,
+    Evaluation,
+    GramMatrices,
+    HeadSums,
+    LayerRegression,
+    PreActivationMoments,
+    Statistic,
+    TemperatureCurve,
+)
+
+#: What each of them gives away is listed in the docs; none holds anything of a single example.
+STATISTICS: tuple[type[Statistic[Any]], ...] = (
+    BatchNormMoments,
+    Evaluation,
+    GramMatrices,
+    HeadSums,
+    LayerRegression,
+    PreActivationMoments,
+    TemperatureCurve,
+)
