@@ -71,6 +71,10 @@ def trajectory(lab: Lab, setting: Setting) -> Result:
                 + ", ".join(f"{epoch} ({value:.4f} against {last[s]:.4f})" for s, (value, epoch) in enumerate(best)),
             ),
             Claim(
+                "the same on the mean over the seeds",
+                (all(fmean(last) <= fmean(found) for found in before.values()),),
+            ),
+            Claim(
                 "the permutations settle: the share of units placed as at the end rises with time",
                 tuple(row[-2] > row[0] for row in shares),
             ),
