@@ -67,8 +67,8 @@ class Vectors:
     def voting(self, state: State) -> dict[str, Tensor]:
         """The tensors of a state dict that vote, in float64."""
         spec = self._spec
-        keys = (key for key in spec.shapes if key not in spec.statistics and state[key].is_floating_point())
-        return {key: state[key].detach().double() for key in keys}
+        keys = (key for key in spec.shapes if key in state and key not in spec.statistics)
+        return {key: state[key].detach().double() for key in keys if state[key].is_floating_point()}
 
     def inner(self, a: State, b: State) -> float:
         """``<vec(a), vec(b)>`` over the voting tensors."""
