@@ -17,6 +17,7 @@ from fedrebasin import (
     fold_correction,
     interpolated_moments,
     logits_of,
+    mode_of,
     recalibrate_batch_norm,
     repair,
     repairable_weights,
@@ -146,7 +147,8 @@ class Repair:
         if self.batches is not None:
             repaired = repair(self.model, round_.state, merge.states, self.batches, spec, shares)
             return Calibrated(repaired)
-        keys = repairable_weights(self.model, round_.state, self.example_inputs, spec)
+        with mode_of(self.model):
+            keys = repairable_weights(self.model, round_.state, self.example_inputs, spec)
         state, answered = round_.state, len(round_.replies)
         if keys:
             found: dict[int, dict[str, Moments]] = {}
