@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.features import record_activations
 from fedrebasin.analysis.streams import Running, Spread, cosine, each_batch, normalised_distance, ratio
-from fedrebasin.batches import Batch, State
+from fedrebasin.batches import Batch, State, mode_of
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,17 @@ def weak_additivity(
     """
     running: dict[str, Running] = {}
     sums: dict[str, Tensor] = {}
-    for batch in each_batch(model, batches):
-        of_a, of_b = (record_activations(model, state, batch) for state in (a, b))
-        for name, (function, x_a, _) in of_a.items():
-            x_b = of_b[name].inputs
-            # in place on a tensor made here, should the function be an in-place one
-            left = function((1 - lam) * x_a + lam * x_b)
-            right = (1 - lam) * function(x_a.clone()) + lam * function(x_b.clone())
-            running.setdefault(name, Running()).add(cosine(left, right))
-            found = torch.stack([term.square().sum() for term in (left - right, left, right)]).cpu()
-            sums[name] = sums[name] + found if name in sums else found
+    with mode_of(model):
+        for batch in each_batch(batches):
+            of_a, of_b = (record_activations(model, state, batch) for state in (a, b))
+            for name, (function, x_a, _) in of_a.items():
+                x_b = of_b[name].inputs
+                # in place on a tensor made here, should the function be an in-place one
+                left = function((1 - lam) * x_a + lam * x_b)
+                right = (1 - lam) * function(x_a.clone()) + lam * function(x_b.clone())
+                running.setdefault(name, Running()).add(cosine(left, right))
+                found = torch.stack([term.square().sum() for term in (left - right, left, right)]).cpu()
+                sums[name] = sums[name] + found if name in sums else found
     return tuple(
         Additivity(name, lam, running[name].spread(), normalised_distance(*sums[name].tolist())) for name in running
     )
@@ -93,12 +94,13 @@ def unit_activity(model: nn.Module, state: State, batches: Iterable[Batch]) -> t
     """
     counts: dict[str, int] = {}
     sums: dict[str, Tensor] = {}
-    for batch in each_batch(model, batches):
-        for name, activation in record_activations(model, state, batch).items():
-            rows = activation.by_unit
-            counts[name] = counts.get(name, 0) + len(rows)
-            found = torch.stack([rows.square().sum(0), (rows > 0).double().sum(0)])
-            sums[name] = sums[name] + found if name in sums else found
+    with mode_of(model):
+        for batch in each_batch(batches):
+            for name, activation in record_activations(model, state, batch).items():
+                rows = activation.by_unit
+                counts[name] = counts.get(name, 0) + len(rows)
+                found = torch.stack([rows.square().sum(0), (rows > 0).double().sum(0)])
+                sums[name] = sums[name] + found if name in sums else found
     return tuple(UnitActivity(name, total[0] / counts[name], total[1] / counts[name]) for name, total in sums.items())
 
 
@@ -135,15 +137,16 @@ def active_overlap(model: nn.Module, a: State, b: State, batches: Iterable[Batch
     """
     counts: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
-    for batch in each_batch(model, batches):
-        of_a, of_b = (record_activations(model, state, batch) for state in (a, b))
-        for name in of_a:
-            rows = [of[name].by_unit.clamp_min(0) for of in (of_a, of_b)]
-            on = [row > 0 for row in rows]
-            both = torch.stack([(on[0] & on[1]).double().sum(), (on[0] | on[1]).double().sum()]).cpu()
-            moment = torch.stack([row.square().sum(0) for row in rows])
-            counts[name] = counts[name] + both if name in counts else both
-            squares[name] = squares[name] + moment if name in squares else moment
+    with mode_of(model):
+        for batch in each_batch(batches):
+            of_a, of_b = (record_activations(model, state, batch) for state in (a, b))
+            for name in of_a:
+                rows = [of[name].by_unit.clamp_min(0) for of in (of_a, of_b)]
+                on = [row > 0 for row in rows]
+                both = torch.stack([(on[0] & on[1]).double().sum(), (on[0] | on[1]).double().sum()]).cpu()
+                moment = torch.stack([row.square().sum(0) for row in rows])
+                counts[name] = counts[name] + both if name in counts else both
+                squares[name] = squares[name] + moment if name in squares else moment
     return tuple(
         Overlap(name, ratio(*counts[name].tolist()), float(cosine(squares[name][:1], squares[name][1:])))
         for name in counts

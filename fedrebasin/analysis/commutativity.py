@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.features import layers_of, linear_part, record_layers
 from fedrebasin.analysis.streams import each_batch, normalised_distance
-from fedrebasin.batches import Batch, State
+from fedrebasin.batches import Batch, State, mode_of
 from fedrebasin.errors import CalibrationError
 from fedrebasin.matching import Matcher
 from fedrebasin.permutation import Permutation
@@ -67,20 +67,23 @@ def commutativity(
     """
     names = layers_of(model) if layers is None else tuple(layers)
     sums: dict[str, Tensor] = {}
-    for batch in each_batch(model, batches):
-        left, right = (record_layers(model, state, batch, names) for state in (a, b))
-        for name in left:
-            parts = [
-                linear_part(model, weights, name, record[name].inputs) for weights in (a, b) for record in (left, right)
-            ]
-            if any(part is None for part in parts):
-                continue
-            aa, ab, ba, bb = (part for part in parts if part is not None)
-            h_a, h_b = (record[name].inputs.double() for record in (left, right))
-            own, swapped = aa + bb, ab + ba
-            terms = (own - swapped, own, swapped, h_a - h_b, h_a, h_b)
-            found = torch.stack([term.square().sum() for term in terms]).cpu()
-            sums[name] = sums[name] + found if name in sums else found
+    with mode_of(model):
+        for batch in each_batch(batches):
+            left, right = (record_layers(model, state, batch, names) for state in (a, b))
+            for name in left:
+                parts = [
+                    linear_part(model, weights, name, record[name].inputs)
+                    for weights in (a, b)
+                    for record in (left, right)
+                ]
+                if any(part is None for part in parts):
+                    continue
+                aa, ab, ba, bb = (part for part in parts if part is not None)
+                h_a, h_b = (record[name].inputs.double() for record in (left, right))
+                own, swapped = aa + bb, ab + ba
+                terms = (own - swapped, own, swapped, h_a - h_b, h_a, h_b)
+                found = torch.stack([term.square().sum() for term in terms]).cpu()
+                sums[name] = sums[name] + found if name in sums else found
     if not sums:
         raise CalibrationError("no linear or convolutional layer ran")
     return tuple(_measured(a, b, name, total) for name, total in sums.items())

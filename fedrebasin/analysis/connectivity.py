@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedrebasin.analysis.barrier import interpolate
 from fedrebasin.analysis.features import Where, layer_features, layers_of, record_layers
 from fedrebasin.analysis.streams import Running, Spread, cosine, each_batch
-from fedrebasin.batches import Batch, State
+from fedrebasin.batches import Batch, State, mode_of
 from fedrebasin.calibration import evaluate
 from fedrebasin.errors import MergeError
 
@@ -104,17 +104,18 @@ def feature_connectivity(
     merged = [interpolate(a, b, lam) for lam in lams]
     sums: dict[tuple[int, str], dict[str, Running]] = {}
     order: list[str] = []
-    for batch in each_batch(model, batches):
-        of_a, of_b = (layer_features(record_layers(model, state, batch, names), where) for state in (a, b))
-        order = list(of_a)
-        for index, (lam, state) in enumerate(zip(lams, merged, strict=True)):
-            of_merged = layer_features(record_layers(model, state, batch, names), where)
-            for depth, layer in enumerate(order, 1):
-                shares = law_weights(law, lam, depth)
-                values = _values(of_merged[layer], of_a[layer], of_b[layer], shares)
-                running = sums.setdefault((index, layer), {key: Running() for key in values})
-                for key, value in values.items():
-                    running[key].add(value)
+    with mode_of(model):
+        for batch in each_batch(batches):
+            of_a, of_b = (layer_features(record_layers(model, state, batch, names), where) for state in (a, b))
+            order = list(of_a)
+            for index, (lam, state) in enumerate(zip(lams, merged, strict=True)):
+                of_merged = layer_features(record_layers(model, state, batch, names), where)
+                for depth, layer in enumerate(order, 1):
+                    shares = law_weights(law, lam, depth)
+                    values = _values(of_merged[layer], of_a[layer], of_b[layer], shares)
+                    running = sums.setdefault((index, layer), {key: Running() for key in values})
+                    for key, value in values.items():
+                        running[key].add(value)
     found = []
     for index, lam in enumerate(lams):
         for depth, layer in enumerate(order, 1):

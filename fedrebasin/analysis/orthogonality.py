@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.features import layers_of, linear_part, record_layers
 from fedrebasin.analysis.streams import Running, Spread, cosine, each_batch
-from fedrebasin.batches import Batch, State
+from fedrebasin.batches import Batch, State, mode_of
 from fedrebasin.errors import CalibrationError
 
 
@@ -52,17 +52,18 @@ def reciprocal_orthogonality(
     """
     names = layers_of(model) if layers is None else tuple(layers)
     sums: dict[str, tuple[Running, Running]] = {}
-    for batch in each_batch(model, batches):
-        of_a, of_b = (record_layers(model, state, batch, names) for state in (a, b))
-        for name in of_a:
-            own = _terms(model, name, ((a, of_a[name].inputs), (b, of_b[name].inputs)))
-            crossed = _terms(model, name, ((a, of_b[name].inputs), (b, of_a[name].inputs)))
-            if not own or not crossed:
-                continue
-            lengths = [torch.stack([term.norm(dim=1) for term in terms]).sum(0) for terms in (crossed, own)]
-            ratios, angles = sums.setdefault(name, (Running(), Running()))
-            ratios.add(lengths[0] / lengths[1].clamp_min(1e-300))
-            angles.add(cosine(own[0] + own[1] + crossed[0] + crossed[1], own[0] + own[1]))
+    with mode_of(model):
+        for batch in each_batch(batches):
+            of_a, of_b = (record_layers(model, state, batch, names) for state in (a, b))
+            for name in of_a:
+                own = _terms(model, name, ((a, of_a[name].inputs), (b, of_b[name].inputs)))
+                crossed = _terms(model, name, ((a, of_b[name].inputs), (b, of_a[name].inputs)))
+                if not own or not crossed:
+                    continue
+                lengths = [torch.stack([term.norm(dim=1) for term in terms]).sum(0) for terms in (crossed, own)]
+                ratios, angles = sums.setdefault(name, (Running(), Running()))
+                ratios.add(lengths[0] / lengths[1].clamp_min(1e-300))
+                angles.add(cosine(own[0] + own[1] + crossed[0] + crossed[1], own[0] + own[1]))
     if not sums:
         raise CalibrationError("no linear or convolutional layer ran")
     return tuple(Orthogonality(name, ratios.spread(), angles.spread()) for name, (ratios, angles) in sums.items())

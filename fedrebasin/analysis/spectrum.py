@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.features import layers_of, record_layers
 from fedrebasin.analysis.streams import each_batch, ratio
-from fedrebasin.batches import Batch, State
+from fedrebasin.batches import Batch, State, mode_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +89,14 @@ def activation_spectra(
     """
     names = layers_of(model) if layers is None else tuple(layers)
     grams: dict[str, Tensor] = {}
-    for batch in each_batch(model, batches):
-        for name, recorded in record_layers(model, state, batch, names).items():
-            inputs = recorded.inputs.double()
-            rows = inputs.movedim(1, -1) if inputs.dim() == 4 else inputs
-            rows = rows.reshape(-1, rows.shape[-1])
-            found = rows.mT @ rows
-            grams[name] = grams[name] + found if name in grams else found
+    with mode_of(model):
+        for batch in each_batch(batches):
+            for name, recorded in record_layers(model, state, batch, names).items():
+                inputs = recorded.inputs.double()
+                rows = inputs.movedim(1, -1) if inputs.dim() == 4 else inputs
+                rows = rows.reshape(-1, rows.shape[-1])
+                found = rows.mT @ rows
+                grams[name] = grams[name] + found if name in grams else found
     return {
         name: Spectrum(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0).cpu()) for name, gram in grams.items()
     }

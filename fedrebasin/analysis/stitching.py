@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.features import layers_of, module_named, record_layers
 from fedrebasin.analysis.streams import each_batch
-from fedrebasin.batches import Batch, State, logits_and_labels
+from fedrebasin.batches import Batch, State, logits_and_labels, mode_of
 from fedrebasin.calibration import Evaluation, Score, add_sums
 
 
@@ -39,14 +39,15 @@ def stitching(
     """
     names = layers_of(model) if layers is None else tuple(layers)
     sums: dict[str, dict[str, Tensor]] = {}
-    for batch in each_batch(model, batches):
-        for name, recorded in record_layers(model, lower, batch, names).items():
-            if "#" in name:
-                continue
-            with _replaced(module_named(model, name), recorded.outputs):
-                logits, labels = logits_and_labels(model, upper, batch)
-            found = _score_sums(logits, labels)
-            sums[name] = add_sums(sums[name], found) if name in sums else found
+    with mode_of(model):
+        for batch in each_batch(batches):
+            for name, recorded in record_layers(model, lower, batch, names).items():
+                if "#" in name:
+                    continue
+                with _replaced(module_named(model, name), recorded.outputs):
+                    logits, labels = logits_and_labels(model, upper, batch)
+                found = _score_sums(logits, labels)
+                sums[name] = add_sums(sums[name], found) if name in sums else found
     return {name: Evaluation().finish(total) for name, total in sums.items()}
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedrebasin.batches import Batch, mode_of, number_of_examples
+from fedrebasin.batches import Batch, number_of_examples
 from fedrebasin.errors import CalibrationError
 
 
@@ -60,17 +60,16 @@ def normalised_distance(difference: float, x: float, y: float) -> float:
     return ratio(difference, (x * y) ** 0.5)
 
 
-def each_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches that are not empty, with the model in evaluation mode meanwhile.
+def each_batch(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches that are not empty.
 
     Raises:
         CalibrationError: if there is none.
     """
     seen = False
-    with mode_of(model):
-        for batch in batches:
-            if number_of_examples(batch):
-                seen = True
-                yield batch
+    for batch in batches:
+        if number_of_examples(batch):
+            seen = True
+            yield batch
     if not seen:
         raise CalibrationError("there are no batches to measure on")

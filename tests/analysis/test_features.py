@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedrebasin import CalibrationError
-from fedrebasin.analysis import layer_features, layers_of, record_activations, record_layers
+from fedrebasin.analysis import feature_connectivity, layer_features, layers_of, record_activations, record_layers
 from fedrebasin.models import MLP
 
 from .nets import make_batches, make_cnn, make_mlp, make_spec, random_state
@@ -79,3 +79,11 @@ def test_errors_are_one_line(call, message):
     with pytest.raises(CalibrationError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_the_mode_is_restored_while_an_error_is_still_held():
+    model = make_mlp().train()
+    with pytest.raises(RuntimeError) as caught:
+        feature_connectivity(model, *[random_state(model, 0)] * 2, [torch.zeros(2, 99, dtype=torch.float64)])
+    assert caught.value is not None
+    assert all(module.training for module in model.modules())
