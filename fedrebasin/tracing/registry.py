@@ -134,7 +134,7 @@ class Call:
         axis = resolve(axes[dim])
         if length == axis.size:
             return value.axes
-        if isinstance(axis, Part) and self._tells_apart(axis, axes):
+        if isinstance(axis, Part) and self._tells_apart(axis, axes, length):
             if length == 1:
                 return tuple(UNIT if d == dim else at(tree, axis, start) for d, tree in enumerate(axes))
             some = Part(length, axis.pinned)
@@ -144,9 +144,14 @@ class Call:
         axes[dim], _ = cut(axis, length, self.operator)
         return tuple(axes)
 
-    def _tells_apart(self, selector: Part, axes: Sequence[Tree]) -> bool:
-        """Let the parts that always occur with ``selector`` differ from one of its units to the next."""
-        if selector.size > LARGEST_SELECTOR:
+    def _tells_apart(self, selector: Part, axes: Sequence[Tree], length: int) -> bool:
+        """Whether other parts differ from one unit of ``selector`` to the next.
+
+        When single units are picked, the parts that always occur with the selector are given that freedom.
+        """
+        if any(selector_of(found) is selector for axis in axes for found in cases_in(axis)):
+            return True
+        if selector.size > LARGEST_SELECTOR or length > 1:
             return False
         others = {part for axis in axes for part in leaves(axis)} - {selector}
         free = [part for part in others if part.pinned is None and part.places <= selector.places]
@@ -154,7 +159,7 @@ class Call:
             pin(selector, Pinned("its entries are told apart", self.operator))
             options = [Part(part.size, places=set(part.places)) for _ in range(selector.size)]
             part.bound = case(selector, options)
-        return bool(free) or any(selector_of(found) is selector for axis in axes for found in cases_in(axis))
+        return bool(free)
 
 
 def register_rule(*operators: str) -> Callable[[AnyRule], AnyRule]:

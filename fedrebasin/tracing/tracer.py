@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -83,7 +84,10 @@ def _axes_of(state: Mapping[str, Tensor]) -> dict[str, Value]:
 def _export(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     args, kwargs = as_call(example_inputs)
     try:
-        return torch.export.export(model, args, kwargs, strict=False)
+        with warnings.catch_warnings():
+            # Recurrent layers keep a second list of their weights, which export swaps and restores with a warning.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TraceError(
