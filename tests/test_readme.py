@@ -1,0 +1,54 @@
+"""Everything in the README runs as written; the long commands with less data and fewer epochs."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedrebasin.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICK = ["--local-epochs", "1", "--batch-size", "512", "--dataset", "digits"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands(name):
+    lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith(f"{name} ")]
+
+
+def test_the_snippets_run_one_after_the_other():
+    namespace = {}
+    assert blocks("python")
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert type(namespace["strategy"]).__name__ == "FedRebasin"
+
+
+@pytest.mark.parametrize("command", commands("fedrebasin"))
+def test_the_commands_run(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "DIR").mkdir()
+    monkeypatch.chdir(tmp_path)
+    _, *arguments = shlex.split(command)
+    if arguments[0] == "compare":
+        arguments += [*QUICK, "--width", "0.125" if "--model" in arguments else "8"]
+    assert main(arguments) == 0, capsys.readouterr().err
+
+
+def test_the_run_config_keys_exist():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    for command in commands("flwr"):
+        overrides = tomllib.loads(shlex.split(command)[-1].replace(" ", "\n"))
+        assert set(overrides) <= set(config)
+
+
+def test_the_readme_is_short_and_names_the_two_commands_first():
+    assert len(README.splitlines()) < 150
+    first = blocks("sh")[0].splitlines()
+    assert [line.split("#")[0].strip() for line in first] == ["make demo", "make test"]
