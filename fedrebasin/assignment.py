@@ -20,8 +20,6 @@ Index = NDArray[np.int64]
 Problem = TypeVar("Problem")
 Solution = TypeVar("Solution")
 
-_PRICE_ROUNDS = 50
-
 
 def assign(gain: Matrix) -> Index:
     """The one-to-one pairing with the largest total gain.
@@ -56,43 +54,50 @@ def in_threads(
 
 
 class WarmAssignment:
-    """A solver for a sequence of similar problems of one size: it starts from the last solution's prices.
+    """A solver for a sequence of similar problems of one size: it keeps the prices of the last one.
 
-    Adding a price to every column leaves the best pairing as it is. With the last problem's dual prices nearly every
-    row's cheapest column is its own, which scipy's solver (shortest augmenting paths) finds in one step.
+    Adding a price to every column leaves the best pairing as it is, but under good prices nearly every row's best
+    column is its own, so that scipy's shortest augmenting paths are short. The prices are those of the entropic
+    relaxation (Sinkhorn's scaling), brought up to date by some matrix-vector products: on trained networks a solve
+    takes a third of the time. Prices change the time only, never the value of the result.
     """
 
     def __init__(self) -> None:
         self._prices: Matrix | None = None
 
-    def solve(self, gain: Matrix, start: Index) -> Index:
+    def solve(self, gain: Matrix) -> Index:
         """The best pairing, of the same value as :func:`assign` finds.
 
         Args:
             gain: shape (n, n).
-            start: a pairing thought to be good, shape (n,): it is put on the diagonal.
         """
-        prices = np.zeros(len(start)) if self._prices is None else self._prices[start]
-        cost = prices - gain[:, start]
-        order = np.asarray(linear_sum_assignment(cost)[1], dtype=np.int64)
-        self._prices = np.empty_like(prices)
-        self._prices[start] = prices + _dual_prices(cost, order)
-        return start[order]
+        if len(gain) < _SMALL:
+            return assign(gain)
+        self._prices = _entropic_prices(gain, self._prices)
+        return np.asarray(linear_sum_assignment(self._prices - gain)[1], dtype=np.int64)
 
 
-def _dual_prices(cost: Matrix, order: Index) -> Matrix:
-    """Prices under which no row prefers another column to its own: longest paths by Bellman and Ford.
+def _entropic_prices(gain: Matrix, prices: Matrix | None) -> Matrix:
+    """Column prices of the entropic relaxation, from earlier ones on (float32: they need not be exact)."""
+    worth = gain.astype(np.float32)
+    temperature = _TEMPERATURE * float(worth.std())
+    before = np.zeros(len(gain), np.float32) if prices is None else prices.astype(np.float32)
+    if temperature == 0 or not np.isfinite(temperature):
+        return before.astype(np.float64)
+    worth -= before
+    worth -= worth.max(axis=1, keepdims=True)
+    worth *= 1 / temperature
+    kernel = np.exp(np.maximum(worth, _LEAST_EXPONENT, out=worth), out=worth)
+    columns = np.ones(len(gain), np.float32)
+    for _ in range(_SCALINGS):
+        rows = 1 / (kernel @ columns)
+        columns = 1 / (rows @ kernel)
+    return np.asarray(before - np.log(columns) * temperature, dtype=np.float64)
 
-    Stopped after some rounds, since prices that are nearly dual serve nearly as well.
-    """
-    prices = np.zeros(len(order))
-    rows = np.arange(len(order))
-    own = cost[rows, order]
-    for _ in range(_PRICE_ROUNDS):
-        demanded = ((own + prices[order])[rows, None] - cost[rows]).max(axis=0)
-        raised = demanded > prices + 1e-12
-        if not raised.any():
-            break
-        prices = np.where(raised, demanded, prices)
-        rows = np.flatnonzero(raised[order])
-    return prices
+
+# Measured on trained networks.
+_SMALL = 100
+_TEMPERATURE = 0.12  # standard deviations of the matrix
+_SCALINGS = 10
+# Nothing in the kernel becomes denormal, which would be slow, and no column's sum zero.
+_LEAST_EXPONENT = -60

@@ -39,7 +39,8 @@ class Control:
         return self.seconds is not None and self.elapsed >= self.seconds
 
     def report(self, objective: float) -> None:
-        """Record the objective after a sweep (the first one: at the start)."""
+        """Record the best objective after a sweep (the first one: at the start)."""
+        objective = max([objective, *self.objectives[-1:]])
         self.objectives.append(objective)
         if self.progress is not None:
             self.progress(len(self.objectives) - 1, objective)

@@ -76,7 +76,7 @@ class Ascent:
         problem = self.problem
         old = self.indices[name]
         cost = self.gradient.at(name, self.indices).cpu()
-        new = torch.from_numpy(self.solvers[name].solve(cost.numpy(), old.numpy()))
+        new = torch.from_numpy(self.solvers[name].solve(cost.numpy()))
         places = (old != new).nonzero()[:, 0]
         if not len(places):
             return {}, 0.0

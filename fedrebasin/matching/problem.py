@@ -6,7 +6,9 @@ maximising ``<vec(A), vec(pi(B))>``, since permuting changes no norm. All tensor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -61,6 +63,18 @@ class Problem:
             key: _prepared(key, candidate[key], "candidate").to(self.reference[key].device, self.reference[key].dtype)
             for key in voting
         }
+        self.norms = (_norm(self.reference), _norm(self.candidate))
+        self._lay_out(voting)
+
+    def restricted(self, keys: Iterable[str]) -> Problem:
+        """The same models, only these tensors voting."""
+        fewer = copy(self)
+        fewer._lay_out(list(keys))
+        return fewer
+
+    # -- structure -------------------------------------------------------------------------------------------------
+
+    def _lay_out(self, voting: list[str]) -> None:
         self.axes: dict[str, list[tuple[str, Axis]]] = {key: [] for key in voting}
         for group in self.spec.outermost_first:
             for axis in group.axes:
@@ -79,9 +93,6 @@ class Problem:
         self.quadratic = frozenset(name for name in self.spec.groups if self._is_quadratic(name))
         self.neighbours = {name: self._neighbours(name) for name in self.moved}
         self._still = self._inner_product([key for key in voting if not self.axes[key]], {})
-        self.norms = (_norm(self.reference), _norm(self.candidate))
-
-    # -- structure -------------------------------------------------------------------------------------------------
 
     def _family(self, name: str) -> tuple[str, ...]:
         """The group and all groups inside its units."""
@@ -159,7 +170,7 @@ class Problem:
         total = 0.0
         for key in keys:
             moved = self.permuted(key, indices) if self.axes[key] else self.candidate[key]
-            total += float((self.reference[key].double() * moved.double()).sum())
+            total += float((self.reference[key].double() * moved.double()).sum().item())
         return total
 
     def similarity(self, objective: float) -> float:
@@ -214,4 +225,4 @@ def _prepared(key: str, tensor: Tensor, role: str) -> Tensor:
 
 
 def _norm(state: Mapping[str, Tensor]) -> float:
-    return sum(float(tensor.double().square().sum()) for tensor in state.values()) ** 0.5
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in state.values()))

@@ -10,8 +10,10 @@ import torch
 from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import Alignment, State
 from fedrebasin.matching.control import Control, Progress
-from fedrebasin.matching.coordinate import climb
-from fedrebasin.matching.problem import Problem
+from fedrebasin.matching.coordinate import Ascent, climb
+from fedrebasin.matching.frank_wolfe import frank_wolfe, relaxable
+from fedrebasin.matching.greedy import greedy
+from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
@@ -26,17 +28,21 @@ class WeightMatching:
     not. The objective and its gains are float64; float16 and bfloat16 weights are matched in float32.
 
     Args:
-        method: how the maximum is sought. ``"coordinate"``: Git Re-Basin's Algorithm 1.
-        seed: of the order in which groups are visited; the result depends on nothing else.
-        max_sweeps: an upper bound.
+        method: how the maximum is sought. ``"coordinate"``: Git Re-Basin's Algorithm 1, one group after the other in
+            seeded orders until none can be improved. ``"frank-wolfe"``: C2M3's relaxation of all groups at once, then
+            coordinate ascent from there. ``"greedy"``: one pass in the spec's order, as OT-Fusion and FedMA do it; a
+            baseline. ``"auto"``: the better one of coordinate ascent and Frank-Wolfe.
+        seed: of the orders in which groups are visited; the result depends on nothing else.
+        max_sweeps: an upper bound for each ascent, and for the steps of Frank-Wolfe.
+        restarts: how many orders coordinate ascent tries; the best one is kept.
         init: the permutation to start from; None for the identity.
         seconds: a time budget: the best point found so far is returned when it is spent. With a budget the result
             depends on the machine's speed.
-        progress: called with the sweep's number and the objective after it.
+        progress: called with the sweep's number and the best objective after it.
         threads: for assignments that do not depend on each other; the result does not depend on it.
 
     Raises:
-        MatchingError: if the method is unknown.
+        MatchingError: if the method is unknown, or a number is not positive.
     """
 
     method: Method = "auto"
@@ -51,6 +57,9 @@ class WeightMatching:
     def __post_init__(self) -> None:
         if self.method not in ("auto", "coordinate", "frank-wolfe", "greedy"):
             raise MatchingError(f"method {self.method!r}: choose auto, coordinate, frank-wolfe or greedy")
+        for name in ("max_sweeps", "restarts", "threads"):
+            if getattr(self, name) < 1:
+                raise MatchingError(f"{name} {getattr(self, name)}: it must be at least 1")
 
     def __call__(self, spec: PermutationSpec, reference: State, candidate: State) -> Alignment:
         """Match two models.
@@ -61,7 +70,7 @@ class WeightMatching:
             candidate: a state dict to be permuted.
 
         Returns:
-            the alignment; its trace's objective is ``<vec(A), vec(pi(B))>`` and never falls.
+            the alignment; its trace's objective is ``<vec(A), vec(pi(B))>`` and never falls (but with ``"greedy"``).
 
         Raises:
             SpecError: if the spec does not fit one of them.
@@ -70,7 +79,42 @@ class WeightMatching:
         control = Control(self.seconds, self.progress, self.threads)
         with torch.no_grad():
             problem = Problem(spec, reference, candidate)
-            generator = torch.Generator().manual_seed(self.seed)
-            ascent = climb(problem, problem.start(self.init), generator, self.max_sweeps, control)
-            similarity = problem.similarity(ascent.objective)
-        return Alignment(Permutation(problem.spec, ascent.indices), similarity, control.trace())
+            indices = self._search(problem, control)
+            similarity = problem.similarity(control.objectives[-1])
+        return Alignment(Permutation(problem.spec, indices), similarity, control.trace())
+
+    def _search(self, problem: Problem, control: Control) -> Indices:
+        start = problem.start(self.init)
+        if self.method == "greedy":
+            return self._greedy(problem, start, control)
+        generator = torch.Generator().manual_seed(self.seed)
+        found: list[Ascent] = []
+        # What Frank-Wolfe cannot relax it takes from an ascent.
+        if self.method != "frank-wolfe" or len(relaxable(problem)) < len(problem.moved):
+            found += [climb(problem, start, generator, self.max_sweeps, control) for _ in range(self.restarts)]
+        if self.method != "coordinate" and not control.expired and not (found and _is_perfect(found[0])):
+            begin = max(found, key=_objective).indices if found else start
+            begin = {**begin, **{name: start[name] for name in relaxable(problem)}}
+            relaxed = frank_wolfe(problem, begin, self.max_sweeps, control)
+            found.append(climb(problem, relaxed, generator, self.max_sweeps, control))
+        best = max(found, key=_objective)
+        # A start from which the search went astray is better than where it ended.
+        if best.objective < control.objectives[0]:
+            return start
+        return best.indices
+
+    def _greedy(self, problem: Problem, start: Indices, control: Control) -> Indices:
+        control.report(problem.objective(start))
+        indices = greedy(problem, start, control)
+        control.objectives.append(problem.objective(indices))
+        control.converged = not control.expired
+        return indices
+
+
+def _objective(ascent: Ascent) -> float:
+    return ascent.objective
+
+
+def _is_perfect(ascent: Ascent) -> bool:
+    """Whether the candidate is the reference, permuted: nothing is left to find."""
+    return ascent.objective >= (1 - 1e-9) * ascent.scale and ascent.problem.norms[0] == ascent.problem.norms[1]

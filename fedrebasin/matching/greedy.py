@@ -1,0 +1,33 @@
+"""One pass in order: the baseline that coordinate ascent is compared to (Git Re-Basin, A.7).
+
+OT-Fusion and FedMA go through a network once, layer by layer: a layer's units are matched by what they read, the
+layers before having been matched, and are never looked at again.
+"""
+
+from __future__ import annotations
+
+from fedrebasin.matching.control import Control
+from fedrebasin.matching.coordinate import Ascent
+from fedrebasin.matching.problem import Indices, Problem
+
+
+def greedy(problem: Problem, start: Indices, control: Control) -> Indices:
+    """Match every group once, in the spec's order, by the tensors whose other groups are matched or stay.
+
+    A group for which no such tensor is left is matched by all of its tensors.
+    """
+    indices = start
+    waiting = list(problem.moved)
+    while waiting and not control.expired:
+        name = waiting.pop(0)
+        family = set(problem.families[name])
+        settled = [
+            key
+            for key in problem.keys_of[name]
+            if not any(owner in waiting and owner not in family for owner, _ in problem.axes[key])
+        ]
+        ascent = Ascent(problem.restricted(settled) if settled else problem, indices)
+        ascent.sweep([name], control)
+        indices = ascent.indices
+        waiting = [other for other in waiting if other not in family]
+    return indices
