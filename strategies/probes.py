@@ -109,12 +109,11 @@ class BarrierProbe(_Schedule):
         return barrier_value(self._loss_on_clients(round_, interpolate(a, b, lam)) for lam in lams)
 
     def _loss_on_clients(self, round_: Round, state: State) -> float:
-        statistic = Evaluation()
-        total, left_out = summed(round_, statistic, state, self.timeout)
+        sums, left_out = summed(round_, Evaluation(), state, self.timeout)
         if left_out:
             # Points of one path must be taken on the same data.
             raise CalibrationError(f"{left_out} of {len(round_.replies)} clients evaluated no point of the path")
-        return statistic.finish(total).loss
+        return Evaluation().finish(sums).loss
 
 
 @dataclass(frozen=True)
