@@ -56,12 +56,11 @@ def statistics_of(model: nn.Module, state: dict[str, Tensor], batches: Batches) 
 
 
 def measure(statistics: list[Statistic[object]], model: nn.Module, state: dict[str, Tensor], batches: Batches) -> str:
-    size, start = 0, time.perf_counter()
+    size, start, busy = 0, time.perf_counter(), time.process_time()
     for statistic in statistics:
         sums = collect_sums(statistic, model, state, batches)
         size += sum(tensor.numel() * tensor.element_size() for tensor in sums.values())
-    seconds = time.perf_counter() - start
-    return f"{seconds:.2f} | {size:,}"
+    return f"{time.perf_counter() - start:.2f} | {time.process_time() - busy:.2f} | {size:,}"
 
 
 def main() -> None:
@@ -72,7 +71,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     print(f"{options.examples} examples, batches of {options.batch_size}, {options.device}\n")
-    print("| model | statistic | seconds | bytes |\n| --- | --- | ---: | ---: |")
+    print("| model | statistic | seconds | CPU seconds | bytes |\n| --- | --- | ---: | ---: | ---: |")
     for name in options.models:
         title, make, shape = MODELS[name]
         torch.manual_seed(0)
@@ -83,7 +82,7 @@ def main() -> None:
         parts = [part.split(options.batch_size) for part in (inputs, labels)]
         batches = list(zip(*parts, strict=True))
         weights = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-        print(f"| {title} | (the weights themselves) | | {weights:,} |")
+        print(f"| {title} | (the weights themselves) | | | {weights:,} |")
         for label, statistics in statistics_of(model, state, batches):
             print(f"| {title} | {label} | {measure(statistics, model, state, batches)} |", flush=True)
 

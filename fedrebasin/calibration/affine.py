@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedrebasin.batches import Batch, State, forward
+from fedrebasin.batches import Batch, State, forward, mode_of
 from fedrebasin.errors import CalibrationError
 
 _aten = torch.ops.aten
@@ -246,7 +246,8 @@ def watch(
 def affine_weights(model: nn.Module, state: State, batch: Batch) -> tuple[str, ...]:
     """The keys of all weights that are multiplied with data, in the order of their first use."""
     found: dict[str, None] = {}
-    watch(model, state, batch, lambda call: found.setdefault(call.weight))
+    with mode_of(model):
+        watch(model, state, batch, lambda call: found.setdefault(call.weight))
     return tuple(found)
 
 
@@ -261,7 +262,8 @@ def head_weight(model: nn.Module, state: State, batch: Batch) -> str:
     def keep(call: AffineCall) -> None:
         calls[:] = [call]
 
-    output = watch(model, state, batch, keep)
+    with mode_of(model):
+        output = watch(model, state, batch, keep)
     if calls and calls[0].window is None and calls[0].rows == calls[0].total and isinstance(output, Tensor):
         logits = output.reshape(-1, output.shape[-1])
         expected = calls[0].output

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, demand_reiterable
+from fedrebasin.batches import Batch, State, demand_reiterable, mode_of
 from fedrebasin.calibration.affine import AffineCall, affine_matrix, bias_of, watch, with_affine_matrix
 from fedrebasin.calibration.batch_norm import Moments, check_moments, moments, recalibrate_batch_norm
 from fedrebasin.calibration.gram import unit_order
@@ -129,7 +129,8 @@ def repairable_weights(model: nn.Module, state: State, batch: Batch, spec: Permu
             if call.output.untyped_storage().data_ptr() == data.untyped_storage().data_ptr()
         )
 
-    watch(model, state, batch, outputs.append, mark)
+    with mode_of(model):
+        watch(model, state, batch, outputs.append, mark)
     hidden = {axis.key for group in spec.groups.values() for axis in group.axes if axis.dim == 0}
     whole = {call.weight for call in outputs if call.rows == call.total}
     return tuple(dict.fromkeys(c.weight for c in outputs if c.weight in (hidden & whole) - normalised))

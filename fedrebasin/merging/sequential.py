@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, demand_reiterable, mode_of
+from fedrebasin.batches import Batch, State, demand_reiterable
 from fedrebasin.calibration import (
     AffineCall,
     Sums,
@@ -148,10 +148,8 @@ def sequential_regression(
     first = next((batch for batches in clients for batch in batches), None)
     if first is None:
         raise MergeError("sequential regression: no client has data")
-    with mode_of(model):
-        weights = affine_weights(model, average, first)
     result = dict(average)
-    for weight in weights:
+    for weight in affine_weights(model, average, first):
         sums: Sums = {}
         for own, batches in zip(states, clients, strict=True):
             statistic = LayerRegression(weight, own)
