@@ -35,9 +35,11 @@ class HeadSums:
 
     Args:
         head: key of the last layer's weight (see ``head_weight``).
+        shape: its shape, ``(classes, features)``; sums that do not fit it are then refused.
     """
 
     head: str
+    shape: tuple[int, ...] | None = None
     name: ClassVar[str] = "head"
     batch_statistics: ClassVar[bool] = False
 
@@ -78,6 +80,8 @@ class HeadSums:
             raise CalibrationError(
                 f"{self.name}: sums of shapes {tuple(gram.shape)} and {tuple(classes.shape)} do not fit each other"
             )
+        if self.shape is not None and tuple(classes.shape) != (self.shape[1] + 1, self.shape[0]):
+            raise CalibrationError(f"{self.name}: class sums of shape {tuple(classes.shape)} do not fit {self.shape}")
         demand_positive(gram, f"{self.name}: gram")
         counts = classes[-1]
         if bool((counts < 0).any()) or abs(float(counts.sum() - gram[-1, -1])) > 1e-6 * float(gram[-1, -1]):

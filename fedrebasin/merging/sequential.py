@@ -76,7 +76,8 @@ class LayerRegression:
         """Refuse sums that no data can have.
 
         Raises:
-            CalibrationError: if they are not finite, do not fit, or the Gram matrix is not positive semi-definite.
+            CalibrationError: if they are not finite, do not fit the layer, or the Gram matrix is not positive
+                semi-definite.
         """
         demand(sums, {"gram": None, "cross": None}, self.name)
         gram, cross = sums["gram"], sums["cross"]
@@ -84,6 +85,9 @@ class LayerRegression:
             raise CalibrationError(
                 f"{self.name}: sums of shapes {tuple(gram.shape)} and {tuple(cross.shape)} do not fit each other"
             )
+        _, rows, features = affine_matrix(self.own, self.weight).shape
+        if gram.shape[1] != features or not len(gram) or len(gram) * cross.shape[2] != rows:
+            raise CalibrationError(f"{self.name}: {self.weight} has no sums of shape {tuple(cross.shape)}")
         demand_positive(gram, f"{self.name}: {self.weight}")
 
     def finish(self, sums: Sums) -> Sums:

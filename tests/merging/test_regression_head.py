@@ -120,6 +120,9 @@ def test_wrong_input_is_refused() -> None:
         ridge_head(STATE, HEAD, [sums], ridge=-1.0)
     with pytest.raises(MergeError, match="of 1 clients"):
         ridge_head(STATE, HEAD, [sums], selection="leave-one-client-out")
+    HeadSums(HEAD, (CLASSES, 16)).validate(sums)
+    with pytest.raises(CalibrationError, match=r"class sums of shape \(17, 4\) do not fit \(4, 20\)"):
+        HeadSums(HEAD, (CLASSES, 20)).validate(sums)
     inputs, labels = separable(10, 1)
     with pytest.raises(CalibrationError, match="labels must lie in"):
         collect_sums(HeadSums(HEAD), MODEL, STATE, [(inputs, labels + CLASSES)])

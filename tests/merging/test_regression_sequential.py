@@ -80,6 +80,10 @@ def test_wrong_input_is_refused() -> None:
         sequential_regression(model, states, [[], []], average(states))
     with pytest.raises(CalibrationError, match="does not multiply data with this weight"):
         collect_sums(LayerRegression("absent", states[0]), model, states[0], data)
+    sums = collect_sums(LayerRegression("2.weight", states[0]), model, states[1], data)
+    LayerRegression("2.weight", states[0]).validate(sums)
+    with pytest.raises(CalibrationError, match=r"4\.weight has no sums of shape"):
+        LayerRegression("4.weight", states[0]).validate(sums)
     with pytest.raises(MergeError, match="singular"):
         regressed_layer(
             states[0],
