@@ -117,10 +117,20 @@ from fedrebasin.errors import (
     TraceError,
 )
 from fedrebasin.group import Group, Unpermuted
-from fedrebasin.matching import Alignment, Matcher, State, Trace, WeightMatching
+from fedrebasin.matching import (
+    ActivationMatching,
+    Alignment,
+    AlreadyAligned,
+    Matcher,
+    State,
+    StraightThrough,
+    Trace,
+    WeightMatching,
+)
 from fedrebasin.merging import (
     Aligner,
     AlignTo,
+    CycleConsistent,
     HeadSums,
     Identity,
     LayerRegression,
@@ -129,6 +139,8 @@ from fedrebasin.merging import (
     RegressionMean,
     RidgeHead,
     average,
+    cosine,
+    medoid,
     regressed_layer,
     regression_mean,
     ridge_head,
@@ -148,10 +160,12 @@ if not (_here / "strategies").is_dir():
 
 __all__ = [
     "ActivationCorrelation",
+    "ActivationMatching",
     "Additivity",
     "AlignTo",
     "Aligner",
     "Alignment",
+    "AlreadyAligned",
     "Axis",
     "Barrier",
     "BatchNormMoments",
@@ -159,6 +173,7 @@ __all__ = [
     "Call",
     "Commutativity",
     "CommutativityObjective",
+    "CycleConsistent",
     "DataError",
     "ErrorBound",
     "Evaluation",
@@ -198,6 +213,7 @@ __all__ = [
     "Spread",
     "State",
     "Statistic",
+    "StraightThrough",
     "StrongConnectivity",
     "Sums",
     "Temperature",
@@ -220,6 +236,7 @@ __all__ = [
     "commutativity",
     "commutativity_objective",
     "compare_matchers",
+    "cosine",
     "dense_mask",
     "ensemble_log_probabilities",
     "ensemble_logits",
@@ -244,6 +261,7 @@ __all__ = [
     "loss_plane",
     "mask_agreement",
     "masked_barrier_states",
+    "medoid",
     "mode_of",
     "one_shot_pruning",
     "partial_barriers",

@@ -1,11 +1,15 @@
 """Flower strategies that align clients' models before they aggregate them."""
 
+from .align_mod import AlignMod
 from .aligned import Aligned
+from .arrivals import StreamingGrid
 from .calibrators import BatchNormRecalibration, Repair, Temperature
+from .checkpoint import CheckpointError
 from .client import StatisticsMod, register
 from .fed_merge_many import FedMergeMany
 from .fed_rebasin import FedRebasin
 from .fed_wide_avg import FedWideAvg
+from .frames import Frames
 from .probes import AlignmentProbe, BarrierProbe, ConnectivityProbe, SpectrumProbe
 from .records import RecordError, Template, to_state
 from .regression import RegMean, RidgeHead, SequentialRegression
@@ -13,16 +17,19 @@ from .round import Calibrated, Calibrator, Probe, Round
 from .screening import Reply, SetAside
 
 __all__ = [
+    "AlignMod",
     "Aligned",
     "AlignmentProbe",
     "BarrierProbe",
     "BatchNormRecalibration",
     "Calibrated",
     "Calibrator",
+    "CheckpointError",
     "ConnectivityProbe",
     "FedMergeMany",
     "FedRebasin",
     "FedWideAvg",
+    "Frames",
     "Probe",
     "RecordError",
     "RegMean",
@@ -34,6 +41,7 @@ __all__ = [
     "SetAside",
     "SpectrumProbe",
     "StatisticsMod",
+    "StreamingGrid",
     "Temperature",
     "Template",
     "register",

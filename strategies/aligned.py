@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from logging import ERROR, INFO, WARNING
+import os
+from collections.abc import Callable, Iterable, Sequence
+from logging import ERROR, INFO
+from pathlib import Path
+from typing import Literal
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, FedAvgM, QFedAvg, Strategy
-from flwr.serverapp.strategy.fedopt import FedOpt
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from fedrebasin import Aligner, AlignTo, Identity, Merge, PermutationSpec, RebasinError, SpecError, started_from
+from fedrebasin import Aligner, AlignTo, PermutationSpec
 
-from .alignment_metrics import alignment_metrics
+from .aggregation import Aggregation, aggregate_at_once, aggregate_one_by_one
+from .arrivals import StreamingGrid
 from .device import move, pick_device
+from .finishing import check_parts, finish
+from .frames import Frames
+from .journal import Journal
 from .records import RecordError, Template, to_state
 from .round import Calibrator, Probe, Round
-from .screening import Reply, Screened, is_a, screen
+from .screening import Screener
+from .stage import Stage
 from .wire import QUERY
-
-KEEPS_STATE = (FedAvgM, FedOpt)
 
 
 class Aligned(Strategy):
@@ -41,6 +44,13 @@ class Aligned(Strategy):
         probes: measure the finished round; their floats land in Flower's ``Result``. One that fails is reported and
             changes nothing.
         device: where matching runs: ``"auto"`` takes the GPU where there is one.
+        frame: ``"client"`` finds each node's permutation once and from then on sends it the global model in its own
+            coordinates (see :class:`Frames`, which can be given for its settings).
+        streaming: take replies as they arrive and let go of each: memory for a few models, however many replies there
+            are. Strategies that need all replies get them all; probes and calibrators see no single models.
+        workers: matchings that run at the same time while streaming.
+        checkpoint: a folder to write a checkpoint to after each round.
+        resume: go on from the newest checkpoint in that folder.
         query_type: the message type of the requests for sums. ``"train"`` reaches clients whose app has only
             :class:`StatisticsMod` and no query handler: Flower runs mods only around functions that the app has.
 
@@ -57,189 +67,172 @@ class Aligned(Strategy):
         calibrators: Sequence[Calibrator] = (),
         probes: Sequence[Probe] = (),
         device: str | torch.device = "auto",
+        frame: Literal["server", "client"] | Frames = "server",
+        streaming: bool = False,
+        workers: int = 2,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
         query_type: str = QUERY,
     ) -> None:
         self.strategy = FedAvg() if strategy is None else strategy
-        self.spec = spec
         self.aligner: Aligner = AlignTo() if aligner is None else aligner
         self.calibrators = tuple(calibrators)
         self.probes = tuple(probes)
-        self.device = pick_device(device)
+        self.streaming = streaming
+        self.workers = workers
+        self.resume = resume
         self.query_type = query_type
         self.beta: float | None = None
+        frames = frame if isinstance(frame, Frames) else Frames() if frame == "client" else None
+        self.stage = Stage(spec, self.aligner, frames, pick_device(device))
+        self._journal = None if checkpoint is None else Journal(Path(checkpoint), self.strategy)
+        self._done = 0
         self._arrays = ArrayRecord()
         self._template = Template({})
         self._asked: frozenset[int] = frozenset()
         self._grid: Grid | None = None
-        if spec is None and not isinstance(self.aligner, Identity):
-            raise SpecError(f"{type(self).__name__} needs spec=, as in PermutationSpec.trace(model, example_inputs)")
-        rewriting = [type(part).__name__ for part in self.calibrators if part.rewrites_weights]
-        if rewriting and is_a(self.strategy, KEEPS_STATE):
-            raise RebasinError(
-                f"{', '.join(rewriting)} rewrites weights after {type(self.strategy).__name__} has aggregated, which "
-                "keeps its own copy of the global model and would undo it: use FedAvg inside, or buffers only"
-            )
+        check_parts(self)
 
-    # -- training --------------------------------------------------------------------------------------------------
+    @property
+    def spec(self) -> PermutationSpec | None:
+        """The permutation spec, with its sizes once a model was seen."""
+        return self.stage.spec
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds: Flower's own loop, from the last checkpoint where one is to be resumed."""
+        self._done, arrays = 0, initial_arrays
+        if self._journal is not None and self.resume:
+            self._bind(initial_arrays)
+            self._done, arrays, self.beta = self._journal.resume(initial_arrays, self.spec, self.stage.frames)
+        done = self._done
+        evaluate = None if evaluate_fn is None else lambda number, model: evaluate_fn(number + done, model)
+        result = super().start(
+            StreamingGrid(grid) if self.streaming else grid,
+            arrays,
+            max(num_rounds - done, 0),
+            timeout,
+            train_config,
+            evaluate_config,
+            evaluate,
+        )
+        self._done = 0
+        return result if self._journal is None else self._journal.completed(result, done, arrays)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Remember the outgoing model, then let the inner strategy choose the nodes."""
-        self._template = Template.of(arrays)
-        if self.spec is not None:
-            self.spec = self.spec.bind(self._template.empty())
+        self._bind(arrays)
         self._arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
         self._grid = grid
-        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        messages = list(self.strategy.configure_train(server_round + self._done, arrays, config, grid))
         self._asked = frozenset(message.metadata.dst_node_id for message in messages)
-        return messages
+        return self._in_own_coordinates(messages, arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Screen the replies, align the good ones, aggregate, calibrate, measure."""
-        screened = screen(replies, self._template, self.strategy, self._asked)
-        for bad in screened.bad:
-            log(WARNING, "aggregate_train: set aside the reply of node %d: %s", bad.node_id, bad.reason)
-        if not screened.good:
-            return self._nothing_to_aggregate(server_round, screened)
-        started = time.perf_counter()
-        merge = self._align(screened.good)
-        seconds = time.perf_counter() - started
-        measured = {} if merge is None else alignment_metrics(merge, seconds)
-        if merge is not None or screened.bad:
-            measured["replies-set-aside"] = float(len(screened.bad))
-
-        messages = [*self._messages(screened.good, merge), *screened.errors]
-        arrays, metrics = self.strategy.aggregate_train(server_round, messages)
-        if arrays is not None:
-            try:
-                arrays = self._template.restore(arrays)
-            except RecordError as error:
-                log(ERROR, "aggregate_train: %s; the last good global model is kept", error)
-                arrays = None
+        """Screen the replies, align the good ones, aggregate, calibrate, measure, write down."""
+        server_round += self._done
+        screener = Screener(self._template, self.strategy, self._asked)
+        global_state = to_state(self._arrays)
+        if self.streaming:
+            taken = aggregate_one_by_one(
+                self.stage, self.strategy, screener, replies, self._template, global_state, server_round, self.workers
+            )
+        else:
+            taken = aggregate_at_once(
+                self.stage, self.strategy, screener, replies, self._template, global_state, server_round
+            )
+        arrays = self._checked(server_round, taken, screener)
+        measured = dict(taken.measured)
+        if taken.measured or screener.bad:
+            measured["replies-set-aside"] = float(len(screener.bad))
         if arrays is not None and (self.calibrators or self.probes):
-            arrays = self._finish(server_round, screened.good, merge, arrays, measured)
-        return arrays, _with_metrics(metrics, measured)
-
-    def _align(self, replies: Sequence[Reply]) -> Merge | None:
-        if isinstance(self.aligner, Identity) or self.spec is None:
-            return None
-        states = [move(reply.state, self.device) for reply in replies]
-        weights = [reply.num_examples for reply in replies]
-        aligner = self.aligner
-        if isinstance(aligner, AlignTo) and aligner.reference == "auto":
-            global_state = move(to_state(self._arrays), self.device)
-            shared = started_from(self.spec, global_state, states)
-            log(INFO, "aggregate_train: the reference is %s", "the global model" if shared else "the clients' medoid")
-            aligner = replace(aligner, reference=global_state if shared else "medoid")
-        return aligner(self.spec, states, weights)
-
-    def _messages(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
-        """What the inner strategy gets: the replies with aligned arrays, in the global key order."""
-        integers_as_floats = is_a(self.strategy, QFedAvg)  # which scales its copies of the arrays in place
-        messages = []
-        for position, reply in enumerate(replies):
-            arrays = reply.arrays(self._template) if merge is None else self._template.encode(merge.states[position])
-            if integers_as_floats:
-                arrays = ArrayRecord(
-                    {
-                        key: array if self._template.forms[key].is_float else Array(array.numpy().astype(float))
-                        for key, array in arrays.items()
-                    }
-                )
-            messages.append(reply.carrying(arrays))
-        return messages
-
-    def _finish(
-        self,
-        server_round: int,
-        replies: tuple[Reply, ...],
-        merge: Merge | None,
-        arrays: ArrayRecord,
-        measured: dict[str, float],
-    ) -> ArrayRecord:
-        """Run calibrators, then probes; what they measure is added to ``measured``."""
-        assert self._grid is not None
-        current = Round(
-            server_round=server_round,
-            spec=self.spec,
-            global_state=move(to_state(self._arrays), self.device),
-            replies=replies,
-            merge=merge,
-            state=move(to_state(arrays), self.device),
-            grid=self._grid,
-            device=self.device,
-            query_type=self.query_type,
-        )
-        for calibrator in self.calibrators:
-            name = type(calibrator).__name__
-            try:
-                calibrated = calibrator(current)
-            except RebasinError as error:
-                log(WARNING, "%s: %s; the model stays as it was before", name, error)
-                measured[f"{_kebab(name)}-failed"] = 1.0
-                continue
-            current = replace(current, state=calibrated.state)
-            measured.update(calibrated.metrics)
-        self.beta = measured.get("beta", self.beta)
-        for probe in self.probes:
-            name = type(probe).__name__
-            try:
-                measured.update(probe(current))
-            except Exception as error:  # a measurement must never end a round
-                log(WARNING, "%s failed in round %d: %s", name, server_round, error)
-                measured[f"{_kebab(name)}-failed"] = 1.0
-        return self._template.encode(current.state) if self.calibrators else arrays
-
-    def _nothing_to_aggregate(
-        self, server_round: int, screened: Screened
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        log(
-            ERROR,
-            "aggregate_train: no usable reply in round %d (%d set aside, %d failed); the global model stays as it was",
-            server_round,
-            len(screened.bad),
-            len(screened.errors),
-        )
-        # The inner strategy still learns that the round is over: it logs errors, and privacy accountants count.
-        arrays, metrics = self.strategy.aggregate_train(server_round, list(screened.errors))
-        counted = {"replies-set-aside": float(len(screened.bad))} if screened.bad else {}
-        return arrays, _with_metrics(metrics, counted)
-
-    # -- evaluation and the rest: the inner strategy's own ---------------------------------------------------------
+            assert self._grid is not None
+            current = Round(
+                server_round=server_round,
+                spec=self.spec,
+                global_state=move(global_state, self.stage.device),
+                replies=taken.replies,
+                merge=taken.merge,
+                state=move(to_state(arrays), self.stage.device),
+                grid=self._grid,
+                device=self.stage.device,
+                query_type=self.query_type,
+            )
+            arrays = finish(current, self.calibrators, self.probes, arrays, self._template, measured)
+            self.beta = measured.get("beta", self.beta)
+        metrics = with_metrics(taken.metrics, measured)
+        if self._journal is not None:
+            kept = self._arrays if arrays is None else arrays
+            self._journal.write(server_round, kept, metrics, self.stage.frames, self.beta)
+        return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As the inner strategy does."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        messages = list(self.strategy.configure_evaluate(server_round + self._done, arrays, config, grid))
+        return self._in_own_coordinates(messages, arrays)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """As the inner strategy does."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        return self.strategy.aggregate_evaluate(server_round + self._done, replies)
 
     def summary(self) -> None:
         """Log the settings of the alignment, then those of the inner strategy."""
         log(INFO, "\t├──> Alignment settings:")
-        log(INFO, "\t│\t├── Aligner: %s", self.aligner)
+        log(INFO, "\t│\t├── Aligner: %s", type(self.aligner).__name__)
         if self.spec is not None:
             log(INFO, "\t│\t├── Permutation groups: %d", len(self.spec.groups))
         for part in (*self.calibrators, *self.probes):
             log(INFO, "\t│\t├── %s", type(part).__name__)
-        log(INFO, "\t│\t└── Device: %s", self.device)
+        log(INFO, "\t│\t└── Device: %s", self.stage.device)
         self.strategy.summary()
 
+    def _bind(self, arrays: ArrayRecord) -> None:
+        self._template = Template.of(arrays)
+        if self.stage.spec is not None:
+            self.stage.spec = self.stage.spec.bind(self._template.empty())
 
-def _with_metrics(metrics: MetricRecord | None, measured: dict[str, float]) -> MetricRecord | None:
+    def _in_own_coordinates(self, messages: list[Message], arrays: ArrayRecord) -> list[Message]:
+        frames = self.stage.frames
+        return messages if frames is None else frames.outgoing(messages, arrays, self._template)
+
+    def _checked(self, server_round: int, taken: Aggregation, screener: Screener) -> ArrayRecord | None:
+        """The aggregate in the global dtypes; None, so that the last good model is kept, if there is none to use."""
+        if not taken.replies:
+            log(
+                ERROR,
+                "aggregate_train: no usable reply in round %d (%d set aside, %d failed); the global model stays",
+                server_round,
+                len(screener.bad),
+                len(screener.errors),
+            )
+        if taken.arrays is None:
+            return None
+        try:
+            return self._template.restore(taken.arrays)
+        except RecordError as error:
+            log(ERROR, "aggregate_train: %s; the last good global model is kept", error)
+            return None
+
+
+def with_metrics(metrics: MetricRecord | None, measured: dict[str, float]) -> MetricRecord | None:
+    """Flower's metrics and our own, whose names begin with ``rebasin-`` (but for ``beta``)."""
     if not measured:
         return metrics
     merged = MetricRecord() if metrics is None else MetricRecord(dict(metrics))
     for key, value in measured.items():
-        merged[f"rebasin-{key}" if key != "beta" else key] = float(value)
+        merged[key if key == "beta" else f"rebasin-{key}"] = float(value)
     return merged
-
-
-def _kebab(name: str) -> str:
-    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("-")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from fedrebasin import Merge
+from fedrebasin import Alignment, Merge
 
 
 def alignment_metrics(merge: Merge, seconds: float) -> dict[str, float]:
@@ -20,18 +20,22 @@ def alignment_metrics(merge: Merge, seconds: float) -> dict[str, float]:
         of the aligned models from their mean; ``units-moved``: share of the hidden units that changed place, in
         [0, 1]; ``seconds``: wall time of the matching.
     """
-    alignments = merge.alignments
-    measured = {"seconds": seconds, "distance": fmean(_distance(state, merge.merged) for state in merge.states)}
-    if alignments:
-        measured["similarity"] = fmean(alignment.similarity for alignment in alignments)
-        moved, total = 0, 0
-        for alignment in alignments:
-            fixed = alignment.permutation.fixed_points()
-            for name, count in fixed.items():
-                units = alignment.permutation[name].numel()
-                moved, total = moved + units - count, total + units
-        measured["units-moved"] = moved / total if total else 0.0
-    return measured
+    return {
+        "seconds": seconds,
+        "distance": fmean(_distance(state, merge.merged) for state in merge.states),
+        "similarity": fmean(alignment.similarity for alignment in merge.alignments),
+        "units-moved": share_moved(merge.alignments),
+    }
+
+
+def share_moved(alignments: Iterable[Alignment]) -> float:
+    """The share of units that changed place, in [0, 1]."""
+    moved, total = 0, 0
+    for alignment in alignments:
+        units = sum(index.numel() for index in alignment.permutation.values())
+        moved += units - sum(alignment.permutation.fixed_points().values())
+        total += units
+    return moved / total if total else 0.0
 
 
 def _distance(state: Mapping[str, Tensor], centre: Mapping[str, Tensor]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from logging import WARNING
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from fedrebasin import CalibrationError, Statistic
 
+from .arrivals import arrivals
 from .records import RecordError
 from .wire import MODEL, QUERY, SUMS, decode_sums, describe_statistic
 
 MAX_BYTES = 2**31
-POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,28 +50,20 @@ def ask(
         a node and its sums, valid for their statistic. Nodes that refuse, fail, are late or send something absurd are
         left out and logged with the reason.
     """
-    # A list: a generator works in a simulation and fails in a deployment.
     messages = [
         Message(RecordDict({MODEL: question.model, **describe_statistic(question.statistic)}), node_id, message_type)
         for node_id, question in questions.items()
     ]
-    waiting = {message_id for message_id in grid.push_messages(messages) if message_id}
     unanswered = dict(questions)
-    deadline = time.monotonic() + timeout
-    while waiting and time.monotonic() < deadline:
-        replies = list(grid.pull_messages(waiting))
-        waiting -= {reply.metadata.reply_to_message_id for reply in replies}
-        for reply in replies:
-            node_id = reply.metadata.src_node_id
-            question = unanswered.pop(node_id, None)
-            if question is None:
-                continue
-            try:
-                yield node_id, _read(reply, question.statistic, max_bytes)
-            except (RecordError, CalibrationError) as error:
-                log(WARNING, "%s: left out node %d: %s", question.statistic.name, node_id, error)
-        if not replies:
-            time.sleep(POLL_SECONDS)
+    for reply in arrivals(grid, messages, timeout):
+        node_id = reply.metadata.src_node_id
+        question = unanswered.pop(node_id, None)
+        if question is None:
+            continue
+        try:
+            yield node_id, _read(reply, question.statistic, max_bytes)
+        except (RecordError, CalibrationError) as error:
+            log(WARNING, "%s: left out node %d: %s", question.statistic.name, node_id, error)
     for node_id, question in unanswered.items():
         log(WARNING, "%s: left out node %d: no answer within %g s", question.statistic.name, node_id, timeout)
 

@@ -101,6 +101,13 @@ class Template:
             {key: Array(_cast(state[key].detach().cpu().numpy(), form)) for key, form in self.forms.items()}
         )
 
+    def encode_mean(self, mean: Mapping[str, Tensor]) -> ArrayRecord:
+        """A record as a Flower strategy's mean would be: floats in the global precision, integers as floats."""
+        forms = {
+            key: form if form.is_float else Form(np.dtype("float64"), form.shape) for key, form in self.forms.items()
+        }
+        return ArrayRecord({key: Array(_cast(mean[key].cpu().numpy(), form)) for key, form in forms.items()})
+
     def restore(self, record: ArrayRecord) -> ArrayRecord:
         """The aggregate of a Flower strategy with the global dtypes restored; arrays that have them are not touched.
 

@@ -7,9 +7,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from logging import WARNING
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.common import log
 from flwr.serverapp.strategy import QFedAvg, Strategy
 
 from .records import RecordError, State, Template
@@ -31,11 +33,6 @@ class Reply:
         (record,) = self.message.content.array_records.values()
         return ArrayRecord({key: record[key] for key in template.forms})
 
-    def carrying(self, arrays: ArrayRecord) -> Message:
-        """A copy of the message that carries other arrays; the message itself is left alone."""
-        name = next(iter(self.message.content.array_records))
-        return _with_arrays(self.message, name, arrays)
-
 
 @dataclass(frozen=True)
 class SetAside:
@@ -45,48 +42,64 @@ class SetAside:
     reason: str
 
 
-@dataclass(frozen=True)
-class Screened:
-    """The replies of a round: good ones, bad ones, and Flower's own error messages."""
-
-    good: tuple[Reply, ...]
-    bad: tuple[SetAside, ...]
-    errors: tuple[Message, ...]
-
-
-def screen(
-    replies: Iterable[Message], template: Template, strategy: Strategy, asked: frozenset[int] | None = None
-) -> Screened:
-    """Sort the replies of a round.
+class Screener:
+    """Sorts the replies of a round, one by one.
 
     Args:
-        replies: what the grid returned.
         template: the form of the global model.
         strategy: the inner strategy, whose keys and needs count.
-        asked: the nodes that were sent a message this round; None if unknown.
+        asked: the nodes that were sent a message this round.
     """
-    weighted_by = find_attribute(strategy, "weighted_by_key", "num-examples")
-    loss_key = find_attribute(strategy, "train_loss_key", None) if is_a(strategy, QFedAvg) else None
-    good: list[Reply] = []
-    bad: list[SetAside] = []
-    errors: list[Message] = []
-    seen: set[int] = set()
-    for message in replies:
+
+    def __init__(self, template: Template, strategy: Strategy, asked: frozenset[int]) -> None:
+        self._template = template
+        self._weighted_by: str = find_attribute(strategy, "weighted_by_key", "num-examples")
+        self._loss_key = find_attribute(strategy, "train_loss_key", None) if is_a(strategy, QFedAvg) else None
+        self._asked = asked
+        self._seen: set[int] = set()
+        self.bad: list[SetAside] = []
+        self.errors: list[Message] = []
+
+    def admit(self, message: Message) -> Reply | None:
+        """The reply if it may take part; otherwise it is counted among the bad ones or the errors."""
         node_id = message.metadata.src_node_id
         if message.has_error():
-            errors.append(message)
-            continue
+            self.errors.append(message)
+            return None
         try:
-            if asked is not None and node_id not in asked:
+            if node_id not in self._asked:
                 raise RecordError("a reply from a node that was not asked this round")
-            if node_id in seen:
+            if node_id in self._seen:
                 raise RecordError("a second reply from the same node")
-            seen.add(node_id)
-            state, num_examples = _read(message.content, template, weighted_by, loss_key)
-            good.append(Reply(message, node_id, state, num_examples))
+            self._seen.add(node_id)
+            state, num_examples = _read(message.content, self._template, self._weighted_by, self._loss_key)
+            return Reply(message, node_id, state, num_examples)
         except RecordError as error:
-            bad.append(SetAside(node_id, str(error)))
-    return _keep_majority(good, bad, errors)
+            self.set_aside(node_id, str(error))
+            return None
+
+    def set_aside(self, node_id: int, reason: str) -> None:
+        """Count a reply as bad, and say why."""
+        self.bad.append(SetAside(node_id, reason))
+        log(WARNING, "aggregate_train: set aside the reply of node %d: %s", node_id, reason)
+
+    def majority(self, replies: Iterable[Message]) -> list[Reply]:
+        """The good ones of all replies.
+
+        Flower ends the run when their records' names or metrics differ: the form of most of them counts.
+        """
+        good = [reply for message in replies if (reply := self.admit(message)) is not None]
+        forms = [form_of(reply.message.content) for reply in good]
+        if len(set(forms)) < 2:
+            return good
+        (usual, _), *_ = Counter(forms).most_common()
+        kept = []
+        for reply, form in zip(good, forms, strict=True):
+            if form == usual:
+                kept.append(reply)
+            else:
+                self.set_aside(reply.node_id, "its records or metrics are named otherwise than most replies'")
+        return kept
 
 
 def unwrap(strategy: object) -> Iterator[object]:
@@ -107,7 +120,9 @@ def is_a(strategy: object, kinds: type | tuple[type, ...]) -> bool:
     return any(isinstance(layer, kinds) for layer in unwrap(strategy))
 
 
-def _with_arrays(message: Message, name: str, arrays: ArrayRecord) -> Message:
+def carrying(message: Message, arrays: ArrayRecord) -> Message:
+    """A copy of a message that carries another model; the message itself is left alone."""
+    (name,) = message.content.array_records
     twin = copy.copy(message)
     twin.content = RecordDict({key: arrays if key == name else record for key, record in message.content.items()})
     return twin
@@ -143,19 +158,8 @@ def _is_finite(number: float) -> bool:
         return False
 
 
-def _keep_majority(good: list[Reply], bad: list[SetAside], errors: list[Message]) -> Screened:
-    """Flower ends the run when replies differ in their records' names or metric keys: the majority's form counts."""
-    forms = [_form(reply.message.content) for reply in good]
-    if len(set(forms)) > 1:
-        (usual, _), *_ = Counter(forms).most_common()
-        for reply, form in zip(good, forms, strict=True):
-            if form != usual:
-                bad.append(SetAside(reply.node_id, "its records or metrics are named otherwise than most replies'"))
-        good = [reply for reply, form in zip(good, forms, strict=True) if form == usual]
-    return Screened(tuple(good), tuple(bad), tuple(errors))
-
-
-def _form(content: RecordDict) -> tuple[object, ...]:
+def form_of(content: RecordDict) -> tuple[object, ...]:
+    """The names of a reply's records and metrics, which Flower's strategies need to be alike."""
     (name, metrics), *_ = content.metric_records.items()
     kinds: Mapping[str, int] = {key: len(value) if isinstance(value, list) else -1 for key, value in metrics.items()}
     return (next(iter(content.array_records)), name, frozenset(kinds.items()))

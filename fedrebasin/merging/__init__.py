@@ -2,8 +2,10 @@
 
 from fedrebasin.merging.align_to import AlignTo
 from fedrebasin.merging.average import average
+from fedrebasin.merging.cycle_consistent import CycleConsistent
 from fedrebasin.merging.identity import Identity
-from fedrebasin.merging.merge import Aligner, Merge
+from fedrebasin.merging.medoid import medoid
+from fedrebasin.merging.merge import Aligner, Merge, cosine
 from fedrebasin.merging.merge_many import MergeMany
 from fedrebasin.merging.regression import (
     RegressionMean,
@@ -24,6 +26,7 @@ from fedrebasin.merging.started_from import started_from
 __all__ = [
     "AlignTo",
     "Aligner",
+    "CycleConsistent",
     "HeadSums",
     "Identity",
     "LayerRegression",
@@ -32,6 +35,8 @@ __all__ = [
     "RegressionMean",
     "RidgeHead",
     "average",
+    "cosine",
+    "medoid",
     "regressed_layer",
     "regression_mean",
     "ridge_head",

@@ -106,3 +106,14 @@ def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[Permutati
 def unmoved(spec: PermutationSpec, similarity: float, reason: str) -> Alignment:
     """The alignment of a model that stays as it is."""
     return Alignment(Permutation.identity(spec), similarity, Trace((), 0.0, True, reason))
+
+
+def cosine(spec: PermutationSpec, a: State, b: State) -> float:
+    """The cosine of two models as vectors of their voting tensors; 1 where both are zero.
+
+    Args:
+        spec: of both models, which says what votes.
+        a: a state dict.
+        b: a state dict.
+    """
+    return Vectors(spec).cosine(a, b)

@@ -1,0 +1,92 @@
+"""Folding: replies become one, where the inner strategy needs no more of them than their weighted mean.
+
+FedAvg and the strategies built on its mean give the same aggregate for the replies and for a single reply that
+carries their mean and their total weight. Taking the mean here saves a copy of every model, and lets replies be folded
+in one by one, while others still train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
+from torch import Tensor
+
+from .records import Template
+from .screening import Reply, find_attribute
+
+#: Exactly these classes: one derived from them may look at replies in another way.
+FOLDABLE = (FedAvg, FedProx, FedAvgM, FedAdam, FedAdagrad, FedYogi)
+
+
+def needs_only_the_mean(strategy: Strategy) -> bool:
+    """Whether a strategy's aggregate depends on the replies' arrays only through their weighted mean."""
+    return type(strategy) in FOLDABLE
+
+
+def flower_mean(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """The weighted mean as Flower takes it: in each array's own precision, in order, integers in float64.
+
+    Identity: bit for bit ``flwr``'s own aggregate.
+    """
+    total = sum(weights)
+    mean: dict[str, Tensor] = {}
+    for state, weight in zip(states, weights, strict=True):
+        factor = weight / total
+        for key, tensor in state.items():
+            scaled = (tensor if tensor.is_floating_point() else tensor.double()) * factor
+            if key in mean:
+                mean[key] += scaled
+            else:
+                mean[key] = scaled
+    return mean
+
+
+@dataclass
+class RunningMean:
+    """The weighted mean of models that come one by one: two models' memory, however many there are.
+
+    Sums are kept in float64, so that the order of arrival moves the mean by less than its rounding.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    total: float = 0.0
+
+    def add(self, state: Mapping[str, Tensor], weight: float) -> None:
+        """Fold in one model."""
+        for key, tensor in state.items():
+            if key in self.sums:
+                self.sums[key].add_(tensor, alpha=weight)
+            else:
+                self.sums[key] = tensor.double() * weight
+        self.total += weight
+
+    def finish(self) -> dict[str, Tensor]:
+        """The mean, in float64."""
+        return {key: tensor / self.total for key, tensor in self.sums.items()}
+
+
+def folded(
+    replies: Sequence[Reply], mean: Mapping[str, Tensor], template: Template, strategy: Strategy
+) -> tuple[Message, MetricRecord]:
+    """One message that stands for all replies, and their aggregated metrics.
+
+    Args:
+        replies: at least one; their states are not read.
+        mean: the weighted mean of their aligned models.
+        template: of the global model.
+        strategy: the inner strategy, whose metrics function is used.
+    """
+    weighted_by = find_attribute(strategy, "weighted_by_key", "num-examples")
+    aggregate = strategy.train_metrics_aggr_fn  # type: ignore[attr-defined]  # every foldable strategy has it
+    metrics: MetricRecord = aggregate([reply.message.content for reply in replies], weighted_by)
+    first = replies[0].message
+    (array_name,) = first.content.array_records
+    (metric_name,) = first.content.metric_records
+    combined = MetricRecord(dict(metrics))
+    combined[weighted_by] = float(sum(reply.num_examples for reply in replies))
+    arrays = template.encode_mean(mean)
+    message = Message(RecordDict({array_name: arrays, metric_name: combined}), reply_to=first)
+    return message, metrics
