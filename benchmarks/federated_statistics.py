@@ -52,6 +52,7 @@ def statistics_of(model: nn.Module, state: dict[str, Tensor], batches: Batches) 
     yield "ridge head", [HeadSums(head)]
     yield "Gram matrices, up to 1200 features", [GramMatrices(max_features=1200)]
     yield "Gram matrices", [GramMatrices()]
+    yield "Gram matrices, single precision", [GramMatrices(single_precision=True)]
     yield "sequential regression, all layers", [LayerRegression(weight, state) for weight in weights]
 
 

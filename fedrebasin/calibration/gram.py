@@ -31,9 +31,12 @@ class GramMatrices:
 
     Args:
         max_features: the largest matrix that is sent whole; None for no limit.
+        single_precision: multiply in float32 and add up in float64: several times faster on most hardware, and right
+            to about six digits.
     """
 
     max_features: int | None = None
+    single_precision: bool = False
     name: ClassVar[str] = "gram"
     batch_statistics: ClassVar[bool] = False
 
@@ -45,7 +48,9 @@ class GramMatrices:
             for features in call.features():
                 size = features.shape[-1]
                 whole = self.max_features is None or size - 1 <= self.max_features
-                parts = features.mT @ features if whole else features.square().sum(1)
+                if self.single_precision:
+                    features = features.float()
+                parts = (features.mT @ features if whole else features.square().sum(1)).double()
                 key = call.weight + (_GRAM if whole else _DIAGONAL)
                 if key not in sums:
                     sums[key] = parts.new_zeros(call.number_of_blocks, *parts.shape[1:])

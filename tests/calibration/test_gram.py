@@ -92,6 +92,17 @@ def test_large_matrices_are_sent_as_diagonals() -> None:
     assert "head.weight.gram" in part
 
 
+def test_single_precision_is_right_to_six_digits() -> None:
+    model, state, inputs, _ = setting("conv")
+    exact, fast = (
+        collect_sums(GramMatrices(single_precision=single), model, state, [inputs]) for single in (False, True)
+    )
+    for key, tensor in exact.items():
+        assert fast[key].dtype == torch.float64
+        assert float((fast[key] - tensor).abs().max()) < 1e-5 * float(tensor.abs().max()), key
+    GramMatrices().validate(fast)
+
+
 def test_a_matrix_that_fits_no_weight_is_refused() -> None:
     _, state, _, spec = setting("mlp")
     for key, shape in (("0.weight", (1, 6, 6)), ("absent", (1, 7, 7))):
