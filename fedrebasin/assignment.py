@@ -88,10 +88,10 @@ def _entropic_prices(gain: Matrix, prices: Matrix | None) -> Matrix:
     worth -= worth.max(axis=1, keepdims=True)
     worth *= 1 / temperature
     kernel = np.exp(np.maximum(worth, _LEAST_EXPONENT, out=worth), out=worth)
-    columns = np.ones(len(gain), np.float32)
+    columns: NDArray[np.float32] = np.ones(len(gain), np.float32)
     for _ in range(_SCALINGS):
         rows = 1 / (kernel @ columns)
-        columns = 1 / (rows @ kernel)
+        columns = np.asarray(1 / (rows @ kernel), np.float32)
     return np.asarray(before - np.log(columns) * temperature, dtype=np.float64)
 
 

@@ -26,16 +26,16 @@ class Ascent:
     Args:
         problem: what is maximised.
         indices: where it stands.
+        solvers: by group; those of an earlier ascent with the same candidate know good prices.
     """
 
     problem: Problem
     indices: Indices
+    solvers: dict[str, WarmAssignment] = field(default_factory=dict)
     gradient: Gradient = field(init=False)
-    solvers: dict[str, WarmAssignment] = field(init=False)
 
     def __post_init__(self) -> None:
         self.gradient = Gradient(self.problem)
-        self.solvers = {name: WarmAssignment() for name in self.problem.flat}
         self.objective = self.problem.objective(self.indices)
         self._clock = 0
         self._moved_at: dict[str, int] = {}
@@ -76,7 +76,7 @@ class Ascent:
         problem = self.problem
         old = self.indices[name]
         cost = self.gradient.at(name, self.indices).cpu()
-        new = torch.from_numpy(self.solvers[name].solve(cost.numpy()))
+        new = torch.from_numpy(self.solvers.setdefault(name, WarmAssignment()).solve(cost.numpy()))
         places = (old != new).nonzero()[:, 0]
         if not len(places):
             return {}, 0.0
@@ -105,13 +105,20 @@ def _still(index: torch.Tensor) -> torch.Tensor:
     return torch.arange(index.shape[-1]).expand_as(index)
 
 
-def climb(problem: Problem, indices: Indices, generator: torch.Generator, max_sweeps: int, control: Control) -> Ascent:
+def climb(
+    problem: Problem,
+    indices: Indices,
+    generator: torch.Generator,
+    max_sweeps: int,
+    control: Control,
+    solvers: dict[str, WarmAssignment] | None = None,
+) -> Ascent:
     """Sweep in seeded orders until nothing moves.
 
     Returns:
         the ascent, at a point where no single group can be improved, or where ``control`` says why it stopped.
     """
-    ascent = Ascent(problem, indices)
+    ascent = Ascent(problem, indices, {} if solvers is None else solvers)
     control.report(ascent.objective)
     for _ in range(max_sweeps):
         order = [problem.moved[k] for k in torch.randperm(len(problem.moved), generator=generator).tolist()]

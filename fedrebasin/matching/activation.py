@@ -1,0 +1,150 @@
+"""ActivationMatching: align two models by what their units do on data (Git Re-Basin, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fedrebasin.axis import Axis, Factor, Layout
+from fedrebasin.batches import Batch, forward, mode_of
+from fedrebasin.errors import MatchingError
+from fedrebasin.group import Group
+from fedrebasin.matching.alignment import Alignment, State
+from fedrebasin.matching.problem import Problem
+from fedrebasin.matching.sites import sites_of, watched
+from fedrebasin.matching.weight import WeightMatching
+from fedrebasin.permutation import Permutation
+from fedrebasin.spec import PermutationSpec
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationMatching:
+    """Pair the units whose activations agree: for each group, maximise ``<P, Z_A Z_B^T>`` (Git Re-Basin, Eq. 1).
+
+    Only sums over the data are kept, one matrix for each group, so the batches may be a stream. Every group is seen
+    where its units are last read, see :mod:`fedrebasin.matching.sites`; groups that are never seen stay as they are
+    and are named in the trace's reason.
+
+    Args:
+        model: the architecture; its parameters and its mode are left as they are.
+        batches: ``(inputs, labels)`` or inputs; labels are not used.
+        correlation: correlate the activations (centred, divided by their standard deviations) in place of their plain
+            inner products, so that no unit counts for more because its activations are large.
+        threads: for assignments inside blocks.
+    """
+
+    model: nn.Module
+    batches: Iterable[Batch]
+    correlation: bool = False
+    threads: int = 1
+
+    def __call__(self, spec: PermutationSpec, reference: State, candidate: State) -> Alignment:
+        """Match two models: see :class:`fedrebasin.matching.Matcher`.
+
+        Returns:
+            the alignment; its trace's objective is the mean over the data, summed over the groups.
+
+        Raises:
+            SpecError: if the spec does not fit.
+            MatchingError: if a weight or an activation is not finite, or there is no data.
+        """
+        with torch.no_grad():
+            problem = Problem(spec, reference, candidate)
+            moments = self._moments(problem.spec, reference, candidate)
+            relations = {name: found.relation(self.correlation) for name, found in moments.items()}
+            surrogate, a, b = _as_weights(problem.spec, relations)
+            found = WeightMatching(method="coordinate", threads=self.threads)(surrogate, reference=a, candidate=b)
+            permutation = Permutation(problem.spec, found.permutation.indices)
+            similarity = problem.similarity(problem.objective(dict(permutation.indices)))
+        unseen = [name for name in problem.moved if not set(problem.families[name]) & set(relations)]
+        trace = found.trace
+        if unseen:
+            trace = replace(trace, reason=f"{trace.reason}; never seen, left as they are: {', '.join(unseen)}")
+        return Alignment(permutation, similarity, trace)
+
+    def _moments(self, spec: PermutationSpec, reference: State, candidate: State) -> dict[str, _Moments]:
+        sites = sites_of(spec, self.model)
+        depth = {name: len(spec.shape(name)) for name in spec.groups}
+        sums: dict[str, _Moments] = {}
+        with mode_of(self.model), watched(self.model, sites, depth) as seen:
+            for batch in self.batches:
+                forward(self.model, reference, batch)
+                first = dict(seen)
+                forward(self.model, candidate, batch)
+                for name, activations in first.items():
+                    moments = _Moments.of(name, activations, seen[name])
+                    sums[name] = sums[name].plus(moments) if name in sums else moments
+        if not sums:
+            raise MatchingError("no activations: the batches are empty, or no module of the model reads a group")
+        # What a block's units do says what the block does: where inner groups are seen, the outer one is not needed.
+        covered = {group.name for name in sums for group in spec.ancestors(name)}
+        return {name: moments for name, moments in sums.items() if name not in covered}
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Sums over samples; they add up over batches."""
+
+    count: int
+    products: Tensor
+    sums: tuple[Tensor, Tensor]
+    squares: tuple[Tensor, Tensor]
+
+    @staticmethod
+    def of(name: str, a: Tensor, b: Tensor) -> _Moments:
+        a, b = a.double(), b.double().to(a.device)
+        moments = _Moments(a.shape[1], a @ b.mT, (a.sum(1), b.sum(1)), (a.square().sum(1), b.square().sum(1)))
+        if not bool(moments.products.isfinite().all()):
+            raise MatchingError(f"group {name!r}: its activations are not finite on this data")
+        return moments
+
+    def plus(self, other: _Moments) -> _Moments:
+        return _Moments(
+            self.count + other.count,
+            self.products + other.products,
+            (self.sums[0] + other.sums[0], self.sums[1] + other.sums[1]),
+            (self.squares[0] + other.squares[0], self.squares[1] + other.squares[1]),
+        )
+
+    def relation(self, correlation: bool) -> Tensor:
+        """The matrix of mean products, or of correlations (0 where a unit is constant)."""
+        if not correlation:
+            return self.products / self.count
+        means = [total / self.count for total in self.sums]
+        covariance = self.products / self.count - means[0][:, None] * means[1]
+        spread = [
+            (square / self.count - mean.square()).clamp_min(0).sqrt()
+            for square, mean in zip(self.squares, means, strict=True)
+        ]
+        scale = spread[0][:, None] * spread[1]
+        return torch.where(scale > 1e-12, covariance / scale.clamp_min(1e-300), 0.0)
+
+
+def _as_weights(
+    spec: PermutationSpec, relations: dict[str, Tensor]
+) -> tuple[PermutationSpec, dict[str, Tensor], dict[str, Tensor]]:
+    """A weight matching problem with the same groups whose cost matrices are the given ones.
+
+    Each seen group gets one tensor: the relation matrix in the reference, whose rows are the group's units, and the
+    unit matrix in the candidate.
+    """
+    axes: dict[str, list[Axis]] = {name: [] for name in spec.groups}
+    reference, candidate = {}, {}
+    for name, relation in relations.items():
+        shape = spec.shape(name)
+        reference[name] = relation.reshape(*shape, -1)
+        candidate[name] = torch.eye(len(relation), dtype=relation.dtype, device=relation.device).reshape(*shape, -1)
+        lineage = [*reversed([group.name for group in spec.ancestors(name)]), name]
+        for depth, member in enumerate(lineage, 1):
+            levels = tuple(Factor(dim, shape[dim]) for dim in range(depth))
+            layout = None if len(lineage) == 1 else Layout(levels)
+            axes[member].append(Axis(name, depth - 1, layout))
+    groups = {
+        name: Group(name, group.size, tuple(axes[name]), group.parent, group.frozen)
+        for name, group in spec.groups.items()
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in reference.items()}
+    return PermutationSpec(groups, shapes), reference, candidate

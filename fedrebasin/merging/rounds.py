@@ -1,0 +1,143 @@
+"""Rounds over many models: each in turn is brought closer to the mean of the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedrebasin.assignment import WarmAssignment
+from fedrebasin.matching import Alignment, Matcher, State, Trace, WeightMatching
+from fedrebasin.matching.control import Control
+from fedrebasin.matching.coordinate import climb
+from fedrebasin.matching.problem import Problem
+from fedrebasin.merging.average import average
+from fedrebasin.merging.merge import Merge, Vectors
+from fedrebasin.permutation import Permutation
+from fedrebasin.spec import PermutationSpec
+
+Improve = Callable[[int, State, Permutation], Permutation]
+
+
+@dataclass
+class Rounds:
+    """Models on their way to one another; the spread, the weighted mean of squared distances to the mean, only falls.
+
+    ``spread = sum of w_i |theta_i|^2 - |sum of w_i theta_i|^2`` with weights that sum to one: permutations change the
+    second term only. The sum of all models is kept, so that the sum of the others is one subtraction.
+
+    Args:
+        spec: bound to the models.
+        held: the models as given.
+        shares: their weights, which sum to one.
+        permutations: where they stand.
+    """
+
+    spec: PermutationSpec
+    held: Sequence[State]
+    shares: Sequence[float]
+    permutations: list[Permutation]
+    spreads: list[float] = field(default_factory=list)
+    converged: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._vectors = Vectors(self.spec)
+        self._norms = sum(
+            share * self._vectors.inner(state, state) for share, state in zip(self.shares, self.held, strict=True)
+        )
+        self.restart(self.permutations)
+
+    def restart(self, permutations: Sequence[Permutation]) -> None:
+        """Stand somewhere else, and record the spread there."""
+        self.permutations = list(permutations)
+        self.states = [p.apply(state) for p, state in zip(self.permutations, self.held, strict=True)]
+        self._sum: dict[str, Tensor] = {}
+        for share, state in zip(self.shares, self.states, strict=True):
+            for key, tensor in self._vectors.voting(state).items():
+                self._sum[key] = self._sum[key].add_(tensor, alpha=share) if key in self._sum else tensor * share
+        self.spreads.append(self.spread)
+
+    @property
+    def spread(self) -> float:
+        """The weighted mean of the squared distances to the weighted mean."""
+        return max(0.0, self._norms - sum(float(tensor.square().sum()) for tensor in self._sum.values()))
+
+    def run(self, improve: Improve, generator: torch.Generator, max_rounds: int) -> None:
+        """Visit all models in seeded orders until none can be improved.
+
+        Args:
+            improve: from a model's position, the weighted sum of all others (with the model's own tensors where no
+                weight votes) and the model's permutation to a better one.
+            generator: for the orders.
+            max_rounds: an upper bound.
+        """
+        for _ in range(max_rounds):
+            moved = False
+            for k in torch.randperm(len(self.held), generator=generator).tolist():
+                if 0 < self.shares[k] < 1:
+                    moved |= self._improve(k, improve)
+            self.spreads.append(min(self.spread, self.spreads[-1]))
+            if not moved:
+                self.converged = True
+                break
+
+    def _improve(self, k: int, improve: Improve) -> bool:
+        own = self._vectors.voting(self.states[k])
+        others = {key: self._sum[key] - self.shares[k] * tensor for key, tensor in own.items()}
+        scale = 1 - self.shares[k]
+        # Running statistics do not vote, but a matcher that runs the model needs them.
+        mean = average([state for j, state in enumerate(self.states) if j != k]) if self.spec.statistics else {}
+        reference = {
+            key: (others[key] / scale).to(tensor.dtype) if key in others else mean.get(key, tensor)
+            for key, tensor in self.states[k].items()
+        }
+        permutation = improve(k, reference, self.permutations[k])
+        if permutation == self.permutations[k]:
+            return False
+        state = permutation.apply(self.held[k])
+        new = self._vectors.voting(state)
+        gain = sum(float((others[key] * (new[key] - own[key])).sum()) for key in others)
+        if gain <= 1e-12 * self._norms:
+            return False
+        self.permutations[k], self.states[k] = permutation, state
+        self._sum = {key: others[key].add_(tensor, alpha=self.shares[k]) for key, tensor in new.items()}
+        return True
+
+    def merge(self) -> Merge:
+        """The result as it stands."""
+        merged = average(self.states, self.shares)
+        reason = "no model can be brought closer" if self.converged else "stopped before the models settled"
+        trace = Trace(tuple(self.spreads), time.perf_counter() - self.started, self.converged, reason)
+        alignments = tuple(
+            Alignment(permutation, self._vectors.cosine(merged, state), trace)
+            for permutation, state in zip(self.permutations, self.states, strict=True)
+        )
+        return Merge(tuple(self.states), alignments, merged, trace)
+
+
+def by_matcher(spec: PermutationSpec, held: Sequence[State], matcher: Matcher) -> Improve:
+    """The step that any matcher can do: align the model, as it stands, to the others."""
+
+    def improve(k: int, others: State, permutation: Permutation) -> Permutation:
+        step = matcher(spec, reference=others, candidate=permutation.apply(held[k]))
+        return step.permutation.compose(permutation)
+
+    return improve
+
+
+def by_ascent(spec: PermutationSpec, held: Sequence[State], matcher: WeightMatching) -> Improve:
+    """Coordinate ascent from where the model stands; assignments start from the prices of the round before."""
+    solvers: list[dict[str, WarmAssignment]] = [{} for _ in held]
+    generator = torch.Generator().manual_seed(matcher.seed)
+
+    def improve(k: int, others: State, permutation: Permutation) -> Permutation:
+        problem = Problem(spec, others, held[k])
+        control = Control(matcher.seconds, None, matcher.threads)
+        ascent = climb(problem, problem.start(permutation), generator, matcher.max_sweeps, control, solvers[k])
+        return Permutation(spec, ascent.indices)
+
+    return improve
