@@ -36,6 +36,10 @@ class Reading:
     read: set[str] = field(default_factory=set)
     without_rule: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for value in self.parameters.values():
+            self.index.add(value.axes)
+
     def run(self, program: ExportedProgram) -> None:
         """Follow the axes of the parameters through the graph, in place."""
         values: dict[fx.Node, Any] = {}

@@ -191,3 +191,12 @@ def spatial(call: Call, x: Value, *args: Any, **__: Any) -> list[Axes]:
     call.together(*x.axes[:-rank])
     axes = (*x.axes[:-rank], *(call.new(size, SPACE) for size in call.shape[-rank:]))
     return [axes] * len(call.shapes)
+
+
+@register_rule("aten._weight_norm", "aten._weight_norm_interface")
+def weight_norm(call: Call, direction: Value, length: Value, dim: int = 0) -> list[Axes]:
+    """``length * direction / |direction|``, the norm over all dimensions but one."""
+    if length.dim == direction.dim:
+        call.broadcast(direction, length)
+    call.together(direction.axes[dim])
+    return [direction.axes, *(length.axes for _ in call.shapes[1:])]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map
 
 from fedrebasin.errors import TraceError
 from fedrebasin.group import Unpermuted
@@ -96,6 +97,16 @@ def _export(model: nn.Module, example_inputs: Any) -> ExportedProgram:
         ) from error
 
 
+def _export_for_training(model: nn.Module, example_inputs: Any) -> ExportedProgram:
+    try:
+        return _export(model, example_inputs)
+    except TraceError:
+        # Batch normalisation wants more than one example of a single position.
+        return _export(
+            model, tree_map(lambda x: torch.cat((x, x)) if isinstance(x, Tensor) and x.dim() else x, example_inputs)
+        )
+
+
 def _unread(state: Mapping[str, Tensor], reading: Reading) -> list[str]:
     read = {id(state[key]) for key in reading.read}
     return [key for key in reading.parameters if id(state[key]) not in read]
@@ -105,7 +116,7 @@ def _read_in_train_mode(model: nn.Module, example_inputs: Any, reading: Reading,
     """What the model reads in training only (auxiliary heads) ties what feeds it, or keeps it in place."""
     model.train()
     try:
-        reading.run(_export(model, example_inputs))
+        reading.run(_export_for_training(model, example_inputs))
     except TraceError:
         sizes = {size for key in unread for size in reading.parameters[key].shape}
         parts = {part for value in reading.parameters.values() for axis in value.axes for part in leaves(axis)}

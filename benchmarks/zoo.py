@@ -1,0 +1,196 @@
+"""The tracer over whole model zoos: every torchvision classifier; Hugging Face and timm where they are installed.
+
+One row per model: seconds (export, tracing and the check), groups, coverage, log10 of the number of symmetries, the
+largest relative change of an output under random members with random parameters in float64, operators without a rule.
+
+    python benchmarks/zoo.py [torchvision] [transformers] [timm] [--models NAME ...] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+from torch import nn
+
+from fedrebasin import PermutationSpec, RebasinError
+from fedrebasin.tracing import largest_change
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+HEADING = "## Zoo"
+COLUMNS = (
+    "| model | seconds | of which check | groups | coverage | log10 symmetries | largest change | without a rule |"
+)
+Case = tuple[str, Callable[[], tuple[nn.Module, Any]]]
+
+
+class Row(NamedTuple):
+    name: str
+    seconds: float
+    check: float
+    groups: int
+    coverage: float
+    log10: float
+    change: float
+    without_rule: str
+
+    def __str__(self) -> str:
+        return (
+            f"| {self.name} | {self.seconds:.2f} | {self.check:.2f} | {self.groups} | {self.coverage:.4f}"
+            f" | {self.log10:.1f} | {self.change:.1e} | {self.without_rule or 'none'} |"
+        )
+
+
+def measure(name: str, make: Callable[[], tuple[nn.Module, Any]]) -> Row:
+    torch.manual_seed(0)
+    model, inputs = make()
+    started = time.perf_counter()
+    spec = PermutationSpec.trace(model, inputs, check=False)
+    traced = time.perf_counter()
+    change = largest_change(spec, model, inputs, members=2, seed=0)
+    checked = time.perf_counter()
+    unknown = sorted({row.operator for row in spec.unpermuted if "no rule" in row.reason})
+    return Row(
+        name,
+        checked - started,
+        checked - traced,
+        sum(not group.frozen for group in spec.groups.values()),
+        spec.coverage,
+        spec.log10_symmetries,
+        change,
+        ", ".join(unknown),
+    )
+
+
+def from_torchvision() -> Iterator[Case]:
+    for name in torchvision.models.list_models(module=torchvision.models):
+
+        def make(name: str = name) -> tuple[nn.Module, Any]:
+            slow_start = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+            size = 299 if name == "inception_v3" else 224
+            return torchvision.models.get_model(name, weights=None, **slow_start).eval(), torch.randn(1, 3, size, size)
+
+        yield name, make
+
+
+def from_transformers() -> Iterator[Case]:
+    import transformers as t
+
+    text = {"vocab_size": 99, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    tokens, image, sound = torch.randint(5, 90, (2, 7)), torch.randn(2, 3, 32, 32), torch.randn(2, 8, 30)
+    seq2seq = {"decoder_input_ids": tokens}
+    whisper = t.WhisperConfig(
+        vocab_size=99, d_model=48, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, num_mel_bins=8, max_source_positions=15, max_target_positions=20, use_cache=False,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    clip = t.CLIPConfig(text_config={**text, "eos_token_id": 98, "bos_token_id": 97}, vision_config=vision)
+    llama = t.LlamaConfig(**{**text, "num_attention_heads": 6}, num_key_value_heads=2, use_cache=False)
+    found: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+        "BERT": (lambda: t.BertForSequenceClassification(t.BertConfig(**text)), {"input_ids": tokens}),
+        "GPT-2": (
+            lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=99, n_embd=48, n_layer=2, n_head=4, use_cache=False)),
+            {"input_ids": tokens},
+        ),
+        "ViT": (lambda: t.ViTForImageClassification(t.ViTConfig(**vision)), {"pixel_values": image}),
+        "Llama, grouped queries": (lambda: t.LlamaForCausalLM(llama), {"input_ids": tokens}),
+        "T5": (
+            lambda: t.T5ForConditionalGeneration(
+                t.T5Config(vocab_size=99, d_model=48, d_kv=12, d_ff=64, num_layers=2, num_heads=4, use_cache=False)
+            ),
+            {"input_ids": tokens, **seq2seq},
+        ),
+        "CLIP": (lambda: t.CLIPModel(clip), {"input_ids": tokens, "pixel_values": image}),
+        "Whisper": (lambda: t.WhisperForConditionalGeneration(whisper), {"input_features": sound, **seq2seq}),
+        "ConvNeXt": (
+            lambda: t.ConvNextForImageClassification(
+                t.ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 2, 1])
+            ),
+            {"pixel_values": image},
+        ),
+    }
+    for name, (build, inputs) in found.items():
+        yield name, lambda build=build, inputs=inputs: (build().eval(), inputs)  # type: ignore[misc]
+
+
+def from_timm() -> Iterator[Case]:
+    import timm
+
+    families: dict[str, str] = {}
+    for name in timm.list_models():
+        families.setdefault(timm.models.get_arch_name(name).split("_")[0], name)
+    for name in families.values():
+
+        def make(name: str = name) -> tuple[nn.Module, Any]:
+            model = timm.create_model(name).eval()
+            return model, torch.randn(1, *model.default_cfg["input_size"])
+
+        yield name, make
+
+
+ZOOS = {"torchvision": from_torchvision, "transformers": from_transformers, "timm": from_timm}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("zoos", nargs="*", help=f"of {', '.join(ZOOS)}; by default the first two that are installed")
+    parser.add_argument("--models", nargs="+", help="only these")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    lines: list[str] = []
+    for zoo in options.zoos or ["torchvision", "transformers"]:
+        if importlib.util.find_spec(zoo) is None:
+            print(f"{zoo} is not installed")
+            continue
+        lines += section(zoo, options.models)
+        if options.write:
+            write(lines)
+
+
+def section(zoo: str, only: list[str] | None) -> list[str]:
+    lines = [f"### {zoo}", "", COLUMNS, "| --- " * 8 + "|"]
+    print("\n".join(lines), flush=True)
+    rows = []
+    for name, make in ZOOS[zoo]():
+        if only and name not in only:
+            continue
+        try:
+            rows.append(measure(name, make))
+            lines.append(str(rows[-1]))
+        except (RebasinError, RuntimeError, ValueError) as error:
+            lines.append(f"| {name} | failed: {str(error).splitlines()[0][:200]} |")
+        print(lines[-1], flush=True)
+    if rows:
+        seconds = [row.seconds for row in rows]
+        lines += [
+            "",
+            f"{len(rows)} models, {sum(row.groups == 0 for row in rows)} without a group, "
+            f"{sum(row.change > 1e-9 for row in rows)} changed by more than 1e-9; median {statistics.median(seconds):.2f} s,"
+            f" largest {max(seconds):.2f} s; {torch.get_num_threads()} threads, torch {torch.__version__}.",
+            "",
+        ]
+        print(lines[-2], flush=True)
+    return lines
+
+
+def write(lines: list[str]) -> None:
+    """Replace this script's section of the results, and nothing else."""
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
+    before, found, rest = text.partition(f"{HEADING}\n")
+    after = rest.partition("\n## ")
+    tail = f"\n## {after[2]}" if found and after[1] else ""
+    RESULTS.write_text("\n".join([before.rstrip(), "", HEADING, "", *lines]).rstrip() + "\n" + tail, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
