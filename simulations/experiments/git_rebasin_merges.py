@@ -74,7 +74,7 @@ def split(lab: Lab, setting: Setting) -> Result:
     "grb-merge-many",
     "Git Re-Basin, Algorithm 3, Table 3 and Figure 13",
     "MergeMany of five MLPs against every one of them",
-    Setting(recipe=NO_DECAY, widths=(256,), models=5),
+    Setting(recipe=Recipe(), widths=(512,), models=5),
     Setting(recipe=PAPER_MLP, widths=(512,), models=32),
 )
 def merge_many(lab: Lab, setting: Setting) -> Result:
