@@ -80,7 +80,8 @@ class WarmAssignment:
 def _entropic_prices(gain: Matrix, prices: Matrix | None) -> Matrix:
     """Column prices of the entropic relaxation, from earlier ones on (float32: they need not be exact)."""
     worth = gain.astype(np.float32)
-    temperature = _TEMPERATURE * float(worth.std())
+    with np.errstate(over="ignore"):
+        temperature = _TEMPERATURE * float(worth.std())
     before = np.zeros(len(gain), np.float32) if prices is None else prices.astype(np.float32)
     if temperature == 0 or not np.isfinite(temperature):
         return before.astype(np.float64)

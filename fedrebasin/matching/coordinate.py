@@ -119,7 +119,6 @@ def climb(
         the ascent, at a point where no single group can be improved, or where ``control`` says why it stopped.
     """
     ascent = Ascent(problem, indices, {} if solvers is None else solvers)
-    control.report(ascent.objective)
     for _ in range(max_sweeps):
         order = [problem.moved[k] for k in torch.randperm(len(problem.moved), generator=generator).tolist()]
         moved = ascent.sweep(order, control)

@@ -85,6 +85,7 @@ class WeightMatching:
 
     def _search(self, problem: Problem, control: Control) -> Indices:
         start = problem.start(self.init)
+        control.report(problem.objective(start))
         if self.method == "greedy":
             return self._greedy(problem, start, control)
         generator = torch.Generator().manual_seed(self.seed)
@@ -104,7 +105,6 @@ class WeightMatching:
         return best.indices
 
     def _greedy(self, problem: Problem, start: Indices, control: Control) -> Indices:
-        control.report(problem.objective(start))
         indices = greedy(problem, start, control)
         control.objectives.append(problem.objective(indices))
         control.converged = not control.expired

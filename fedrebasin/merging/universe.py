@@ -157,8 +157,8 @@ def _exact_step(
         for share, model, direction in zip(shares, models, directions, strict=True):
             coefficients -= share**2 * _square(model.relaxed(key), *direction[key])
     polynomial = np.polynomial.Polynomial(coefficients)
-    turns = polynomial.deriv().roots()
-    inside = [float(turn.real) for turn in turns if abs(turn.imag) < 1e-9 and 0 < turn.real < 1]
+    turns: list[complex] = np.asarray(polynomial.deriv().roots(), dtype=np.complex128).tolist()
+    inside = [turn.real for turn in turns if abs(turn.imag) < 1e-9 and 0 < turn.real < 1]
     values = {size: float(polynomial(size)) for size in (0.0, 1.0, *inside)}
     best = max(values, key=lambda size: values[size])
     return best, values[best] - values[0.0]
