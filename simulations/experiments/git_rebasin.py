@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 
 from fedrebasin import (
+    Barrier,
     PermutationSpec,
     WeightMatching,
     loss_barrier,
@@ -25,35 +26,41 @@ NO_DECAY = Recipe(weight_decay=0.0)
 @experiment(
     "grb-paths",
     "Git Re-Basin, Figures 2 and 9",
-    "The loss between two models, before and after weight matching",
+    "The loss between two models, before and after each of three matchers",
     Setting(recipe=NO_DECAY, widths=(256,), points=25),
     Setting(recipe=PAPER_MLP, widths=(512,), points=25),
 )
 def paths(lab: Lab, setting: Setting) -> Result:
-    """The barrier of two MLPs, naive and aligned."""
-    pairs = [pair(lab, setting, seed=seed) for seed in setting.seeds]
-    naive = [p.barrier(p.b, setting.points) for p in pairs]
-    aligned = [p.barrier(p.aligned, setting.points) for p in pairs]
-    lams = naive[0].lams
+    """The barrier of two MLPs, naive and aligned by each of the three matchers."""
+    found: dict[str, list[Barrier]] = {}
+    for seed in setting.seeds:
+        p = pair(lab, setting, seed=seed)
+        found.setdefault("naive", []).append(p.barrier(p.b, setting.points))
+        for name, matcher in p.matchers().items():
+            aligned = matcher(p.spec, reference=p.a, candidate=p.b).apply(p.b)
+            found.setdefault(name, []).append(p.barrier(aligned, setting.points))
+    values = {name: tuple(barrier.value for barrier in barriers) for name, barriers in found.items()}
+    matched = [name for name in values if name != "naive"]
     return Result(
-        figures=(
-            Figure("barrier, naive", tuple(b.value for b in naive), "above 0 on every architecture", "nats"),
-            Figure("barrier, weight matching", tuple(b.value for b in aligned), "about 0 for the MLP", "nats"),
+        figures=tuple(
+            Figure(f"barrier, {name}", found_, "above 0" if name == "naive" else "about 0 for the MLP", "nats")
+            for name, found_ in values.items()
         ),
-        claims=(
+        claims=tuple(
             Claim(
-                "weight matching removes at least nine tenths of the MLP's barrier",
-                tuple(a.value < 0.1 * n.value for a, n in zip(aligned, naive, strict=True)),
-            ),
+                f"{name} removes at least nine tenths of the MLP's barrier",
+                tuple(after < 0.1 * before for after, before in zip(values[name], values["naive"], strict=True)),
+            )
+            for name in matched
         ),
         charts=(
             Chart(
                 "loss between two models",
                 "lam",
                 "test loss (nats)",
-                (
-                    curve("naive", lams, [b.losses for b in naive]),
-                    curve("weight matching", lams, [b.losses for b in aligned]),
+                tuple(
+                    curve(name, barriers[0].lams, [barrier.losses for barrier in barriers])
+                    for name, barriers in found.items()
                 ),
             ),
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from fedrebasin import DataError, PermutationSpec, State, apply_mask, interpolate, loss_barrier
+from fedrebasin import DataError, PermutationSpec, State, apply_mask, interpolate
 from fedrebasin.models import make_model
 
 from ..config import SimulationConfig
@@ -168,8 +168,13 @@ class Lab:
         """
         return self._test_part(dataset, 0)
 
+    def training_batches(self, dataset: str, count: int = 1000) -> Batches:
+        """The first training examples, for matchers that need data."""
+        data = self.data(dataset)
+        return self._batches(data.train_inputs, data.train_labels, torch.arange(min(count, len(data.train_labels))))
+
     def child(self, recipe: Recipe, order: int) -> State:
-        """The end of a training that shares its first ``recipe.spawn`` epochs with all others of the recipe's seed."""
+        """The end of a training whose first ``recipe.spawn`` epochs all others of the seed share."""
         return self.trained(replace(recipe, order=order))
 
     def _train(self, recipe: Recipe) -> dict[int, State]:
@@ -284,11 +289,6 @@ def _with_masks(model: nn.Module, mask: State) -> list[tuple[nn.Module, str]]:
         prune.custom_from_mask(modules[path], name, tensor)  # type: ignore[no-untyped-call]
         masked.append((modules[path], name))
     return masked
-
-
-def midpoint_barrier(model: nn.Module, a: State, b: State, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The loss barrier from three points; enough where the curve has one hump."""
-    return loss_barrier(model, a, b, list(batches), 3).value
 
 
 def halfway(a: State, b: State) -> State:

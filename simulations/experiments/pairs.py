@@ -8,7 +8,17 @@ from functools import cached_property
 
 from torch import nn
 
-from fedrebasin import Alignment, Barrier, Matcher, PermutationSpec, State, WeightMatching, loss_barrier
+from fedrebasin import (
+    ActivationMatching,
+    Alignment,
+    Barrier,
+    Matcher,
+    PermutationSpec,
+    State,
+    StraightThrough,
+    WeightMatching,
+    loss_barrier,
+)
 
 from .lab import Batches, Lab, Recipe
 from .registry import Setting
@@ -56,6 +66,15 @@ class Pair:
     def alignment(self) -> Alignment:
         """B's permutation."""
         return self.matcher(self.spec, reference=self.a, candidate=self.b)
+
+    def matchers(self) -> dict[str, Matcher]:
+        """Git Re-Basin's three, by name; those that need data get training examples."""
+        data = self.lab.training_batches(self.recipe.dataset)
+        return {
+            "weight matching": self.matcher,
+            "activation matching": ActivationMatching(self.model, data),
+            "straight-through estimator": StraightThrough(self.model, data),
+        }
 
     @cached_property
     def aligned(self) -> State:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Literal
 
 from fedrebasin import (
+    Permutation,
     Pruned,
     State,
     WeightMatching,
@@ -22,7 +23,7 @@ from fedrebasin import (
     transport_mask,
 )
 
-from .lab import Lab, Recipe, midpoint_barrier
+from .lab import Lab, Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Result, curve
 
@@ -73,10 +74,10 @@ def pruning(lab: Lab, setting: Setting) -> Result:
         model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
         permutation = WeightMatching()(spec, reference=first[0].state, candidate=second[0].state).permutation
         states = [[level.state for level in side] for side in (first, second)]
-        rows["dense permutation"].append(
-            list(simultaneous_connectivity(model, states[0], states[1], permutation, test, setting.points))
-        )
-        rows["no permutation"].append([midpoint_barrier(model, a, b, test) for a, b in zip(*states, strict=True)])
+        identity = Permutation.identity(permutation.spec)
+        for name, applied in (("dense permutation", permutation), ("no permutation", identity)):
+            barriers = simultaneous_connectivity(model, states[0], states[1], applied, test, setting.points)
+            rows[name].append(list(barriers))
         rewind = lab.checkpoints(recipe)[recipe.keep[0]]
         train, again = _trainer(lab, recipe, "masked"), _trainer(lab, recipe, "one-shot")
         cells: dict[str, list[float]] = {}
