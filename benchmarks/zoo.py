@@ -33,6 +33,8 @@ Case = tuple[str, Callable[[], tuple[nn.Module, Any]]]
 
 
 class Row(NamedTuple):
+    """One line of the table."""
+
     name: str
     seconds: float
     check: float
@@ -172,13 +174,12 @@ def section(zoo: str, only: list[str] | None) -> list[str]:
         print(lines[-1], flush=True)
     if rows:
         seconds = [row.seconds for row in rows]
-        lines += [
-            "",
-            f"{len(rows)} models, {sum(row.groups == 0 for row in rows)} without a group, "
-            f"{sum(row.change > 1e-9 for row in rows)} changed by more than 1e-9; median {statistics.median(seconds):.2f} s,"
-            f" largest {max(seconds):.2f} s; {torch.get_num_threads()} threads, torch {torch.__version__}.",
-            "",
-        ]
+        without, changed = sum(row.groups == 0 for row in rows), sum(row.change > 1e-9 for row in rows)
+        summary = (
+            f"{len(rows)} models: {without} without a group, {changed} changed by more than 1e-9; median"
+            f" {statistics.median(seconds):.2f} s, largest {max(seconds):.2f} s on {torch.get_num_threads()} threads."
+        )
+        lines += ["", summary, ""]
         print(lines[-2], flush=True)
     return lines
 

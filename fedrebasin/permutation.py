@@ -108,28 +108,39 @@ class Permutation(Mapping[str, Tensor]):
         Raises:
             SpecError: naming every key and shape that does not fit.
         """
-        self.spec.bind(state)
         result = dict(state)
-        copied: set[str] = set()
+        self._apply(result, own=set())
+        return result
+
+    def apply_in_place(self, state: dict[str, Tensor]) -> None:
+        """:meth:`apply` for a state dict that nobody else uses: it needs the memory of one more tensor, not of all.
+
+        Raises:
+            SpecError: naming every key and shape that does not fit.
+        """
+        self._apply(state, own=set(state))
+
+    def _apply(self, state: dict[str, Tensor], own: set[str]) -> None:
+        """Permute the entries; the tensors of the keys in ``own`` may be written to."""
+        self.spec.bind(state)
         for group in self.spec.outermost_first:
             index = self[group.name]
             if group.frozen or torch.equal(index, torch.arange(index.shape[-1]).expand_as(index)):
                 continue
             moves: dict[torch.device, Tensor] = {}
             for axis in group.axes:
-                tensor = result[axis.key]
+                tensor = state[axis.key]
                 if axis.layout is None:
                     on_device = moves.setdefault(tensor.device, index.to(tensor.device))
-                    result[axis.key] = tensor.index_select(axis.dim, on_device)
-                    copied.add(axis.key)
+                    state[axis.key] = tensor.index_select(axis.dim, on_device)
+                    own.add(axis.key)
                     continue
-                if axis.key not in copied:
-                    tensor = result[axis.key] = tensor.clone(memory_format=torch.contiguous_format)
-                    copied.add(axis.key)
+                if axis.key not in own:
+                    tensor = state[axis.key] = tensor.clone(memory_format=torch.contiguous_format)
+                    own.add(axis.key)
                 view = axis.view(tensor)
                 on_device = moves.setdefault(tensor.device, index.to(tensor.device))
                 view.copy_(move_units(view, on_device))
-        return result
 
     def fixed_points(self, other: Permutation | None = None) -> dict[str, int]:
         """Units by group that this permutation and the other one (identity if None) send to the same place.

@@ -64,7 +64,7 @@ def largest_change(spec: PermutationSpec, model: nn.Module, example_inputs: Any,
         worst = 0.0
         for _ in range(members):
             # A random member of what the last one made is a random member too: no copy of the first state is kept.
-            state = Permutation.random(spec, generator).apply(state)
+            Permutation.random(spec, generator).apply_in_place(state)
             for before, after in zip(reference, _outputs(model, state, args, kwargs, seed), strict=True):
                 worst = max(worst, _relative(before, after))
     return worst
@@ -77,7 +77,7 @@ def randomised(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor
     tied: dict[int, Tensor] = {}
     for key, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in tied:
-            found[key] = tied[id(tensor)]
+            found[key] = tied[id(tensor)].clone()
             continue
         if not tensor.is_floating_point():
             found[key] = tensor.detach().clone()

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from fedrebasin.tracing import rules_elementwise, rules_index, rules_linear, rules_norm, rules_recurrent, rules_shape
+from fedrebasin.tracing.decompose import decomposed, tensor_nodes
 from fedrebasin.tracing.parts import UNIT, Part, Pinned, pin
 from fedrebasin.tracing.registry import Call, Index, Value, find_rule, operator_name
 
@@ -106,17 +107,20 @@ class Reading:
         name = operator_name(node.target)
         if not shapes:
             return node.meta.get("val")
-        call = Call(name, shapes, self.index)
+        call = Call(name, shapes, self.index, _used(node, len(shapes)))
         rule = find_rule(node.target)
+        why = "no rule for this operator"
         axes = None
-        if rule is None:
-            why = "no rule for this operator"
-        else:
+        if rule is not None:
             try:
                 axes = _several(rule(call, *arguments, **keywords), shapes)
-            except NotImplementedError as error:
+            except (NotImplementedError, TypeError, ValueError, LookupError, AttributeError) as error:
                 why = f"no rule for this use of the operator: {error}"
         if axes is None:
+            simpler = decomposed(node)
+            if simpler is not None:
+                inner = [one for one in simpler.graph.nodes if one.op == "placeholder"]
+                return self._graph(simpler, dict(zip(inner, map(values.__getitem__, tensor_nodes(node)), strict=True)))
             axes = self._unknown(call, [arguments, keywords], why)
         found = [self._note(Value(tuple(one)), name) for one in axes]
         value = node.meta.get("val")
@@ -157,6 +161,14 @@ def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
     value = node.meta.get("val")
     flat = torch.utils._pytree.tree_leaves(value)
     return tuple(tuple(int(size) for size in one.shape) for one in flat if isinstance(one, Tensor))
+
+
+def _used(node: fx.Node, number: int) -> tuple[bool, ...]:
+    """Which of the tensors that come out are read."""
+    users = list(node.users)
+    if number == 1 or any(user.target is not operator.getitem for user in users):
+        return (bool(users),) * number
+    return tuple(any(user.args[1] == place and user.users for user in users) for place in range(number))
 
 
 def _like(structure: Any, found: Iterator[Value]) -> Any:

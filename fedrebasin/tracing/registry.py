@@ -71,11 +71,13 @@ class Call:
         operator: the operator's name.
         shapes: the shape of each tensor that comes out.
         index: where index spaces are noted.
+        used: whether anything reads each of the tensors that come out.
     """
 
     operator: str
     shapes: tuple[tuple[int, ...], ...]
     index: Index
+    used: tuple[bool, ...] = (True,)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -145,7 +145,8 @@ def choose(call: Call, x: Value, dim: int | None = None, *_: Any, **__: Any) -> 
     if dim is None:
         call.pin(x, "positions are told apart")
         return [()] * len(call.shapes)
-    call.pin(x.axes[dim], "positions are told apart")
+    if len(call.shapes) == 1 or call.used[1]:
+        call.pin(x.axes[dim], "positions are told apart")
     keep = len(call.shape) == x.dim
     axes = tuple(UNIT if i == dim % x.dim else axis for i, axis in enumerate(x.axes) if keep or i != dim % x.dim)
     return [axes] * len(call.shapes)
