@@ -6,7 +6,7 @@ be pruned; what it does not name is dense.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -179,8 +179,3 @@ def mask_agreement(first: Mask, second: Mask) -> float:
     both = sum(float((first[key] * second[key].to(first[key])).sum()) for key in first)
     either = sum(float(torch.maximum(first[key], second[key].to(first[key])).sum()) for key in first)
     return both / either if either else 1.0
-
-
-def masked_barrier_states(pruned: Sequence[Pruned]) -> tuple[State, ...]:
-    """The trained networks of a pruning, as a sequence for ``simultaneous_connectivity``."""
-    return tuple(apply_mask(level.state, level.mask) for level in pruned)

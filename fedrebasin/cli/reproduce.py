@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedrebasin.errors import RebasinError
+from fedrebasin import RebasinError
 
 if TYPE_CHECKING:
     from fedrebasin.simulations import Record
