@@ -76,7 +76,7 @@ def run(code):
 
 def test_the_library_does_not_load_flower():
     run(
-        "import fedrebasin, sys; assert not {m for m in sys.modules if m.split('.')[0] in ('flwr', 'ray', 'matplotlib')}"
+        "import fedrebasin, sys;assert not {m for m in sys.modules if m.split('.')[0] in ('flwr', 'ray', 'matplotlib')}"
     )
 
 
@@ -90,5 +90,7 @@ def test_no_generic_name_lands_on_the_import_path():
 def test_every_public_name_is_there():
     run(
         "import fedrebasin as f, fedrebasin.strategies as s, fedrebasin.simulations as m\n"
-        "for p in (f, s, m):\n    assert all(hasattr(p, name) for name in p.__all__), p\n    assert sorted(p.__all__) == list(p.__all__)"
+        "for p in (f, s, m):\n"
+        "    assert all(hasattr(p, name) for name in p.__all__), p\n"
+        "    assert sorted(p.__all__) == list(p.__all__)\n"
     )

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import fixedclipping_mod
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg
+
+from fedrebasin import AlignTo, Identity, Permutation, PermutationSpec
+from fedrebasin.simulations import InlineGrid
+from fedrebasin.strategies import Aligned, AlignMod
+from tests.strategies.helpers import AXES, CLIENTS, COMMON, make_state
+
+SPEC = PermutationSpec.from_axes(AXES)
+
+
+def make_app(mods=(), keys=None):
+    """Clients that add a little noise to the global model and permute their units."""
+    app = ClientApp()
+
+    @app.train(mods=list(mods))
+    def train(message, context):
+        node = context.node_config["partition-id"]
+        generator = torch.Generator().manual_seed(node)
+        state = message.content["arrays"].to_torch_state_dict()
+        names = dict(zip(state, AXES_KEYS, strict=True)) if keys == "positions" else {key: key for key in state}
+        named = {names[key]: tensor for key, tensor in state.items()}
+        noisy = {
+            key: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
+            if tensor.is_floating_point()
+            else tensor
+            for key, tensor in named.items()
+        }
+        moved = Permutation.random(SPEC.bind(noisy), generator).apply(noisy)
+        back = {key: moved[names[key]] for key in state}
+        metrics = MetricRecord({"num-examples": 5 + node})
+        return Message(RecordDict({"arrays": ArrayRecord(back), "metrics": metrics}), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message, context):
+        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1, "x": 1.0})}), reply_to=message)
+
+    return app
+
+
+AXES_KEYS = list(make_state(0, integers=False))
+
+
+def run(strategy, app, start):
+    return strategy.start(InlineGrid(app, CLIENTS), ArrayRecord(dict(start)), num_rounds=1)
+
+
+def test_client_side_and_server_side_alignment_give_the_same_aggregate():
+    start = make_state(0, width=24)
+    server = Aligned(FedAvg(**COMMON), spec=SPEC, aligner=AlignTo(reference=start))
+    on_server = run(server, make_app(), start)
+    on_clients = run(FedAvg(**COMMON), make_app([AlignMod(SPEC)]), start)
+    for key, tensor in start.items():
+        if tensor.is_floating_point():
+            expected, actual = (result.arrays[key].numpy() for result in (on_server, on_clients))
+            assert np.allclose(expected, actual, atol=1e-6), key
+            assert np.allclose(actual, tensor.numpy(), atol=0.2), key
+
+
+def test_inside_client_side_clipping_the_clipped_update_is_the_aligned_one():
+    start = make_state(0, width=24, integers=False)
+    strategy = DifferentialPrivacyClientSideFixedClipping(FedAvg(**COMMON), 0.0, 100.0, CLIENTS)
+    result = run(strategy, make_app([fixedclipping_mod, AlignMod(SPEC)]), start)
+    plain = run(FedAvg(**COMMON), make_app([AlignMod(SPEC)]), start)
+    for key in start:
+        assert np.allclose(result.arrays[key].numpy(), plain.arrays[key].numpy(), atol=1e-5)
+
+
+def test_without_names_positions_tell_which_is_which():
+    named = make_state(0, width=24, integers=False)
+    numbered = {str(position): tensor for position, tensor in enumerate(named.values())}
+    expected = run(FedAvg(**COMMON), make_app([AlignMod(SPEC)]), named)
+    actual = run(FedAvg(**COMMON), make_app([AlignMod(SPEC)], keys="positions"), numbered)
+    for a, b in zip(expected.arrays.values(), actual.arrays.values(), strict=True):
+        assert np.allclose(a.numpy(), b.numpy(), atol=1e-6)
+    assert list(actual.arrays) == list(numbered)
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "query.other"])
+def test_other_messages_pass(kind):
+    InlineGrid(ClientApp(), 1)
+    message = Message(RecordDict({"config": ConfigRecord({"a": 1})}), 1, kind)
+    answer = Message(RecordDict(), reply_to=message)
+    assert AlignMod(SPEC)(message, None, lambda *_: answer) is answer
+
+
+def test_a_server_that_leaves_everything_alone_sees_aligned_models_only():
+    start = make_state(0, width=24)
+    aligned = run(Aligned(FedAvg(**COMMON), aligner=Identity()), make_app([AlignMod(SPEC)]), start)
+    assert np.allclose(aligned.arrays["0.weight"].numpy(), start["0.weight"].numpy(), atol=0.2)
+    assert isinstance(aligned.arrays["0.weight"], Array)
