@@ -52,12 +52,23 @@ def check(
         )
 
 
-def largest_change(spec: PermutationSpec, model: nn.Module, example_inputs: Any, *, members: int, seed: int) -> float:
-    """The largest change of an output under random members, relative to the output's largest entry."""
+def largest_change(
+    spec: PermutationSpec, model: nn.Module, example_inputs: Any, *, members: int, seed: int, training: bool = False
+) -> float:
+    """The largest change of an output under random members, relative to the output's largest entry.
+
+    Args:
+        spec: the spec to check.
+        model: the model that it speaks of.
+        example_inputs: a tensor, a tuple of tensors, or a dict of keyword tensors.
+        members: how many random members to try.
+        seed: of the parameters and the members.
+        training: whether the model is run in train mode, without dropout; otherwise in evaluation mode.
+    """
     args, kwargs = tree_map(_doubled, as_call(example_inputs))
     generator = torch.Generator().manual_seed(seed)
     with preserved(model), torch.no_grad(), _in_float64():
-        model.eval()
+        _set_mode(model, training)
         state = randomised(model, generator)
         spec.bind(state)
         reference = _outputs(model, state, args, kwargs, seed)
@@ -86,6 +97,14 @@ def randomised(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor
             found[key] = _scaled(key, tensor.shape, _drawn(pool, first, tensor.numel())).to(tensor.device)
         tied[id(tensor)] = found[key]
     return found
+
+
+def _set_mode(model: nn.Module, training: bool) -> None:
+    model.train(training)
+    for module in model.modules():
+        # Dropout picks units by their place: it is the same function only in distribution.
+        if "Drop" in type(module).__name__ or isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+            module.training = False
 
 
 def _drawn(pool: Tensor, first: int, number: int) -> Tensor:

@@ -52,7 +52,7 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
     with preserved(model), torch.no_grad():
         model.eval()
         reading.run(_export(model, example_inputs))
-        unread = _unread(state, reading)
+        unread = before = _unread(state, reading)
         if unread:
             _read_in_train_mode(model, example_inputs, reading, unread)
             unread = _unread(state, reading)
@@ -69,7 +69,12 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
         unpermuted=tuple(grouping.unpermuted([key for key in floating if key in parameters])),
     )
     on_meta = any(tensor.is_meta for tensor in state.values())
-    return _proven(spec, model, example_inputs, seed) if check and not on_meta else spec
+    if not check or on_meta:
+        return spec
+    inputs = {False: example_inputs}
+    if len(unread) < len(before):
+        inputs[True] = _twice(example_inputs)
+    return _proven(spec, model, inputs, seed)
 
 
 def _axes_of(state: Mapping[str, Tensor]) -> dict[str, Value]:
@@ -101,10 +106,12 @@ def _export_for_training(model: nn.Module, example_inputs: Any) -> ExportedProgr
     try:
         return _export(model, example_inputs)
     except TraceError:
-        # Batch normalisation wants more than one example of a single position.
-        return _export(
-            model, tree_map(lambda x: torch.cat((x, x)) if isinstance(x, Tensor) and x.dim() else x, example_inputs)
-        )
+        return _export(model, _twice(example_inputs))
+
+
+def _twice(example_inputs: Any) -> Any:
+    """A batch of twice the size: in training, batch normalisation wants more than one example of a single position."""
+    return tree_map(lambda x: torch.cat((x, x)) if isinstance(x, Tensor) and x.dim() else x, example_inputs)
 
 
 def _unread(state: Mapping[str, Tensor], reading: Reading) -> list[str]:
@@ -125,24 +132,27 @@ def _read_in_train_mode(model: nn.Module, example_inputs: Any, reading: Reading,
                 pin(part, Pinned(f"may feed {unread[0]}, which is read in training only"))
 
 
-def _proven(spec: PermutationSpec, model: nn.Module, example_inputs: Any, seed: int) -> PermutationSpec:
-    """The spec without the groups that change the function."""
-    if _holds(spec, model, example_inputs, seed):
+def _proven(spec: PermutationSpec, model: nn.Module, inputs: dict[bool, Any], seed: int) -> PermutationSpec:
+    """The spec without the groups that change the function; inputs by whether they are for training."""
+    if _holds(spec, model, inputs, seed):
         return replace(spec, checked=True)
     wrong = []
     for group in spec.outermost_first:
         if not group.frozen:
             alone = spec.freeze(name for name in spec.groups if name != group.name)
-            if not _holds(alone, model, example_inputs, seed):
+            if not _holds(alone, model, inputs, seed):
                 wrong.append(group.name)
     rest = _without(spec, wrong)
-    if _holds(rest, model, example_inputs, seed):
+    if _holds(rest, model, inputs, seed):
         return replace(rest, checked=True)
     return replace(_without(spec, list(spec.groups)), checked=True)
 
 
-def _holds(spec: PermutationSpec, model: nn.Module, example_inputs: Any, seed: int) -> bool:
-    return largest_change(spec, model, example_inputs, members=MEMBERS, seed=seed) <= TOLERANCE
+def _holds(spec: PermutationSpec, model: nn.Module, inputs: dict[bool, Any], seed: int) -> bool:
+    return all(
+        largest_change(spec, model, given, members=MEMBERS, seed=seed, training=training) <= TOLERANCE
+        for training, given in inputs.items()
+    )
 
 
 def _without(spec: PermutationSpec, names: list[str]) -> PermutationSpec:
