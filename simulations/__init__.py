@@ -1,6 +1,6 @@
 """Federations to compare strategies in: data sets, partitions, one Flower app, and the comparison."""
 
-from .choices import STRATEGIES, make_strategy
+from .choices import BASES, CALIBRATORS, make_strategy, parse_strategy
 from .client_app import make_client_app
 from .compare import DEFAULT_STRATEGIES, Comparison, compare, run_strategy
 from .config import DATASETS, DEVICES, INITS, OPTIMIZERS, PARTITIONS, SimulationConfig
@@ -17,6 +17,8 @@ from .report import COLUMNS, best_row, cells, write_report
 from .results import write_results
 
 __all__ = [
+    "BASES",
+    "CALIBRATORS",
     "COLUMNS",
     "DATASETS",
     "DEFAULT_STRATEGIES",
@@ -28,7 +30,6 @@ __all__ = [
     "PARTITIONS",
     "REFERENCES",
     "SCALES",
-    "STRATEGIES",
     "Comparison",
     "Dataset",
     "Experiment",
@@ -55,6 +56,7 @@ __all__ = [
     "make_partition",
     "make_strategy",
     "on_engine",
+    "parse_strategy",
     "read_idx",
     "reproduce",
     "run_inline",

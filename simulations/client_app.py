@@ -1,4 +1,4 @@
-"""The clients of the simulations: they train what the message's config describes and answer with their model."""
+"""The clients of the simulations: they train what the message's config describes, and answer with sums on request."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedrebasin import RebasinError
+from fedrebasin import CalibrationError, RebasinError
+from fedrebasin.strategies import register
 
 from .config import SimulationConfig
 from .federation import Federation
 from .training import reproducible
 
 ClientEpochDone = Callable[[int, int], None]
+SIMULATION = "simulation"
 
 
 def make_client_app(partitioner: Any = None, epoch_done: ClientEpochDone | None = None) -> ClientApp:
@@ -27,14 +29,24 @@ def make_client_app(partitioner: Any = None, epoch_done: ClientEpochDone | None 
     client_app = ClientApp()
     federations: dict[SimulationConfig, Federation] = {}
 
+    def federation_of(config: SimulationConfig) -> Federation:
+        return federations.setdefault(config, Federation(config, partitioner))
+
+    def remembered(context: Context) -> Federation:
+        if SIMULATION not in context.state.config_records:
+            raise CalibrationError("a request for sums came before any training, whose message describes the data")
+        return federation_of(SimulationConfig.from_flower(context.state.config_records[SIMULATION]))
+
     @client_app.train()
     def train(message: Message, context: Context) -> Message:
         values = message.content.config_records["config"]
         config = SimulationConfig.from_flower(values)
-        federation = federations.setdefault(config, Federation(config, partitioner))
+        federation = federation_of(config)
         partition, nodes = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
         if nodes != config.clients:
             raise RebasinError(f"the federation has {nodes} nodes where the simulation has {config.clients} clients")
+        # A query does not say what it is about, and in a deployment nothing but this lasts until it comes.
+        context.state[SIMULATION] = ConfigRecord(dict(config.to_flower()))
         server_round = int(str(values["server-round"]))
         with reproducible():
             model = federation.client_model(partition, server_round)
@@ -51,6 +63,12 @@ def make_client_app(partitioner: Any = None, epoch_done: ClientEpochDone | None 
         )
         return Message(content, reply_to=message)
 
+    register(
+        client_app,
+        model=lambda context: remembered(context).server_model(),
+        batches=lambda context: remembered(context).client_batches(int(context.node_config["partition-id"])),
+        device=lambda context: str(remembered(context).device),
+    )
     return client_app
 
 

@@ -13,9 +13,9 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fedrebasin import Barrier, RebasinError, WeightMatching, ensemble_log_probabilities, loss_barrier
-from fedrebasin.strategies import FedWideAvg, to_state
+from fedrebasin.strategies import Aligned, to_state
 
-from .choices import STRATEGIES, make_strategy
+from .choices import make_strategy, parse_strategy
 from .client_app import make_client_app
 from .config import SimulationConfig, choose
 from .engines import ENGINES, on_engine
@@ -75,7 +75,7 @@ def compare(
 
     Args:
         config: the federation.
-        strategies: names, each once.
+        strategies: names, each once; see :func:`make_strategy`.
         engine: ``inline`` or ``flower``; both give the same numbers.
         partitioner: one of flwr-datasets, instead of the config's partition.
         progress: called with who is at work (a client, a strategy), how much is done (epochs, rounds), and of how much.
@@ -84,7 +84,7 @@ def compare(
         RebasinError: if an option is not allowed, the data is missing, or a client fails.
     """
     for name in strategies:
-        choose("strategy", name, STRATEGIES)
+        parse_strategy(name)
     choose("engine", engine, ENGINES)
     if not strategies or len(set(strategies)) != len(strategies):
         raise RebasinError("strategies: name at least one, each once")
@@ -144,7 +144,7 @@ def run_strategy(
         if server_round == 0:
             return None
         model.load_state_dict(arrays.to_torch_state_dict())
-        delivered = strategy.beta if isinstance(strategy, FedWideAvg) and strategy.beta else 1.0
+        delivered = strategy.beta if isinstance(strategy, Aligned) and strategy.beta else 1.0
         figures = judge(federation.predict(model), delivered)
         rows.append(Row(name, config.seed, server_round, figures, stopwatch.seconds))
         report(name, server_round, config.rounds)

@@ -19,6 +19,7 @@ from .training import EpochDone, derive_seed, pick_device, predict, train
 
 # The purposes that seeds are derived for.
 INITIALISATION, BATCHES, PARTITION = range(3)
+SUMS_BATCH = 256  # bounds the memory of unfolded convolutions in float64
 SERVER = 0  # its place among the seeds; the clients follow
 
 
@@ -80,6 +81,13 @@ class Federation:
         index = torch.from_numpy(self.parts[partition])
         inputs, labels = self.dataset.train_inputs[index], self.dataset.train_labels[index]
         return self._train(model, inputs, labels, 1 + partition, server_round, epoch_done), len(index)
+
+    def client_batches(self, partition: int) -> list[tuple[Tensor, Tensor]]:
+        """A client's part in batches of inputs and labels, on the device: what it takes sums over."""
+        index = torch.from_numpy(self.parts[partition])
+        inputs, labels = self.dataset.train_inputs[index], self.dataset.train_labels[index]
+        batches = zip(torch.split(inputs, SUMS_BATCH), torch.split(labels, SUMS_BATCH), strict=True)
+        return [(batch.to(self.device), targets.to(self.device)) for batch, targets in batches]
 
     def train_on_all(self, epoch_done: EpochDone | None = None) -> nn.Module:
         """The upper reference: the server's initialisation trained on everything, for one round's epochs."""

@@ -19,7 +19,9 @@ class ReplayGrid(Grid):
 
     The clients of the simulations are functions of the message and their partition. In round 1 every strategy sends
     the same message, so the same replies can be given again; later each strategy has its own trajectory. Replies come
-    in the order of the partitions, which no engine and no sampling changes.
+    in the order of the partitions, which no engine and no sampling changes. Requests for sums are passed on each time,
+    since every strategy asks about another model; their answers too are handed over in the order of the partitions,
+    so that what is added up does not depend on who was fastest.
 
     Args:
         grid: where the clients are.
@@ -28,6 +30,9 @@ class ReplayGrid(Grid):
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._remembered: dict[tuple[int, str], RecordDict] = {}
+        self._partitions: dict[int, int] = {}
+        self._due: list[str] = []
+        self._early: dict[str, Message] = {}
 
     def first_replies(self) -> list[ArrayRecord]:
         """The clients' arrays after round 1, in the order of the partitions."""
@@ -52,12 +57,23 @@ class ReplayGrid(Grid):
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As the grid does: nothing is remembered."""
-        return self._grid.push_messages(messages)
+        """As the grid does, in the order of the partitions."""
+        pushed = []
+        for message in sorted(messages, key=lambda message: self._partitions.get(message.metadata.dst_node_id, 0)):
+            pushed += list(self._grid.push_messages([message]))
+        self._due += [message_id for message_id in pushed if message_id]
+        return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """As the grid does: nothing is remembered."""
-        return self._grid.pull_messages(message_ids)
+        """Replies in the order in which the messages were pushed: one that comes early waits for those before it."""
+        wanted = set(message_ids)
+        self._due = [message_id for message_id in self._due if message_id in wanted]  # given up: nobody waits for it
+        for reply in self._grid.pull_messages(wanted - set(self._early)):
+            self._early[reply.metadata.reply_to_message_id] = reply
+        ready = []
+        while self._due and self._due[0] in self._early:
+            ready.append(self._early.pop(self._due.pop(0)))
+        return ready
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Replies from memory where the same message was answered in round 1, else from the clients.
@@ -72,6 +88,7 @@ class ReplayGrid(Grid):
         for reply in self._grid.send_and_receive(unknown, timeout=timeout) if unknown else []:
             if reply.has_error():
                 raise RebasinError(f"a client failed: {reply.error.reason}")
+            self._partitions[reply.metadata.src_node_id] = _partition(reply.content)
             contents[reply.metadata.src_node_id] = reply.content
         for node, key in keys.items():
             if node in contents:
@@ -84,7 +101,7 @@ class ReplayGrid(Grid):
 
 
 def _partition(content: RecordDict) -> int:
-    """Its partition; answers to queries carry none and stay in the order of the nodes."""
+    """Its partition; replies that carry none stay in the order of the nodes."""
     client = content.config_records.get("client")
     return 0 if client is None else int(str(client["partition-id"]))
 

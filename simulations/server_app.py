@@ -11,9 +11,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedrebasin import RebasinError
 
-from .choices import STRATEGIES
+from .choices import parse_strategy
 from .compare import run_strategy
-from .config import SimulationConfig, choose
+from .config import SimulationConfig
 from .engines import wait_for_clients
 from .federation import Federation
 from .results import write_results
@@ -32,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     values: Mapping[str, Any] = context.run_config
     config = SimulationConfig.from_flower(values)
     name, out = str(values.get("strategy", "merge-many")), str(values.get("out", ""))
-    choose("strategy", name, STRATEGIES)
+    parse_strategy(name)
     if out and not Path(out).is_absolute():
         raise RebasinError(f"out {out!r}: it must be an absolute path, since Flower runs apps in a folder of its own")
     wait_for_clients(grid, config.clients)

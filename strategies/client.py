@@ -38,7 +38,7 @@ class StatisticsMod:
         model: makes the architecture for a context; the parameters come with each query.
         batches: makes the client's training batches, ``(inputs, labels)``, for a context.
         min_examples: refuse sums over fewer examples, which could give one of them away.
-        device: where the sums are taken: ``"auto"`` takes the GPU where there is one.
+        device: where the sums are taken: ``"auto"`` takes the GPU where there is one; or what a context says.
         statistics: the statistics that the client is willing to answer.
 
     Example: ``ClientApp(mods=[StatisticsMod(model=make_model, batches=train_batches)])``
@@ -47,7 +47,7 @@ class StatisticsMod:
     model: Callable[[Context], nn.Module]
     batches: Callable[[Context], Batches]
     min_examples: int = 16
-    device: str = "auto"
+    device: str | Callable[[Context], str] = "auto"
     statistics: tuple[type[Statistic[Any]], ...] = STATISTICS
 
     def __call__(self, message: Message, context: Context, call_next: CallNext) -> Message:
@@ -64,7 +64,7 @@ class StatisticsMod:
             return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
 
     def _answer(self, message: Message, context: Context) -> Message:
-        device = pick_device(self.device)
+        device = pick_device(self.device(context) if callable(self.device) else self.device)
         statistic = read_statistic(message.content, self.statistics, device)
         if MODEL not in message.content.array_records:
             raise RecordError(f"a query without {MODEL!r}")
@@ -82,7 +82,7 @@ def register(
     model: Callable[[Context], nn.Module],
     batches: Callable[[Context], Batches],
     min_examples: int = 16,
-    device: str = "auto",
+    device: str | Callable[[Context], str] = "auto",
 ) -> None:
     """Let a ClientApp answer the server's requests for sums; whoever wrote the app.
 

@@ -14,6 +14,9 @@ from fedrebasin.batches import Batch, State, logits_and_labels
 from fedrebasin.calibration.affine import bias_of
 from fedrebasin.calibration.sums import Sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
+from fedrebasin.spec import PermutationSpec
+
+MODEL_OUTPUT = "model output"  # the tracer's reason for leaving an axis where it is
 
 #: How far ``beta * spread of the logits`` may lie from 1: nets that err nowhere have no finite optimum.
 _REACH = 1e3
@@ -237,18 +240,35 @@ def _quintic_minimum(ends: list[tuple[float, float, float]], width: float) -> tu
     return middle, sum(power * middle**n for n, power in enumerate(powers))
 
 
-def fold_temperature(state: State, beta: float, head: str) -> dict[str, Tensor]:
+def fold_temperature(state: State, beta: float, head: str | PermutationSpec) -> dict[str, Tensor]:
     """The model whose logits are ``beta`` times those of ``state``: its last layer is scaled.
 
     Args:
         state: the state dict.
         beta: positive.
-        head: key of the last layer's weight (see ``head_weight``).
+        head: key of the last layer's weight (see ``head_weight``), or a permutation spec, which knows it.
 
     Raises:
-        CalibrationError: if beta is not positive and finite, or there is no such weight.
+        CalibrationError: if beta is not positive and finite, there is no such weight, or the spec names no single one.
     """
+    if isinstance(head, PermutationSpec):
+        head = _head_in(head)
     if not 0 < beta < math.inf or head not in state:
         raise CalibrationError(f"beta {beta} must be positive and finite, and {head!r} a key of the state dict")
     scaled = [key for key in (head, bias_of(head, state)) if key is not None]
     return {key: tensor * beta if key in scaled else tensor for key, tensor in state.items()}
+
+
+def _head_in(spec: PermutationSpec) -> str:
+    """The weight whose rows are the model's outputs; in a hand-written spec, the one whose rows no group moves."""
+    moved = {(axis.key, axis.dim) for group in spec.groups.values() for axis in group.axes}
+    rows = (
+        {row.key for row in spec.unpermuted if row.reason == MODEL_OUTPUT and row.dim == 0}
+        if spec.unpermuted
+        else {key for key in spec.shapes if (key, 0) not in moved}
+    )
+    weights = sorted(key for key in rows if len(spec.shapes[key]) > 1)
+    if len(weights) != 1 or rows - {weights[0], bias_of(weights[0], dict.fromkeys(rows, torch.empty(0)))}:
+        found = ", ".join(sorted(rows)) or "nothing"
+        raise CalibrationError(f"the spec names no single last layer ({found}): give the key of its weight")
+    return weights[0]

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fedrebasin import (
     CalibrationError,
+    PermutationSpec,
     TemperatureCurve,
     add_sums,
     collect_sums,
@@ -114,3 +115,25 @@ def test_folding_scales_the_logits() -> None:
     assert torch.allclose(logits_of(model, folded, data)[0], 2.5 * logits_of(model, state, data)[0])
     with pytest.raises(CalibrationError, match="must be positive"):
         fold_temperature(state, 0.0, head)
+
+
+def test_the_spec_knows_the_layer_to_fold_into() -> None:
+    model = mlp()
+    state = random_state(model, 1)
+    traced = PermutationSpec.trace(model, torch.zeros(2, 6))
+    by_hand = PermutationSpec.from_axes(
+        {
+            "0.weight": ("P", None),
+            "0.bias": ("P",),
+            "2.weight": ("Q", "P"),
+            "2.bias": ("Q",),
+            "4.weight": (None, "Q"),
+            "4.bias": (None,),
+        }
+    )
+    expected = fold_temperature(state, 2.5, "4.weight")
+    for spec in (traced, by_hand):
+        folded = fold_temperature(state, 2.5, spec)
+        assert all(torch.equal(folded[key], expected[key]) for key in state)
+    with pytest.raises(CalibrationError, match="names no single last layer"):
+        fold_temperature(state, 2.5, PermutationSpec.from_axes({"0.weight": ("P", None), "2.weight": ("P", None)}))
