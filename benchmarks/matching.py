@@ -25,7 +25,7 @@ from fedrebasin import MergeMany, Permutation, PermutationSpec, WeightMatching, 
 from fedrebasin.models import make_model
 
 T = TypeVar("T")
-BARRIER_IMAGES = 2000
+BARRIER_IMAGES = {"mlp": 2000, "resnet20": 200, "vgg11": 200}  # convolutions cost much on a processor
 ORDERS = (0, 1, 2)
 CUDA_ROWS = ("ResNet-20 x32", "ResNet-50", "MLP-512")
 
@@ -75,9 +75,9 @@ def pair_rows(network: str, data: Dataset, cache: Path, repeats: int) -> list[Ro
     a, b = (trained(recipe, data, seed, cache) for seed in (0, 1))
     model = new_model(recipe, data, 0)
     model.load_state_dict(a)
-    images = inputs_of(recipe, data.test_inputs[:BARRIER_IMAGES])
+    images = inputs_of(recipe, data.test_inputs[: BARRIER_IMAGES[recipe.model]])
     spec = PermutationSpec.trace(model, images[:2])
-    batches = list(zip(images.split(500), data.test_labels[:BARRIER_IMAGES].split(500), strict=True))
+    batches = list(zip(images.split(500), data.test_labels[: BARRIER_IMAGES[recipe.model]].split(500), strict=True))
 
     def barrier(aligned: State) -> float:
         return loss_barrier(model, a, aligned, batches).value

@@ -81,7 +81,7 @@ def _entropic_prices(gain: Matrix, prices: Matrix | None) -> Matrix:
     """Column prices of the entropic relaxation, from earlier ones on (float32: they need not be exact)."""
     worth = gain.astype(np.float32)
     with np.errstate(over="ignore"):
-        temperature = _TEMPERATURE * float(worth.std())
+        temperature = _TEMPERATURE * float(worth[:: max(1, len(worth) // 64)].std())
     before = np.zeros(len(gain), np.float32) if prices is None else prices.astype(np.float32)
     if temperature == 0 or not np.isfinite(temperature):
         return before.astype(np.float64)

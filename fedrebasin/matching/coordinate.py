@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import torch
 
@@ -27,16 +27,19 @@ class Ascent:
         problem: what is maximised.
         indices: where it stands.
         solvers: by group; those of an earlier ascent with the same candidate know good prices.
+        known: the objective there, if it is known already.
     """
 
     problem: Problem
     indices: Indices
     solvers: dict[str, WarmAssignment] = field(default_factory=dict)
+    known: InitVar[float | None] = None
     gradient: Gradient = field(init=False)
+    objective: float = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, known: float | None) -> None:
         self.gradient = Gradient(self.problem)
-        self.objective = self.problem.objective(self.indices)
+        self.objective = self.problem.objective(self.indices) if known is None else known
         self._clock = 0
         self._moved_at: dict[str, int] = {}
         self._solved_at: dict[str, int] = {}
@@ -112,13 +115,14 @@ def climb(
     max_sweeps: int,
     control: Control,
     solvers: dict[str, WarmAssignment] | None = None,
+    known: float | None = None,
 ) -> Ascent:
     """Sweep in seeded orders until nothing moves.
 
     Returns:
         the ascent, at a point where no single group can be improved, or where ``control`` says why it stopped.
     """
-    ascent = Ascent(problem, indices, {} if solvers is None else solvers)
+    ascent = Ascent(problem, indices, {} if solvers is None else solvers, known)
     for _ in range(max_sweeps):
         order = [problem.moved[k] for k in torch.randperm(len(problem.moved), generator=generator).tolist()]
         moved = ascent.sweep(order, control)

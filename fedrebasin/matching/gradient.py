@@ -48,6 +48,9 @@ class Gradient:
         return self._cost[name]
 
     def _product(self, term: Term, index: Mapping[int, Tensor]) -> Tensor:
+        if turned := self._problem.turned(term):
+            a, b = turned
+            return a.flatten(1) @ b.index_select(1, index[term.others[0]]).flatten(1).mT
         return _units(term, self._problem.reference[term.key]) @ self._candidate(term, index).mT
 
     def _difference(
@@ -56,6 +59,10 @@ class Gradient:
         reference = self._problem.reference[term.key]
         if len(changed) == 1:
             ((dim, where),) = changed.items()
+            if turned := self._problem.turned(term):
+                a, b = turned
+                moved = b.index_select(1, now[dim][where]).sub_(b.index_select(1, then[dim][where]))
+                return a.index_select(1, where).flatten(1) @ moved.flatten(1).mT
             reference = reference.index_select(dim, where)
             now, then = {**now, dim: now[dim][where]}, {**then, dim: then[dim][where]}
         return _units(term, reference) @ (self._candidate(term, now) - self._candidate(term, then)).mT

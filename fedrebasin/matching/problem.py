@@ -75,6 +75,7 @@ class Problem:
     # -- structure -------------------------------------------------------------------------------------------------
 
     def _lay_out(self, voting: list[str]) -> None:
+        self._turned: dict[Term, tuple[Tensor, Tensor]] = {}
         self.axes: dict[str, list[tuple[str, Axis]]] = {key: [] for key in voting}
         for group in self.spec.outermost_first:
             for axis in group.axes:
@@ -133,6 +134,20 @@ class Problem:
         found = family | {other for key in keys for other, _ in self.axes[key]}
         return frozenset(found if name in self.quadratic or len(family) > 1 else found - {name})
 
+    def turned(self, term: Term) -> tuple[Tensor, Tensor] | None:
+        """Both models' tensor of a convolution in which a unit's entries lie together; None for other terms.
+
+        Returns:
+            shape (n, the other dimension that moves, the rest) each; kept, since it is asked for in every sweep.
+        """
+        if term.axis.layout is not None or len(term.others) != 1 or self.reference[term.key].dim() < 3:
+            return None
+        if term not in self._turned:
+            order = (term.axis.dim, *term.others)
+            a, b = (state[term.key].movedim(order, (0, 1)).contiguous() for state in (self.reference, self.candidate))
+            self._turned[term] = a, b
+        return self._turned[term]
+
     # -- the objective ---------------------------------------------------------------------------------------------
 
     def permuted(self, key: str, indices: Mapping[str, Tensor]) -> Tensor:
@@ -140,7 +155,9 @@ class Problem:
         tensor = self.candidate[key]
         if self._simple[key]:
             for dim in sorted({axis.dim for _, axis in self.axes[key]}):
-                tensor = tensor.index_select(dim, self.along(key, dim, indices))
+                index = self.along(key, dim, indices)
+                if not torch.equal(index, torch.arange(len(index), device=index.device)):
+                    tensor = tensor.index_select(dim, index)
             return tensor
         tensor = tensor.clone(memory_format=torch.contiguous_format)
         for name, axis in self.axes[key]:
@@ -170,7 +187,7 @@ class Problem:
         total = 0.0
         for key in keys:
             moved = self.permuted(key, indices) if self.axes[key] else self.candidate[key]
-            total += float((self.reference[key].double() * moved.double()).sum().item())
+            total += float(self.reference[key].double().flatten() @ moved.double().flatten())
         return total
 
     def similarity(self, objective: float) -> float:
@@ -225,4 +242,4 @@ def _prepared(key: str, tensor: Tensor, role: str) -> Tensor:
 
 
 def _norm(state: Mapping[str, Tensor]) -> float:
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in state.values()))
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in state.values()))

@@ -85,14 +85,17 @@ class WeightMatching:
 
     def _search(self, problem: Problem, control: Control) -> Indices:
         start = problem.start(self.init)
-        control.report(problem.objective(start))
+        known = problem.objective(start)
+        control.report(known)
         if self.method == "greedy":
             return self._greedy(problem, start, control)
         generator = torch.Generator().manual_seed(self.seed)
         found: list[Ascent] = []
         # What Frank-Wolfe cannot relax it takes from an ascent.
         if self.method != "frank-wolfe" or len(relaxable(problem)) < len(problem.moved):
-            found += [climb(problem, start, generator, self.max_sweeps, control) for _ in range(self.restarts)]
+            found += [
+                climb(problem, start, generator, self.max_sweeps, control, known=known) for _ in range(self.restarts)
+            ]
         if self.method != "coordinate" and not control.expired and not (found and _is_perfect(found[0])):
             begin = max(found, key=_objective).indices if found else start
             begin = {**begin, **{name: start[name] for name in relaxable(problem)}}
