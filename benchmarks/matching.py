@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
-from fedrebasin.simulations.datasets import Dataset
 from support.pairs import RECIPES, State, fashion_mnist, inputs_of, new_model, trained
 from support.plain import plain_weight_matching
 
 from fedrebasin import MergeMany, Permutation, PermutationSpec, WeightMatching, average, loss_barrier
 from fedrebasin.models import make_model
+from fedrebasin.simulations import Dataset
 
 T = TypeVar("T")
 BARRIER_IMAGES = {"mlp": 2000, "resnet20": 200, "vgg11": 200}  # convolutions cost much on a processor

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from fedrebasin.simulations.datasets import Dataset, load_dataset
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedrebasin.models import make_model
+from fedrebasin.simulations import Dataset, load_dataset
 
 State = dict[str, Tensor]
 

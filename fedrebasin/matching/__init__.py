@@ -3,6 +3,10 @@
 from fedrebasin.matching.activation import ActivationMatching
 from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace
 from fedrebasin.matching.already_aligned import AlreadyAligned
+from fedrebasin.matching.control import Control
+from fedrebasin.matching.coordinate import climb
+from fedrebasin.matching.frank_wolfe import relaxable
+from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.straight_through import StraightThrough
 from fedrebasin.matching.weight import WeightMatching
 
@@ -10,9 +14,14 @@ __all__ = [
     "ActivationMatching",
     "Alignment",
     "AlreadyAligned",
+    "Control",
+    "Indices",
     "Matcher",
+    "Problem",
     "State",
     "StraightThrough",
     "Trace",
     "WeightMatching",
+    "climb",
+    "relaxable",
 ]

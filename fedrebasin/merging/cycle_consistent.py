@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedrebasin.matching import State, WeightMatching
-from fedrebasin.matching.frank_wolfe import relaxable
-from fedrebasin.matching.problem import Problem
+from fedrebasin.matching import Problem, State, WeightMatching, relaxable
 from fedrebasin.merging.average import normalised
 from fedrebasin.merging.merge import Merge, collected
 from fedrebasin.merging.rounds import Rounds, by_ascent

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin.assignment import WarmAssignment
-from fedrebasin.matching import Alignment, Matcher, State, Trace, WeightMatching
-from fedrebasin.matching.control import Control
-from fedrebasin.matching.coordinate import climb
-from fedrebasin.matching.problem import Problem
+from fedrebasin.matching import Alignment, Control, Matcher, Problem, State, Trace, WeightMatching, climb
 from fedrebasin.merging.average import average
 from fedrebasin.merging.merge import Merge, Vectors
 from fedrebasin.permutation import Permutation

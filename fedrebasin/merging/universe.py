@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin.assignment import WarmAssignment, in_threads
-from fedrebasin.matching.frank_wolfe import relaxable
-from fedrebasin.matching.problem import Indices, Problem
+from fedrebasin.matching import Indices, Problem, relaxable
 from fedrebasin.permutation import Permutation
 
 # A step that adds less than this share of all that was added so far ends the search.
