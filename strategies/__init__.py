@@ -8,6 +8,8 @@ from .checkpoint import CheckpointError
 from .client import StatisticsMod, register
 from .fed_merge_many import FedMergeMany
 from .fed_rebasin import FedRebasin
+from .fed_reg_mean import FedRegMean
+from .fed_ridge_head import FedRidgeHead
 from .fed_wide_avg import FedWideAvg
 from .frames import Frames
 from .probes import AlignmentProbe, BarrierProbe, ConnectivityProbe, SpectrumProbe
@@ -28,6 +30,8 @@ __all__ = [
     "ConnectivityProbe",
     "FedMergeMany",
     "FedRebasin",
+    "FedRegMean",
+    "FedRidgeHead",
     "FedWideAvg",
     "Frames",
     "Probe",

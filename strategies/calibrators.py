@@ -10,7 +10,6 @@ from torch import nn
 
 from fedrebasin import (
     BatchNormMoments,
-    Moments,
     PreActivationMoments,
     TemperatureCurve,
     fit_temperature,
@@ -25,7 +24,7 @@ from fedrebasin import (
 )
 
 from .errors import need_merge, need_spec
-from .federated import TIMEOUT, each, summed
+from .federated import TIMEOUT, alike, each, summed
 from .query import Question
 from .records import State
 from .round import Calibrated, Round
@@ -151,10 +150,9 @@ class Repair:
             keys = repairable_weights(self.model, round_.state, self.example_inputs, spec)
         state, answered = round_.state, len(round_.replies)
         if keys:
-            found: dict[int, dict[str, Moments]] = {}
             plain = PreActivationMoments(keys)
-            for position, sums in each(round_, lambda at: Question(plain, encode_sums(merge.states[at])), self.timeout):
-                found[position] = plain.finish(sums)
+            answers = list(each(round_, lambda at: Question(plain, encode_sums(merge.states[at])), self.timeout))
+            found = {position: plain.finish(sums) for position, sums in alike(answers, "REPAIR")}
             answered = len(found)
             targets = interpolated_moments(list(found.values()), [shares[position] for position in found])
             statistic = PreActivationMoments(keys, targets)

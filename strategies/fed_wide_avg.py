@@ -10,7 +10,10 @@ from flwr.serverapp.strategy import Strategy
 from fedrebasin import Identity
 
 from .aligned import Aligned
+from .calibrators import Temperature
 from .round import Calibrator, Probe
+
+FROM_CLIENTS = Temperature()
 
 
 class FedWideAvg(Aligned):
@@ -21,8 +24,9 @@ class FedWideAvg(Aligned):
 
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).
-        temperature: the calibrator that finds ``beta``, such as ``Temperature(model, batches)`` on server data; None
-            leaves that to whoever evaluates the model.
+        temperature: the calibrator that finds ``beta``: by default from the losses that the clients report, summed;
+            ``Temperature(model, batches)`` on server data; None leaves it to whoever evaluates the model, and the
+            wrapper is transparent.
         probes: see :class:`Aligned`.
         device: see :class:`Aligned`.
     """
@@ -31,7 +35,7 @@ class FedWideAvg(Aligned):
         self,
         strategy: Strategy | None = None,
         *,
-        temperature: Calibrator | None = None,
+        temperature: Calibrator | None = FROM_CLIENTS,
         probes: Sequence[Probe] = (),
         device: str | torch.device = "auto",
     ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from logging import WARNING
 from typing import Any
 
+from flwr.common import log
 from torch import Tensor
 
 from fedrebasin import CalibrationError, Statistic, add_sums
@@ -15,6 +18,8 @@ from .round import Round
 from .wire import encode_sums
 
 TIMEOUT = 600.0
+
+Form = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def summed(
@@ -29,25 +34,28 @@ def summed(
         timeout: seconds to wait for the slowest.
 
     Returns:
-        the sums, on the round's device, and how many clients were left out.
+        the sums, on the round's device, and how many clients were left out: those without usable sums, and those
+        whose sums have another form than most.
 
     Raises:
-        CalibrationError: if no client gave sums, or they do not fit one another.
+        CalibrationError: if no client gave sums.
     """
     model = encode_sums(state)
-    total: dict[str, Tensor] = {}
-    answered = 0
+    totals: dict[Form, dict[str, Tensor]] = {}
+    answered: Counter[Form] = Counter()
     for _, sums in ask(
         round_.grid,
         {reply.node_id: Question(statistic, model) for reply in round_.replies},
         timeout=timeout,
         message_type=round_.query_type,
     ):
-        total = add_sums(total, sums)
-        answered += 1
-    if not total:
+        form = form_of(sums)
+        totals[form] = add_sums(totals.get(form, {}), sums)
+        answered[form] += 1
+    if not totals:
         raise CalibrationError(f"{statistic.name}: no client sent sums")
-    return move(total, round_.device), len(round_.replies) - answered
+    usual = usual_form(answered, statistic.name)
+    return move(totals[usual], round_.device), len(round_.replies) - answered[usual]
 
 
 def each(
@@ -67,3 +75,28 @@ def each(
     questions = {node_id: question(position) for node_id, position in positions.items()}
     for node_id, sums in ask(round_.grid, questions, timeout=timeout, message_type=round_.query_type):
         yield positions[node_id], move(sums, round_.device)
+
+
+def alike(answers: Sequence[tuple[int, dict[str, Tensor]]], who: str) -> list[tuple[int, dict[str, Tensor]]]:
+    """The answers whose sums have the form that most have; sums of another form cannot be added to them.
+
+    Raises:
+        CalibrationError: if there are none.
+    """
+    if not answers:
+        raise CalibrationError(f"{who}: no client sent sums")
+    usual = usual_form(Counter(form_of(sums) for _, sums in answers), who)
+    return [(position, sums) for position, sums in answers if form_of(sums) == usual]
+
+
+def form_of(sums: Mapping[str, Tensor]) -> Form:
+    """Names and shapes."""
+    return tuple(sorted((key, tuple(tensor.shape)) for key, tensor in sums.items()))
+
+
+def usual_form(answered: Counter[Form], who: str) -> Form:
+    """The form of most answers, the first one of equals; the others are logged."""
+    ((usual, count),) = answered.most_common(1)
+    if others := answered.total() - count:
+        log(WARNING, "%s: left out %d clients whose sums have another form than most", who, others)
+    return usual

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from logging import WARNING
 from typing import Any
 
 from flwr.app import ArrayRecord
+from flwr.common import log
 from torch import nn
 
 from fedrebasin import (
@@ -16,6 +19,7 @@ from fedrebasin import (
     HeadSums,
     LayerRegression,
     Merge,
+    MergeError,
     RegressionMean,
     add_sums,
     affine_weights,
@@ -26,7 +30,7 @@ from fedrebasin import (
 )
 
 from .errors import need_merge
-from .federated import TIMEOUT, each
+from .federated import TIMEOUT, Form, alike, each, form_of, usual_form
 from .query import Question
 from .round import Calibrated, Round
 from .wire import encode_sums
@@ -68,14 +72,23 @@ class RegMean(_RewritesWeights):
         """
         merge = need_merge(round_, "RegMean")
         statistic = GramMatrices(self.max_features)
-        fold = RegressionMean(self.correlation, self.ridge)
-        answered = 0
+        folds: dict[Form, RegressionMean] = {}
+        answered: Counter[Form] = Counter()
         for position, sums in each(round_, lambda at: Question(statistic, encode_sums(merge.states[at])), self.timeout):
-            fold.add(merge.states[position], statistic.finish(sums))
-            answered += 1
-        if not answered:
+            form = form_of(sums)
+            fold = folds.get(form, RegressionMean(self.correlation, self.ridge))
+            try:
+                fold.add(merge.states[position], statistic.finish(sums))
+            except MergeError as error:
+                log(WARNING, "RegMean: left out node %d: %s", round_.replies[position].node_id, error)
+                continue
+            folds[form] = fold
+            answered[form] += 1
+        if not folds:
             raise CalibrationError("RegMean: no client sent Gram matrices")
-        return Calibrated(fold.finish(round_.state), {"regmean-left-out": float(len(round_.replies) - answered)})
+        usual = usual_form(answered, "RegMean")
+        left_out = len(round_.replies) - answered[usual]
+        return Calibrated(folds[usual].finish(round_.state), {"regmean-left-out": float(left_out)})
 
 
 @dataclass(frozen=True)
@@ -106,11 +119,10 @@ class SequentialRegression(_RewritesWeights):
             weights = affine_weights(self.model, state, self.example_inputs)
         for weight in weights:
             model = encode_sums(state)
-            answers = [sums for _, sums in each(round_, _about_layer(weight, model, merge), self.timeout)]
-            if not answers:
-                raise CalibrationError(f"sequential regression: no client sent sums for {weight}")
-            fewest = min(fewest, len(answers))
-            state = regressed_layer(state, weight, reduce(add_sums, answers), self.ridge)
+            answers = list(each(round_, _about_layer(weight, model, merge), self.timeout))
+            fitting = [sums for _, sums in alike(answers, f"sequential regression of {weight}")]
+            fewest = min(fewest, len(fitting))
+            state = regressed_layer(state, weight, reduce(add_sums, fitting), self.ridge)
         return Calibrated(state, {"seqreg-left-out": float(len(round_.replies) - fewest)})
 
 
@@ -144,10 +156,10 @@ class RidgeHead(_RewritesWeights):
         """
         with mode_of(self.model):
             head = head_weight(self.model, round_.state, self.example_inputs)
-        statistic, model = HeadSums(head), encode_sums(round_.state)
-        clients = [sums for _, sums in each(round_, lambda _: Question(statistic, model), self.timeout)]
-        if not clients:
-            raise CalibrationError("the ridge head: no client sent sums")
+        statistic = HeadSums(head, tuple(round_.state[head].shape))  # sums that do not fit it are refused
+        model = encode_sums(round_.state)
+        answers = list(each(round_, lambda _: Question(statistic, model), self.timeout))
+        clients = [sums for _, sums in alike(answers, "the ridge head")]
         fitted = ridge_head(round_.state, head, clients, self.ridge)
         return Calibrated(
             fitted.state, {"ridge": fitted.ridge, "head-left-out": float(len(round_.replies) - len(clients))}
