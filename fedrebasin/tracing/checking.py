@@ -129,8 +129,9 @@ def _scaled(key: str, shape: torch.Size, drawn: Tensor) -> Tensor:
 
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], args: Any, kwargs: Any, seed: int) -> list[Tensor]:
-    torch.manual_seed(seed)
-    out = torch.func.functional_call(model, dict(state), args, kwargs, tie_weights=False)
+    with preserved(model):
+        torch.manual_seed(seed)
+        out = torch.func.functional_call(model, dict(state), args, kwargs, tie_weights=False)
     return [one for one in tree_leaves(out) if isinstance(one, Tensor) and one.is_floating_point()]
 
 

@@ -21,8 +21,17 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """The mode of every module, the random state, and the switch of the fused attention are restored at the end."""
-    modes = {module: module.training for module in model.modules()}
+    """Every module's attributes, the random state, and the switch of the fused attention are restored at the end.
+
+    Attributes: the mode, and whatever a forward pass caches in them or in their lists and dicts (LeViT's biases).
+    """
+    attributes = {module: dict(vars(module)) for module in model.modules()}
+    caches = [
+        (value, value.copy())
+        for each in attributes.values()
+        for value in each.values()
+        if type(value) is list or type(value) is dict
+    ]
     devices = {tensor.device for tensor in model.state_dict().values() if tensor.device.type == "cuda"}
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -31,8 +40,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in modes.items():
-            module.training = training
+        for cache, before in caches:
+            cache.clear()
+            cache.extend(before) if isinstance(cache, list) else cache.update(before)
+        for module, before in attributes.items():
+            vars(module).clear()
+            vars(module).update(before)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -12,12 +12,20 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from fedrebasin.tracing import rules_elementwise, rules_index, rules_linear, rules_norm, rules_recurrent, rules_shape
+from fedrebasin.tracing import (
+    rules_elementwise,
+    rules_index,
+    rules_linear,
+    rules_norm,
+    rules_order,
+    rules_recurrent,
+    rules_shape,
+)
 from fedrebasin.tracing.decompose import decomposed, tensor_nodes
 from fedrebasin.tracing.parts import UNIT, Part, Pinned, pin
 from fedrebasin.tracing.registry import Call, Index, Value, find_rule, operator_name
 
-RULES = (rules_elementwise, rules_index, rules_linear, rules_norm, rules_recurrent, rules_shape)
+RULES = (rules_elementwise, rules_index, rules_linear, rules_norm, rules_order, rules_recurrent, rules_shape)
 LARGEST_CONSTANT = 2**26
 
 

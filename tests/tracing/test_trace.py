@@ -242,3 +242,20 @@ def test_a_spec_reads_well_and_survives_json(tmp_path) -> None:
     spec.save(tmp_path / "spec.json")
     assert PermutationSpec.load(tmp_path / "spec.json") == spec
     assert "(2)x(3)x4" in str(spec)
+
+
+def test_what_a_forward_pass_caches_is_not_kept() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head, self.scale = nn.Linear(3, 6), nn.Linear(6, 2), nn.Parameter(torch.ones(6))
+            self.cache: dict[str, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            if "scale" not in self.cache:
+                self.cache["scale"] = self.scale * 2
+            return self.head(self.body(x) * self.cache["scale"])
+
+    model = Caching()
+    assert [group.size for group in trace(model, example((4, 3))).groups.values()] == [6]
+    assert not model.cache
