@@ -51,18 +51,18 @@ def test_imports_point_one_way(path):
         if name.startswith("torch.export"):
             assert path.parent.name == "tracing"
         if starts(name, "matplotlib"):
-            assert path.stem.startswith("report")
+            assert path.stem == "charts" or path.stem.startswith("report"), "plots are drawn for reports only"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_public_names_are_imported_from_the_package(path):
     """From outside of the library's folder one imports names, never their submodules."""
-    if layer(path) == "fedrebasin" and not is_command(path):
+    if layer(path) == "fedrebasin":
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and starts(node.module, "fedrebasin"):
             allowed = ("fedrebasin", "fedrebasin.strategies", "fedrebasin.simulations", "fedrebasin.models")
-            assert node.module in allowed or (is_command(path) and starts(node.module, "fedrebasin.cli")), node.module
+            assert node.module in allowed, node.module
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -92,5 +92,5 @@ def test_every_public_name_is_there():
         "import fedrebasin as f, fedrebasin.strategies as s, fedrebasin.simulations as m\n"
         "for p in (f, s, m):\n"
         "    assert all(hasattr(p, name) for name in p.__all__), p\n"
-        "    assert sorted(p.__all__) == list(p.__all__)\n"
+        "    assert len(set(p.__all__)) == len(p.__all__)\n"
     )
