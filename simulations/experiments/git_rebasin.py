@@ -50,6 +50,8 @@ def paths(lab: Lab, setting: Setting) -> Result:
             Claim(
                 f"{name} removes at least nine tenths of the MLP's barrier",
                 tuple(after < 0.1 * before for after, before in zip(values[name], values["naive"], strict=True)),
+                "share of it that is left, by seed: "
+                + ", ".join(f"{y / x:.2f}" for x, y in zip(values["naive"], values[name], strict=True)),
             )
             for name in matched
         ),
