@@ -148,20 +148,22 @@ class Repair:
             return Calibrated(repaired)
         with mode_of(self.model):
             keys = repairable_weights(self.model, round_.state, self.example_inputs, spec)
-        state, answered = round_.state, len(round_.replies)
+        state, left_out = round_.state, 0
         if keys:
             plain = PreActivationMoments(keys)
             answers = list(each(round_, lambda at: Question(plain, encode_sums(merge.states[at])), self.timeout))
             found = {position: plain.finish(sums) for position, sums in alike(answers, "REPAIR")}
-            answered = len(found)
+            left_out = len(round_.replies) - len(found)
             targets = interpolated_moments(list(found.values()), [shares[position] for position in found])
             statistic = PreActivationMoments(keys, targets)
-            sums, _ = summed(round_, statistic, state, self.timeout)
+            sums, without = summed(round_, statistic, state, self.timeout)
+            left_out = max(left_out, without)
             for key, current in statistic.finish(sums).items():
                 state = {**state, **fold_correction(state, key, current, targets[key])}
         if any(key.endswith("running_mean") for key in state):
-            state, _ = _recalibrated(round_, state, self.timeout)
-        return Calibrated(state, {"repair-left-out": float(len(round_.replies) - answered)})
+            state, without = _recalibrated(round_, state, self.timeout)
+            left_out = max(left_out, without)
+        return Calibrated(state, {"repair-left-out": float(left_out)})
 
 
 def _recalibrated(round_: Round, state: State, timeout: float) -> tuple[State, int]:

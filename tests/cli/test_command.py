@@ -47,6 +47,8 @@ def test_the_version(capsys):
         (["compare", "--model", "lmp"], "did you mean mlp?"),
         (["compare", "--strategies", "fedavg,rebsain"], "did you mean rebasin?"),
         (["compare", "--strategies", ","], "name at least one"),
+        (["compare", "--strategies", "rebasin+haed"], "did you mean head?"),
+        (["compare", "--strategies", "fedavg+seqreg"], "seqreg needs aligned models"),
         (["compare", "--partition", "even"], "choose from iid, dirichlet, shards, label-skew"),
         (["compare", "--init", "same"], "choose from independent, shared"),
         (["compare", "--engine", "ray"], "choose from inline, flower"),

@@ -26,7 +26,12 @@ EXAMPLE = torch.zeros(2, FEATURES)
 
 def make_model():
     return nn.Sequential(
-        nn.Linear(FEATURES, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES)
+        nn.Linear(FEATURES, HIDDEN),
+        nn.BatchNorm1d(HIDDEN),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, CLASSES),
     ).eval()
 
 
