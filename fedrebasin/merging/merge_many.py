@@ -23,8 +23,9 @@ class MergeMany:
     squared distances to the mean) that depends on model i, so the spread never rises.
 
     Args:
-        matcher: aligns a model to a mean. After the first round :class:`WeightMatching` goes on by coordinate ascent
-            from where the models are.
+        matcher: aligns a model to a mean. :class:`WeightMatching` (``"auto"`` and ``"coordinate"``) goes on from
+            where the models are, two sweeps of coordinate ascent at each visit: the first means are of models that do
+            not agree yet, so that nothing is gained by matching them better.
         seed: of the order in which models are visited.
         max_rounds: an upper bound.
     """
@@ -39,9 +40,7 @@ class MergeMany:
         rounds = Rounds(spec, held, normalised(weights, len(held)), [Permutation.identity(spec)] * len(held))
         generator = torch.Generator().manual_seed(self.seed)
         step = by_matcher(spec, held, self.matcher)
-        if isinstance(self.matcher, WeightMatching) and self.matcher.method != "greedy":
-            rounds.run(step, generator, 1)
+        if isinstance(self.matcher, WeightMatching) and self.matcher.method in ("auto", "coordinate"):
             step = by_ascent(spec, held, self.matcher)
-        if not rounds.converged:
-            rounds.run(step, generator, self.max_rounds - 1)
+        rounds.run(step, generator, self.max_rounds)
         return rounds.merge()

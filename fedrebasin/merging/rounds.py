@@ -16,6 +16,9 @@ from fedrebasin.merging.merge import Merge, Vectors
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
+# A visit need not run to its end: the mean moves before the next one, and a round without a move ends it all.
+_SWEEPS = 2
+
 Improve = Callable[[int, State, Permutation], Permutation]
 
 
@@ -134,7 +137,7 @@ def by_ascent(spec: PermutationSpec, held: Sequence[State], matcher: WeightMatch
     def improve(k: int, others: State, permutation: Permutation) -> Permutation:
         problem = Problem(spec, others, held[k])
         control = Control(matcher.seconds, None, matcher.threads)
-        ascent = climb(problem, problem.start(permutation), generator, matcher.max_sweeps, control, solvers[k])
+        ascent = climb(problem, problem.start(permutation), generator, _SWEEPS, control, solvers[k])
         return Permutation(spec, ascent.indices)
 
     return improve
