@@ -67,10 +67,12 @@ class Recipe:
     spawn: int = 0
     keep: tuple[int, ...] = ()
 
-    @property
-    def digest(self) -> str:
-        """A name for the file that the trained model is kept in."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
+    def digest(self, data: Dataset) -> str:
+        """A name for the file that the model trained on these data is kept in: other data, another file."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        for tensor in (data.train_inputs, data.train_labels):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()[:20]
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Lab:
 
     def checkpoints(self, recipe: Recipe) -> dict[int, State]:
         """The model after each kept epoch and at the end, from the disk if it is there."""
-        file = self.folder / f"{recipe.digest}.safetensors"
+        file = self.folder / f"{recipe.digest(self.data(recipe.dataset))}.safetensors"
         if file.is_file():
             return self._load(file, kept=True)
         started = time.process_time()
@@ -137,7 +139,7 @@ class Lab:
             mask: ones and zeros for the tensors that are pruned.
             label: for the progress bar.
         """
-        digest = hashlib.sha256(recipe.digest.encode())
+        digest = hashlib.sha256(recipe.digest(self.data(recipe.dataset)).encode())
         for part in (start, mask or {}):
             for key, tensor in sorted(part.items()):
                 digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -60,7 +60,7 @@ def test_pruned_weights_stay_zero(lab):
 
 
 def test_a_broken_file_is_named(lab, tmp_path):
-    (tmp_path / f"{TINY.digest}.safetensors").write_bytes(b"nothing")
+    (tmp_path / f"{TINY.digest(lab.data(TINY.dataset))}.safetensors").write_bytes(b"nothing")
     with pytest.raises(DataError, match="delete it"):
         lab.trained(TINY)
 
