@@ -24,7 +24,7 @@ from .measure import REFERENCES, Figures, Judge, Row, Stopwatch
 from .replay import ReplayGrid
 from .training import predict, reproducible
 
-DEFAULT_STRATEGIES = ("fedavg", "rebasin", "merge-many", "wide-avg")
+DEFAULT_STRATEGIES = ("fedavg", "rebasin", "merge-many", "wide-avg", "rebasin+seqreg+head+temperature")
 PATH_POINTS = 25
 PATH_EXAMPLES = 2000
 

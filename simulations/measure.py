@@ -52,7 +52,7 @@ class Row:
         seed: of the simulation.
         round: after which the model was judged.
         figures: of the model.
-        seconds: that the server spent on the round's aggregation.
+        seconds: that the aggregation took, requests to the clients included.
         metrics: what the strategy reported.
     """
 

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 def compare(
     strategies: Annotated[
-        str, typer.Option(help="Names with commas: fedavg, rebasin, merge-many, wide-avg.")
-    ] = "fedavg,rebasin,merge-many,wide-avg",
+        str,
+        typer.Option(
+            help="Names with commas. Bases: fedavg, rebasin, merge-many, wide-avg, frank-wolfe, cycle-consistent, "
+            "activation, ste; then any of +bn, +repair, +regmean, +seqreg, +head, +temperature: rebasin+head."
+        ),
+    ] = "fedavg,rebasin,merge-many,wide-avg,rebasin+seqreg+head+temperature",
     dataset: Annotated[
         str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100, svhn or image-folder.")
     ] = "digits",
@@ -43,7 +47,7 @@ def compare(
     ] = "inline",
     out: Annotated[Path | None, typer.Option(help="Folder for results.json and report.html.")] = None,
 ) -> None:
-    """Train clients once and let several strategies merge them.
+    """Train clients once and let several strategies merge them; what follows a + works with sums that clients send.
 
     Example: fedrebasin compare --clients 2 --width 2048 --out wide
     """

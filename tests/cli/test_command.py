@@ -33,6 +33,19 @@ def test_every_option_mirrors_a_key_of_the_run_config(capsys):
     assert [key for key in sorted(keys) if f"--{key}" not in offered] == []
 
 
+def test_compare_offers_what_simulations_know(capsys, monkeypatch):
+    import inspect
+
+    from fedrebasin.cli.compare import compare
+    from fedrebasin.simulations import BASES, CALIBRATORS, DEFAULT_STRATEGIES
+
+    monkeypatch.setenv("COLUMNS", "300")
+    assert inspect.signature(compare).parameters["strategies"].default == ",".join(DEFAULT_STRATEGIES)
+    assert main(["compare", "--help"]) == 0
+    offered = capsys.readouterr().out
+    assert [name for name in (*BASES, *(f"+{name}" for name in CALIBRATORS)) if name not in offered] == []
+
+
 def test_the_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("fedrebasin 0.")

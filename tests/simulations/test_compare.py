@@ -78,6 +78,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_does_not(compariso
 def test_a_strategy_finds_the_same_with_or_without_others_beside_it(comparison):
     alone = compare(SMALL, ["merge-many"])
     assert numbers(alone)[0] == numbers(comparison)[2]
+    assert numbers(compare(SMALL, ["rebasin+seqreg+head+temperature"]))[0] == numbers(comparison)[4]
 
 
 def test_clients_train_once_for_all_strategies():
