@@ -154,11 +154,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--splits", default=",".join(SPLITS))
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--all-data", action="store_true", help="also train one model on all the data")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for split in arguments.splits.split(","):
-        for seed in SEEDS:
+        for seed in map(int, arguments.seeds.split(",")):
             if arguments.all_data and not (place := arguments.cache / f"{split}-{seed}" / "all.pt").exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 torch.save(federation_of(split, seed, arguments.data_dir).train_on_all().state_dict(), place)

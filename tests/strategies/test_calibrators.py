@@ -6,13 +6,14 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAdam, FedAvg
 from torch import nn
 
 from fedrebasin import (
     GramMatrices,
     Identity,
     PermutationSpec,
+    RebasinError,
     collect_sums,
     evaluate,
     fit_temperature,
@@ -26,6 +27,8 @@ from fedrebasin.strategies import (
     BatchNormRecalibration,
     FedMergeMany,
     FedRebasin,
+    FedRegMean,
+    FedRidgeHead,
     FedWideAvg,
     RegMean,
     Repair,
@@ -185,6 +188,36 @@ def test_calibrators_do_not_make_the_merge_worse(clients, make):
     before, after = evaluate(model, plain, batches), evaluate(model, state, batches, metrics["beta"])
     assert after.accuracy >= before.accuracy - 0.06
     assert after.accuracy > 0.7
+
+
+def test_named_strategies_are_an_alignment_and_a_calibrator(clients):
+    model, spec = make_model(clients[0]), spec_of(clients)
+    norms = [BatchNormRecalibration()]
+    pairs = [
+        (
+            FedRegMean(inner(), spec=spec, calibrators=norms),
+            FedMergeMany(inner(), spec=spec, calibrators=[RegMean(), *norms]),
+        ),
+        (
+            FedRidgeHead(inner(), spec=spec, model=model, example_inputs=EXAMPLE, calibrators=norms),
+            FedRebasin(inner(), spec=spec, calibrators=[*norms, RidgeHead(model, EXAMPLE), Temperature()]),
+        ),
+        (FedWideAvg(inner()), Aligned(inner(), aligner=Identity(), calibrators=[Temperature()])),
+    ]
+    for named, by_hand in pairs:
+        (one, metrics), (other, expected) = run(named, clients), run(by_hand, clients)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+        assert metrics.get("beta") == expected.get("beta") == named.beta
+        assert ("beta" in metrics) != isinstance(named, FedRegMean)
+
+
+def test_what_rewrites_weights_refuses_a_strategy_that_keeps_its_own_copy(clients):
+    model, spec = make_model(clients[0]), spec_of(clients)
+    with pytest.raises(RebasinError, match="RegMean rewrites weights after FedAdam"):
+        FedRegMean(FedAdam(), spec=spec)
+    with pytest.raises(RebasinError, match="RidgeHead rewrites weights after FedAdam"):
+        FedRidgeHead(FedAdam(), spec=spec, model=model, example_inputs=EXAMPLE)
+    FedWideAvg(FedAdam())
 
 
 def test_a_client_that_cannot_answer_is_left_out(clients):
