@@ -31,8 +31,8 @@ class GramMatrices:
 
     Args:
         max_features: the largest matrix that is sent whole; None for no limit.
-        single_precision: multiply in float32 and add up in float64: several times faster on most hardware, and right
-            to about six digits.
+        single_precision: multiply in float32 and add up in float64: right to about six digits, and 1.4 times as fast
+            on one CPU core (MLP of width 512, VGG-11 of a quarter of its width).
     """
 
     max_features: int | None = None
