@@ -71,8 +71,8 @@ def render(comparison: Comparison) -> str:
 LEGEND = (
     "Every figure is taken on 80 % of the test set; beta, the inverse temperature of the calibrated loss, is fitted on "
     "the other 20 %. The grey rows are references: the clients on their own after their first local training, the "
-    "ensemble that averages their probabilities, and one model trained on all the data for as many epochs. What follows "
-    "a + in a strategy's name works with sums that the clients send. ECE is the expected calibration error."
+    "ensemble that averages their probabilities, and one model trained on all the data for as many epochs. What "
+    "follows a + in a strategy's name works with sums that the clients send. ECE is the expected calibration error."
 )
 
 
