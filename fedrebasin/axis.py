@@ -8,7 +8,8 @@ index: each factor advances the index along one dimension by its stride.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -96,6 +97,20 @@ class Axis:
         offset = tensor.storage_offset() + sum(first * tensor.stride(dim) for dim, first in self.layout.start)
         return tensor.as_strided(sizes, strides, offset)
 
+    @property
+    def lies_on_one_dimension(self) -> bool:
+        """Whether moving the units, and the blocks that contain them, reorders one dimension of the tensor only."""
+        return self.layout is None or self.layout.dims == {self.dim}
+
+    def alone(self) -> Axis:
+        """The axis as it lies in a tensor that has its dimension only."""
+        if self.layout is None:
+            return Axis(self.key, 0)
+        levels, rest = (
+            tuple(factor._replace(dim=0) for factor in factors) for factors in (self.layout.levels, self.layout.rest)
+        )
+        return Axis(self.key, 0, Layout(levels, rest, tuple((0, first) for dim, first in self.layout.start if dim == self.dim)))
+
     def units(self, tensor: Tensor, depth: int = 1) -> Tensor:
         """The entries of ``tensor`` that belong to each unit, as a matrix: shape ``(*group.shape, entries)``."""
         view = self.view(tensor if self.layout is None else tensor.contiguous())
@@ -130,6 +145,20 @@ class Axis:
         parts = "x".join(f"({factor.size})" if moved else str(factor.size) for factor, moved in factors)
         offset = dict(self.layout.start).get(self.dim, 0)
         return f"{self.key}[{self.dim}: {parts}{f' from {offset}' if offset else ''}]"
+
+
+def number_moved(axes: Sequence[Axis], shape: tuple[int, ...]) -> int:
+    """How many entries of a tensor of this shape lie on at least one of its axes."""
+    layouts = [axis.layout for axis in axes]
+    named = {dim for layout in layouts if layout is not None for dim in layout.dims}
+    if None in layouts:
+        return math.prod(shape)
+    if not layouts:
+        return 0
+    mask = torch.zeros([size if dim in named else 1 for dim, size in enumerate(shape)], dtype=torch.bool)
+    for axis in axes:
+        axis.view(mask).fill_(True)
+    return int(mask.sum()) * math.prod(size for dim, size in enumerate(shape) if dim not in named)
 
 
 def move_units(view: Tensor, index: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from fedrebasin.axis import move_units
 from fedrebasin.errors import SpecError
+from fedrebasin.moving import Moves
 from fedrebasin.spec import PermutationSpec
 
 
@@ -123,24 +123,17 @@ class Permutation(Mapping[str, Tensor]):
     def _apply(self, state: dict[str, Tensor], own: set[str]) -> None:
         """Permute the entries; the tensors of the keys in ``own`` may be written to."""
         self.spec.bind(state)
+        moves: dict[str, Moves] = {}
         for group in self.spec.outermost_first:
             index = self[group.name]
             if group.frozen or torch.equal(index, torch.arange(index.shape[-1]).expand_as(index)):
                 continue
-            moves: dict[torch.device, Tensor] = {}
             for axis in group.axes:
-                tensor = state[axis.key]
-                if axis.layout is None:
-                    on_device = moves.setdefault(tensor.device, index.to(tensor.device))
-                    state[axis.key] = tensor.index_select(axis.dim, on_device)
-                    own.add(axis.key)
-                    continue
-                if axis.key not in own:
-                    tensor = state[axis.key] = tensor.clone(memory_format=torch.contiguous_format)
-                    own.add(axis.key)
-                view = axis.view(tensor)
-                on_device = moves.setdefault(tensor.device, index.to(tensor.device))
-                view.copy_(move_units(view, on_device))
+                if axis.key not in moves:
+                    moves[axis.key] = Moves(state, axis.key, own=axis.key in own)
+                moves[axis.key].add(axis, index)
+        for each in moves.values():
+            each.finish()
 
     def fixed_points(self, other: Permutation | None = None) -> dict[str, int]:
         """Units by group that this permutation and the other one (identity if None) send to the same place.

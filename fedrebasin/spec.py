@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin import spec_json
+from fedrebasin.axis import Axis, number_moved
 from fedrebasin.errors import SpecError
 from fedrebasin.group import Group, Unpermuted
 from fedrebasin.notation import Units, parse_axes, with_sizes
@@ -157,21 +158,14 @@ class PermutationSpec:
     @property
     def coverage(self) -> float:
         """The share of the parameters (statistics left out), by number, that some group that is not frozen moves."""
-        moved = {key: 0 for key in self.shapes if key not in self.statistics}
-        masks: dict[str, Tensor] = {}
+        axes: dict[str, list[Axis]] = {key: [] for key in self.shapes if key not in self.statistics}
         for group in self.groups.values():
             for axis in group.axes:
-                if group.frozen or axis.key not in moved:
-                    continue
-                shape = self.sizes(axis.key)
-                if axis.layout is None:
-                    moved[axis.key] = math.prod(shape)
-                elif moved[axis.key] < math.prod(shape):
-                    mask = masks.setdefault(axis.key, torch.zeros(shape, dtype=torch.bool))
-                    axis.view(mask).fill_(True)
-                    moved[axis.key] = int(mask.sum())
-        total = sum(math.prod(self.sizes(key)) for key in moved)
-        return sum(moved.values()) / total if total else 0.0
+                if axis.key in axes and not group.frozen:
+                    axes[axis.key].append(axis)
+        total = sum(math.prod(self.sizes(key)) for key in axes)
+        moved = sum(number_moved(found, self.sizes(key)) for key, found in axes.items())
+        return moved / total if total else 0.0
 
     def sizes(self, key: str) -> tuple[int, ...]:
         """The shape of the tensor ``key``.

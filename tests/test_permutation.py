@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedrebasin import Permutation, PermutationSpec, SpecError
-from tests.zoo import ZOO, attention, few_examples, mlp, recurrent, same, state_of
+from fedrebasin.axis import move_units
+from fedrebasin.moving import gathered
+from tests.zoo import ZOO, State, attention, few_examples, mlp, recurrent, same, state_of
 
 specs = st.sampled_from(sorted(ZOO)).map(ZOO.__getitem__)
 seeds = st.integers(0, 2**31)
@@ -95,6 +97,41 @@ def test_gates_move_together_and_both_axes_of_a_tensor_move(seed: int) -> None:
     index = p["hidden"]
     expected = state["state"].reshape(4, 4, 4)[:, index][:, :, index].reshape(16, 4)
     assert torch.equal(p.apply(state)["state"], expected)
+
+
+def by_views(p: Permutation, state: State) -> State:
+    """The definition: each group's units moved in every view of each of its axes, one after the other."""
+    moved = {key: tensor.clone() for key, tensor in state.items()}
+    for group in p.spec.outermost_first:
+        for axis in group.axes:
+            view = axis.view(moved[axis.key])
+            view.copy_(move_units(view, p[group.name]))
+    return moved
+
+
+@few_examples
+@given(specs, seeds)
+def test_gathered_moves_are_the_moves_one_by_one(spec: PermutationSpec, seed: int) -> None:
+    state, p = state_of(spec, seed), drawn(spec, seed)
+    expected = by_views(p, state)
+    assert same(p.apply(state), expected)
+    strided = {key: tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor for key, tensor in state.items()}
+    assert same(p.apply(strided), expected)
+    assert same(strided, state)
+    p.apply_in_place(strided)
+    assert same(strided, expected)
+
+
+@few_examples
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2), seeds)
+def test_runs_of_neighbours_move_as_one(run: int, blocks: int, dim: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(blocks, generator=generator)
+    positions = (order[:, None] * run + torch.arange(run)).flatten()
+    shape = [2, 3, 2]
+    shape[dim] = run * blocks
+    tensor = torch.randn(shape, generator=generator)
+    assert torch.equal(gathered(tensor, dim, positions), tensor.index_select(dim, positions))
 
 
 def test_random_members_leave_frozen_groups() -> None:
