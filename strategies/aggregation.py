@@ -12,7 +12,8 @@ from flwr.serverapp.strategy import QFedAvg, Strategy
 from fedrebasin import Merge
 
 from .alignment_metrics import alignment_metrics, share_moved
-from .folding import RunningMean, flower_mean, folded, needs_only_the_mean
+from .flower_mean import flower_mean
+from .folding import RunningMean, folded, needs_only_the_mean
 from .records import State, Template
 from .screening import Reply, Screener, carrying, form_of, is_a
 from .stage import Stage

@@ -8,6 +8,7 @@ believe). Only then are the numbers looked at, and all of them must be finite.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,6 +23,10 @@ from torch import Tensor
 from fedrebasin import RebasinError
 
 State = dict[str, Tensor]
+
+with warnings.catch_warnings():  # torch warns once that such memory must not be written to: nothing here does
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(bytes(4), dtype=np.float32))
 
 NUMPY = "numpy.ndarray"
 MAX_HEADER = 10_000  # numpy's own limit; its header parser is not meant for longer ones
@@ -83,6 +88,8 @@ class Template:
         """The state dict in a record from a client, in the global key order and dtypes, on the CPU.
 
         Floats of another precision are cast; integers must be integers of a size that holds them.
+
+        The tensors share the record's memory where they can, and must not be written to.
 
         Raises:
             RecordError: naming what differs from the template, or what is not finite. Nothing larger than the
@@ -175,7 +182,7 @@ def _finite(key: str, values: np.ndarray[Any, Any], form: Form) -> Tensor:
     if values.dtype != form.dtype:
         with np.errstate(over="ignore"):
             values = values.astype(form.dtype)
-    tensor = torch.from_numpy(np.array(values, order="C", copy=True))
+    tensor = torch.from_numpy(np.ascontiguousarray(values)).reshape(form.shape)
     if form.is_float and tensor.numel():
         # One pass: the extremes are NaN if anything is, and infinite if anything is.
         low, high = torch.aminmax(tensor)

@@ -25,13 +25,13 @@ from fedrebasin import (
     RebasinError,
     Trace,
     WeightMatching,
-    average,
     cosine,
     medoid,
     started_from,
 )
 
 from .device import move
+from .flower_mean import flower_mean
 from .frames import Frames
 from .records import State
 from .screening import Reply
@@ -67,10 +67,13 @@ class Stage:
         states = [move(reply.state, self.device) for reply in replies]
         weights = [reply.num_examples for reply in replies]
         reference = move(global_state, self.device)
-        if self.frames is None or not self.frames.by_node:
-            merge = self._aligner(reference, states)(self.spec, states, weights)
+        aligner = self._aligner(reference, states)
+        if self.frames is not None and self.frames.by_node:
+            aligner = AlignTo(_matcher(aligner), reference)
+        if isinstance(aligner, AlignTo) and isinstance(aligner.reference, Mapping):
+            merge = self._to_reference(replies, states, weights, dict(aligner.reference), server_round)
         else:
-            merge = self._in_frames(replies, states, weights, reference, server_round)
+            merge = aligner(self.spec, states, weights)
         if self.frames is not None:
             for reply, alignment in zip(replies, merge.alignments, strict=True):
                 self.frames.learn(reply.node_id, alignment.permutation)
@@ -132,11 +135,9 @@ class Stage:
             return self.aligner
         shared = started_from(self.spec, global_state, states)
         log(INFO, "aggregate_train: the reference is %s", "the global model" if shared else "the clients' medoid")
-        if not shared:
-            return replace(self.aligner, reference="medoid")
-        return replace(self.aligner, reference=global_state, matcher=AlreadyAligned(self.aligner.matcher))
+        return replace(self.aligner, reference=global_state if shared else "medoid")
 
-    def _in_frames(
+    def _to_reference(
         self,
         replies: Sequence[Reply],
         states: Sequence[State],
@@ -144,16 +145,22 @@ class Stage:
         reference: State,
         server_round: int,
     ) -> Merge:
-        """Each model by its node's own permutation; nodes without one are matched to the global model."""
+        """Each model by its node's own permutation, or matched to the reference where it has none.
+
+        ``AlignTo`` with a state dict as reference gives the same; here what needs no matching costs one look.
+        """
         assert self.spec is not None
         matcher = AlreadyAligned(_matcher(self.aligner))
         alignments = []
         for reply, state in zip(replies, states, strict=True):
             known = self._own(reply, state, reference, server_round)
             alignments.append(known or matcher(self.spec, reference=reference, candidate=state))
-        aligned = tuple(alignment.apply(state) for alignment, state in zip(alignments, states, strict=True))
-        trace = Trace((), 0.0, True, "by the nodes' own permutations")
-        return Merge(aligned, tuple(alignments), average(aligned, weights), trace)
+        aligned = tuple(
+            state if alignment.permutation.is_identity else alignment.apply(state)
+            for alignment, state in zip(alignments, states, strict=True)
+        )
+        trace = Trace((), 0.0, True, "aligned to one reference")
+        return Merge(aligned, tuple(alignments), flower_mean(aligned, weights), trace)
 
     def _own(self, reply: Reply, state: State, reference: State, server_round: int) -> Alignment | None:
         """The alignment by the node's own permutation, None if it has none or has drifted away from it."""

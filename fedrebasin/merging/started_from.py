@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
 from torch import Tensor
 
+from fedrebasin.axis import Axis
 from fedrebasin.errors import MergeError
 from fedrebasin.group import Group
 from fedrebasin.spec import PermutationSpec
 
-UNITS_SAMPLED = 64
+UNITS_SAMPLED = 32
 
 
 def started_from(spec: PermutationSpec, start: Mapping[str, Tensor], states: Sequence[Mapping[str, Tensor]]) -> bool:
@@ -35,36 +37,58 @@ def started_from(spec: PermutationSpec, start: Mapping[str, Tensor], states: Seq
     if not states:
         raise MergeError("no models to compare with the start: give at least one state dict")
     spec = spec.bind(start)
-    return median(_share_in_place(spec, start, state) for state in states) > 0.5
+    landmarks = [found for group in spec.groups.values() if (found := _landmarks(spec, group, start)) is not None]
+    return median(_share_in_place(landmarks, spec.bind(state), state) for state in states) > 0.5
 
 
-def _share_in_place(spec: PermutationSpec, start: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> float:
+@dataclass(frozen=True)
+class _Landmarks:
+    """The start's units of one group, against which a few units of each model are held.
+
+    Args:
+        group: whose units.
+        depth: how many dimensions the group's index has.
+        sampled: positions of the units that are looked at.
+        units: unit vectors, shape (units, entries); what all units share (a scale of ones) says nothing and is removed.
+        shared: what was removed, shape (entries,).
+    """
+
+    group: Group
+    depth: int
+    sampled: Tensor
+    units: Tensor
+    shared: Tensor
+
+
+def _landmarks(spec: PermutationSpec, group: Group, start: Mapping[str, Tensor]) -> _Landmarks | None:
+    shape = spec.shape(group.name)
+    count = math.prod(shape)
+    axes = [axis for axis in group.axes if axis.key not in spec.statistics and start[axis.key].is_floating_point()]
+    if count < 2 or not axes:
+        return None
+    sampled = torch.linspace(0, count - 1, min(count, UNITS_SAMPLED)).round().long()
+    vectors = torch.cat([_rows(axis, start, len(shape), None) for axis in axes], dim=1)
+    shared = vectors.mean(dim=0)
+    units = torch.nn.functional.normalize(vectors - shared, dim=1)
+    return _Landmarks(replace(group, axes=tuple(axes)), len(shape), sampled, units, shared)
+
+
+def _share_in_place(landmarks: Sequence[_Landmarks], spec: PermutationSpec, state: Mapping[str, Tensor]) -> float:
     """The share of units most like their own counterpart, scaled so that 0 is chance and 1 is all of them."""
     excess, possible = 0.0, 0.0
-    for group in spec.groups.values():
-        count = math.prod(spec.shape(group.name))
-        if count < 2:
-            continue
-        sampled = torch.linspace(0, count - 1, min(count, UNITS_SAMPLED)).round().long()
-        ours, theirs = (_units(spec, group, model) for model in (start, state))
-        if ours is None or theirs is None:
-            continue
-        nearest = (ours[sampled] @ theirs.T).argmax(dim=1).cpu()
-        hits, chance = int((nearest == sampled).sum()), len(sampled) / count
+    for mark in landmarks:
+        rows = torch.cat([_rows(axis, state, mark.depth, mark.sampled) for axis in mark.group.axes], dim=1)
+        nearest = ((rows - mark.shared) @ mark.units.T).argmax(dim=1).cpu()
+        hits, chance = int((nearest == mark.sampled).sum()), len(mark.sampled) / len(mark.units)
         excess += hits - chance
-        possible += len(sampled) - chance
+        possible += len(mark.sampled) - chance
     return excess / possible if possible else 0.0
 
 
-def _units(spec: PermutationSpec, group: Group, state: Mapping[str, Tensor]) -> Tensor | None:
-    """Unit vectors of shape (units, entries); what all units share (a scale of ones) says nothing and is removed."""
-    shape = spec.shape(group.name)
-    rows = [
-        axis.units(state[axis.key], len(shape)).reshape(math.prod(shape), -1).float()
-        for axis in group.axes
-        if axis.key not in spec.statistics and state[axis.key].is_floating_point()
-    ]
-    if not rows:
-        return None
-    vectors = torch.cat(rows, dim=1)
-    return torch.nn.functional.normalize(vectors - vectors.mean(dim=0), dim=1)
+def _rows(axis: Axis, state: Mapping[str, Tensor], depth: int, chosen: Tensor | None) -> Tensor:
+    """The entries of a group's units along one axis, all or chosen ones: shape (units, entries)."""
+    view = axis.view(state[axis.key] if axis.layout is None else state[axis.key].contiguous())
+    if chosen is not None and depth == 1:
+        view, chosen = view.index_select(0, chosen.to(view.device)), None
+    rows = view.reshape(math.prod(view.shape[:depth]), -1).float()
+    return rows if chosen is None else rows[chosen.to(rows.device)]
