@@ -39,6 +39,8 @@ class Temperature:
     """The inverse temperature ``beta`` that minimises the loss of ``beta * logits`` (LEWC, section 3.1).
 
     The model stays as it is; ``beta`` is reported with the loss before and after, and kept on the strategy.
+    Found on the data that the clients trained on, where a merged model that makes no error has no finite best ``beta``:
+    the largest of the grid is then reported.
 
     Args:
         model: the architecture, needed with ``batches``; its own parameters are neither read nor changed.
