@@ -9,7 +9,7 @@ from fedrebasin.axis import Axis
 from fedrebasin.group import Group, Unpermuted
 from fedrebasin.tracing.boxes import Box, Boxes, boxes
 from fedrebasin.tracing.layouts import axes_of
-from fedrebasin.tracing.parts import Part, leaves
+from fedrebasin.tracing.parts import UNIT, Part, Tree, cases_in, leaves, resolve, selector_of
 from fedrebasin.tracing.registry import Index, Value
 
 
@@ -23,7 +23,7 @@ class Grouping:
 
     def __init__(self, parameters: Mapping[str, Value], index: Index) -> None:
         self._index = index
-        self._spaces: dict[int, list[Boxes]] = {}
+        self._spaces: dict[tuple[Tree, ...], list[Boxes]] = {}
         self._lying = {key: list(boxes(value.axes)) for key, value in parameters.items()}
         self._parameters = parameters
         self._cut: dict[Part, Part] = {}
@@ -144,16 +144,38 @@ class Grouping:
             return False
         if part.places == other.places and _rank(other) > _rank(part):
             return False
-        own = (one for lying in self._lying.values() for one in lying)
-        if not all(_paired(one, part, other) for one in own):
+        if not all(_paired(one, part, other) for one in self._occurrences[part]):
             return False
         part, other = self._cut.get(part, part), self._cut.get(other, other)
         return all(_paired(one, part, other) for place in part.places for one in self._space(place))
 
+    @cached_property
+    def _occurrences(self) -> dict[Part, list[Boxes]]:
+        """Where in the parameters each part lies."""
+        found: dict[Part, list[Boxes]] = {}
+        for lying in self._lying.values():
+            for one in lying:
+                for part in {part for row in one for box in row for part, _ in box.factors}:
+                    found.setdefault(part, []).append(one)
+        return found
+
+    @cached_property
+    def _known(self) -> frozenset[Part]:
+        """The parts that nesting is asked about."""
+        return frozenset(self._cut.get(part, part) for part in self._occurrences)
+
     def _space(self, place: int) -> list[Boxes]:
-        if place not in self._spaces:
-            self._spaces[place] = list(boxes(self._index.spaces[place]))
-        return self._spaces[place]
+        """The boxes of an index space without what nesting does not depend on: other parts, starts and strides."""
+        axes = tuple(map(resolve, self._index.spaces[place]))
+        if axes not in self._spaces:
+            asked = self._known | {selector_of(found) for axis in axes for found in cases_in(axis)}
+            found = boxes(tuple(axis if any(part in asked for part in leaves(axis)) else UNIT for axis in axes))
+            self._spaces[axes] = list(dict.fromkeys(tuple(map(_counted, one)) for one in found))
+        return self._spaces[axes]
+
+
+def _counted(row: tuple[Box, ...]) -> tuple[Box, ...]:
+    return tuple(dict.fromkeys(Box(0, tuple((part, 0) for part, _ in box.factors)) for box in row))
 
 
 def _rank(part: Part) -> tuple[bool, int]:
