@@ -2,15 +2,23 @@
 
 One row per model: seconds (export, tracing and the check), groups, coverage, log10 of the number of symmetries, the
 largest relative change of an output under random members with random parameters in float64, operators without a rule.
+Seconds are given by the clock and of the processor: only the latter mean something where other processes run beside.
 
-    python benchmarks/zoo.py [torchvision] [transformers] [timm] [--models NAME ...] [--write]
+Memory, by ``--memory NAME``: how much a fresh process grows while it traces a torchvision model without and with the
+check, in multiples of the model's own size.
+
+    python benchmarks/zoo.py [torchvision] [transformers] [timm] [--models NAME ...] [--rows FILE] [--write]
+    python benchmarks/zoo.py --memory vgg16 vit_l_16
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,8 +35,20 @@ from fedrebasin.tracing import largest_change
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = "## Zoo"
 COLUMNS = (
-    "| model | seconds | of which check | groups | coverage | log10 symmetries | largest change | without a rule |"
+    "| model | seconds | processor seconds | of which check | groups | coverage | log10 symmetries | largest change"
+    " | without a rule |"
 )
+GROWTH = """
+import resource, sys, torch, torchvision
+from fedrebasin import PermutationSpec
+image = torch.zeros(1, 3, 224, 224)
+PermutationSpec.trace(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 3)), image)
+model = torchvision.models.get_model(sys.argv[1]).eval()
+size = sum(tensor.nbytes for tensor in model.state_dict().values())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+PermutationSpec.trace(model, image, check=bool(sys.argv[2]))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / size)
+"""
 Case = tuple[str, Callable[[], tuple[nn.Module, Any]]]
 
 
@@ -37,6 +57,7 @@ class Row(NamedTuple):
 
     name: str
     seconds: float
+    processor: float
     check: float
     groups: int
     coverage: float
@@ -46,22 +67,24 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"| {self.name} | {self.seconds:.2f} | {self.check:.2f} | {self.groups} | {self.coverage:.4f}"
-            f" | {self.log10:.1f} | {self.change:.1e} | {self.without_rule or 'none'} |"
+            f"| {self.name} | {self.seconds:.2f} | {self.processor:.2f} | {self.check:.2f} | {self.groups}"
+            f" | {self.coverage:.4f} | {self.log10:.1f} | {self.change:.1e} | {self.without_rule or 'none'} |"
         )
 
 
 def measure(name: str, make: Callable[[], tuple[nn.Module, Any]]) -> Row:
     torch.manual_seed(0)
     model, inputs = make()
-    started = time.perf_counter()
+    clock, started = time.perf_counter(), time.process_time()
     spec = PermutationSpec.trace(model, inputs, check=False)
-    traced = time.perf_counter()
+    traced = time.process_time()
     change = largest_change(spec, model, inputs, members=2, seed=0)
-    checked = time.perf_counter()
+    checked = time.process_time()
+    seconds = time.perf_counter() - clock
     unknown = sorted({row.operator for row in spec.unpermuted if "no rule" in row.reason})
     return Row(
         name,
+        seconds,
         checked - started,
         checked - traced,
         sum(not group.frozen for group in spec.groups.values()),
@@ -70,6 +93,26 @@ def measure(name: str, make: Callable[[], tuple[nn.Module, Any]]) -> Row:
         change,
         ", ".join(unknown),
     )
+
+
+def kept_or_measured(folder: Path | None, zoo: str, name: str, make: Callable[[], tuple[nn.Module, Any]]) -> Row:
+    """The row from the folder if it is there; otherwise it is measured and put there."""
+    if folder is None:
+        return measure(name, make)
+    path = folder / f"{zoo}-{name}.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(measure(name, make)), encoding="utf-8")
+    return Row(*json.loads(path.read_text(encoding="utf-8")))
+
+
+def memory(name: str) -> str:
+    """The growth of a fresh process's resident memory at its peak, by whether the check runs."""
+    grown = [
+        float(subprocess.run([sys.executable, "-c", GROWTH, name, check], check=True, capture_output=True).stdout)
+        for check in ("", "check")
+    ]
+    return f"{name}: {grown[0]:.2f} times the model's memory without the check, {grown[1]:.2f} times with it"
 
 
 def from_torchvision() -> Iterator[Case]:
@@ -146,38 +189,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("zoos", nargs="*", help=f"of {', '.join(ZOOS)}; by default the first two that are installed")
     parser.add_argument("--models", nargs="+", help="only these")
+    parser.add_argument("--rows", type=Path, help="a folder that keeps the rows, to go on from after a break")
+    parser.add_argument("--memory", nargs="+", metavar="NAME", help="measure these torchvision models' memory only")
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.memory:
+        for name in options.memory:
+            print(memory(name), flush=True)
+        return
+    # The first export of a process loads much of torch: not the first model's time.
+    PermutationSpec.trace(nn.Linear(2, 2), torch.zeros(1, 2))
     lines: list[str] = []
     for zoo in options.zoos or ["torchvision", "transformers"]:
         if importlib.util.find_spec(zoo) is None:
             print(f"{zoo} is not installed")
             continue
-        lines += section(zoo, options.models)
+        lines += section(zoo, options.models, options.rows)
         if options.write:
             write(lines)
 
 
-def section(zoo: str, only: list[str] | None) -> list[str]:
-    lines = [f"### {zoo}", "", COLUMNS, "| --- " * 8 + "|"]
+def section(zoo: str, only: list[str] | None, kept: Path | None) -> list[str]:
+    lines = [f"### {zoo}", "", COLUMNS, "| --- " * 9 + "|"]
     print("\n".join(lines), flush=True)
     rows = []
     for name, make in ZOOS[zoo]():
         if only and name not in only:
             continue
         try:
-            rows.append(measure(name, make))
+            rows.append(kept_or_measured(kept, zoo, name, make))
             lines.append(str(rows[-1]))
         except (RebasinError, RuntimeError, ValueError) as error:
             lines.append(f"| {name} | failed: {str(error).splitlines()[0][:200]} |")
         print(lines[-1], flush=True)
     if rows:
-        seconds = [row.seconds for row in rows]
+        seconds = [row.processor for row in rows]
         without, changed = sum(row.groups == 0 for row in rows), sum(row.change > 1e-9 for row in rows)
         summary = (
-            f"{len(rows)} models: {without} without a group, {changed} changed by more than 1e-9; median"
-            f" {statistics.median(seconds):.2f} s, largest {max(seconds):.2f} s on {torch.get_num_threads()} threads."
+            f"{len(rows)} models: {without} without a group, {changed} changed by more than 1e-9; processor"
+            f" seconds: median {statistics.median(seconds):.2f}, largest {max(seconds):.2f},"
+            f" on {torch.get_num_threads()} thread(s)."
         )
         lines += ["", summary, ""]
         print(lines[-2], flush=True)

@@ -1,7 +1,7 @@
 """Axis: the part of one tensor of a state dict that a group's units index.
 
 Nearly every axis is plain: a group of n units and a dimension of size n. The others are strided views: a channel axis
-flattened with H x W, attention heads times head size, a packed q/k/v projection, the four gates of an LSTM, one piece of
+flattened with H x W, attention heads times head size, a packed q/k/v projection, the four gates of an LSTM, a piece of
 a concatenation, the input channels of a grouped convolution. A :class:`Layout` describes all of them as an affine
 index: each factor advances the index along one dimension by its stride.
 """
@@ -109,7 +109,9 @@ class Axis:
         levels, rest = (
             tuple(factor._replace(dim=0) for factor in factors) for factors in (self.layout.levels, self.layout.rest)
         )
-        return Axis(self.key, 0, Layout(levels, rest, tuple((0, first) for dim, first in self.layout.start if dim == self.dim)))
+        return Axis(
+            self.key, 0, Layout(levels, rest, tuple((0, first) for dim, first in self.layout.start if dim == self.dim))
+        )
 
     def units(self, tensor: Tensor, depth: int = 1) -> Tensor:
         """The entries of ``tensor`` that belong to each unit, as a matrix: shape ``(*group.shape, entries)``."""

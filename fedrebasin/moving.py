@@ -62,8 +62,8 @@ def gathered(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
     """
     size = positions.numel()
     breaks = (positions.diff() != 1).nonzero().flatten() + 1
-    run = math.gcd(size, *breaks.tolist(), int(positions[0]), *positions[breaks].tolist()) if size else 1
+    run = math.gcd(size, *breaks.tolist(), *positions[:1].tolist(), *positions[breaks].tolist())
     if run <= 1:
         return tensor.index_select(dim, positions.to(tensor.device))
     blocks = (positions[::run] // run).to(tensor.device)
-    return tensor.unflatten(dim, (size // run, run)).index_select(dim, blocks).flatten(dim, dim + 1)
+    return tensor.unflatten(dim, (-1, run)).index_select(dim, blocks).flatten(dim, dim + 1)

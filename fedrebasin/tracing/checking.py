@@ -67,7 +67,7 @@ def largest_change(
     """
     args, kwargs = tree_map(_doubled, as_call(example_inputs))
     generator = torch.Generator().manual_seed(seed)
-    with preserved(model), torch.no_grad(), _in_float64():
+    with preserved(model), torch.no_grad():
         _set_mode(model, training)
         state = randomised(model, generator)
         spec.bind(state)
@@ -129,7 +129,7 @@ def _scaled(key: str, shape: torch.Size, drawn: Tensor) -> Tensor:
 
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], args: Any, kwargs: Any, seed: int) -> list[Tensor]:
-    with preserved(model):
+    with preserved(model), _in_float64():
         torch.manual_seed(seed)
         out = torch.func.functional_call(model, dict(state), args, kwargs, tie_weights=False)
     return [one for one in tree_leaves(out) if isinstance(one, Tensor) and one.is_floating_point()]
