@@ -113,9 +113,8 @@ def main() -> None:
         kind, model, nodes = arguments.case
         print(json.dumps(run_case(kind, model, int(nodes))))
         return
-    print(
-        "| model | replies | strategy | seconds | of FedAvg's | peak memory grown by |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| model | replies | strategy | seconds | of FedAvg's | peak memory grown by |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for model in arguments.models.split(","):
         for nodes in map(int, arguments.replies.split(",")):
             if model == "resnet20" and nodes > 64:
