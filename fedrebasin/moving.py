@@ -66,4 +66,6 @@ def gathered(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
     if run <= 1:
         return tensor.index_select(dim, positions.to(tensor.device))
     blocks = (positions[::run] // run).to(tensor.device)
-    return tensor.unflatten(dim, (-1, run)).index_select(dim, blocks).flatten(dim, dim + 1)
+    shape = tensor.shape
+    apart = tensor.reshape(*shape[:dim], size // run, run, *shape[dim + 1 :])
+    return apart.index_select(dim, blocks).reshape(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -27,11 +28,14 @@ def spec(
     """
     shape = parse_shape(inputs)
     built = load_model(model).eval()
+    started = time.perf_counter()
     try:
         traced = PermutationSpec.trace(built, torch.zeros(shape))
     except RebasinError as error:
         raise RebasinError(f"model {model} with --input {inputs}: {error}") from None
+    seconds = time.perf_counter() - started
     typer.echo(str(traced))
+    typer.echo(f"traced and checked in {seconds:.1f} s" if traced.checked else f"traced in {seconds:.1f} s")
     if json is not None:
         traced.save(json)
         typer.echo(f"written to {json}")

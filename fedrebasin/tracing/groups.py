@@ -45,7 +45,9 @@ class Grouping:
                     axes[part] += axes_of(part, _chain(part, parents), key, shape, lying)
         names: dict[Part, str] = {}
         for part in axes:
-            names[part] = _unused(_name(axes[part][0]), set(names.values()))
+            # What a block consists of is named after where it lies, and as units, so as not to look like a block.
+            nested = ":units" if part in parents else ""
+            names[part] = _unused(_name(axes[part][0]) + nested, set(names.values()))
         return {
             names[part]: Group(
                 name=names[part],

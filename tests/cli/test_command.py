@@ -103,7 +103,9 @@ def test_spec_prints_and_writes_the_spec(tmp_path, capsys):
     file = tmp_path / "spec.json"
     arguments = ["spec", "--model", "fedrebasin.models:ResNet20", "--input", "1,3,32,32", "--json", str(file)]
     assert main(arguments) == 0
-    assert "12 groups" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "12 groups" in printed
+    assert "traced and checked in" in printed
     assert len(PermutationSpec.load(file).groups) == 12
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedrebasin import Permutation, PermutationSpec, SpecError, TraceError, register_rule, trace
+from fedrebasin.models import ResNet20
 from tests.tracing.nets import NETS, Apply, Tied, members, mlp
 from tests.tracing.oracle import example, outputs, random_model
 
@@ -32,11 +33,20 @@ def test_torchvision_nets_of_the_paper(name: str, groups: int, log10: float) -> 
     assert not spec.checked
 
 
+def test_resnet20_of_the_paper() -> None:
+    with torch.device("meta"):
+        spec = trace(ResNet20().eval(), torch.empty(1, 3, 32, 32))
+    assert len(spec.groups) == 12
+    assert spec.coverage == pytest.approx(1.0, abs=1e-3)
+
+
 def test_vision_transformer_on_paper() -> None:
     with torch.device("meta"):
         layer = nn.TransformerEncoderLayer(768, 12, 3072, batch_first=True)
         model, x = nn.Sequential(layer, nn.Linear(768, 10)).eval(), torch.empty(1, 4, 768)
     spec = trace(model, x)
+    names = [name.removeprefix("0.self_attn.in_proj_weight") for name in spec.groups if "attn" in name]
+    assert names == ["", ":units", ":units/2"]
     attention = [spec.shape(name) for name in spec.groups if "attn" in name]
     assert sorted(attention) == [(12,), (12, 64), (12, 64)]
     assert members(*attention) == pytest.approx(2147, abs=0.5)
