@@ -116,12 +116,11 @@ def test_updated_cost_matrices_match_new_ones(seed: int) -> None:
     assert found.trace.objective[-1] == pytest.approx(plain_algorithm_1(spec, a, b, seed), rel=1e-5)
 
 
-def test_frank_wolfe_and_auto_are_no_worse_than_coordinate_ascent() -> None:
+def test_auto_is_no_worse_than_what_it_chooses_from() -> None:
     spec = mlp(20, 64, 64, 64, 10)
     a, b = pair(spec, 0)
     value = {method: WeightMatching(method=method)(spec, a, b).trace.objective[-1] for method in METHODS}
     assert value["auto"] >= max(value["coordinate"], value["frank-wolfe"]) - 1e-9
-    assert value["coordinate"] > value["greedy"]
 
 
 def test_more_orders_are_no_worse() -> None:
