@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from fedrebasin import (
     BatchNormMoments,
@@ -69,7 +72,7 @@ class Temperature:
         else:
             statistic = TemperatureCurve()
             sums, left_out = summed(round_, statistic, round_.state, self.timeout)
-            fitted = statistic.finish(sums)
+            fitted = statistic.finish(_with_one_error(sums, statistic))
         return Calibrated(
             round_.state,
             {
@@ -172,3 +175,21 @@ def _recalibrated(round_: Round, state: State, timeout: float) -> tuple[State, i
     statistic = BatchNormMoments()
     sums, left_out = summed(round_, statistic, state, timeout)
     return with_moments(state, statistic.finish(sums)), left_out
+
+
+def _with_one_error(sums: Mapping[str, Tensor], statistic: TemperatureCurve) -> dict[str, Tensor]:
+    """The sums; if no example is misclassified, those with one more, typical example counted as wrong.
+
+    Clients answer on the data that they trained on, where a good model may make no error at all: the best beta is then
+    infinite, and one error on other data an infinite loss. What n examples without an error do say is that errors are
+    rarer than about 1 in n (the rule of succession). The typical margin is read off the slope at the smallest beta,
+    where every example's slope is its mean logit minus its own class's.
+    """
+    terms = sums["terms"].double()
+    if float(terms[0, -1]) >= math.log(2):  # a misclassified example alone costs that much, whatever beta is
+        return dict(sums)
+    margin = -terms[1, 0] / sums["labels"]
+    betas = torch.tensor(statistic.betas, dtype=torch.float64, device=terms.device)
+    wrong = torch.sigmoid(betas * margin)
+    error = torch.stack([softplus(betas * margin), margin * wrong, margin**2 * wrong * (1 - wrong)])
+    return {**sums, "terms": terms + error, "labels": sums["labels"] + 1}

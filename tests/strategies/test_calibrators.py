@@ -240,3 +240,17 @@ def test_without_any_answer_the_model_stands_and_the_metrics_say_so(clients):
 def test_regmean_needs_aligned_models(clients):
     _, metrics = run(FedWideAvg(inner(), temperature=RegMean()), clients)
     assert metrics["rebasin-reg-mean-failed"] == 1.0
+
+
+def test_data_without_an_error_do_not_drive_beta_to_infinity(clients):
+    """The loss of a model without errors falls for ever; one typical error among all examples stops it."""
+    norm, parts, states = clients
+    model = make_model(norm)
+    sure = [
+        (inputs, logits_of(model, state, [(inputs, labels)])[0].argmax(1))
+        for (inputs, labels), state in zip(parts, [states[0]] * len(parts), strict=True)
+    ]
+    strategy = FedWideAvg(inner(), temperature=Temperature())
+    _, metrics = run(strategy, (norm, sure, [states[0]] * len(parts)))
+    assert 0 < metrics["beta"] < 100
+    assert metrics["rebasin-nll-calibrated"] < 0.1
