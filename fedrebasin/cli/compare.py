@@ -94,7 +94,9 @@ def table_of(comparison: Comparison) -> Table:
         caption=f"all on 80 % of the test set, beta fitted on the other 20 %; {comparison.seconds:.0f} s in all",
     )
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
+        # In a narrow terminal a strategy's long name is folded, never a number.
+        shortest = max(len(cells(row)[COLUMNS.index(column)]) for row in comparison.final_rows) if column else 11
+        table.add_column(column, justify="right" if column else "left", min_width=shortest, overflow="fold")
     best = best_row([row for row in comparison.final_rows if row.strategy not in REFERENCES])
     for row in comparison.final_rows:
         if row.strategy == REFERENCES[0]:
