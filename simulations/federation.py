@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fedrebasin import PermutationSpec
 from fedrebasin.models import make_model
+from fedrebasin.strategies import pick_device
 
 from .config import SimulationConfig
 from .datasets import Dataset, load_dataset
 from .partitions import Indices, from_partitioner, make_partition
-from .training import EpochDone, derive_seed, pick_device, predict, train
+from .training import EpochDone, derive_seed, predict, train
 
 # The purposes that seeds are derived for.
 INITIALISATION, BATCHES, PARTITION = range(3)

@@ -6,6 +6,7 @@ from .arrivals import StreamingGrid
 from .calibrators import BatchNormRecalibration, Repair, Temperature
 from .checkpoint import CheckpointError
 from .client import StatisticsMod, register
+from .device import pick_device
 from .fed_merge_many import FedMergeMany
 from .fed_rebasin import FedRebasin
 from .fed_reg_mean import FedRegMean
@@ -48,6 +49,7 @@ __all__ = [
     "StreamingGrid",
     "Temperature",
     "Template",
+    "pick_device",
     "register",
     "to_state",
 ]

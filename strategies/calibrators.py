@@ -43,7 +43,7 @@ class Temperature:
 
     The model stays as it is; ``beta`` is reported with the loss before and after, and kept on the strategy.
     Found on the data that the clients trained on, where a merged model that makes no error has no finite best ``beta``:
-    the largest of the grid is then reported.
+    one typical example then counts as an error.
 
     Args:
         model: the architecture, needed with ``batches``; its own parameters are neither read nor changed.

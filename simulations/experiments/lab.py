@@ -18,10 +18,11 @@ from torch.nn.utils import prune
 
 from fedrebasin import DataError, PermutationSpec, State, apply_mask, interpolate
 from fedrebasin.models import make_model
+from fedrebasin.strategies import pick_device
 
 from ..config import SimulationConfig
 from ..datasets import Dataset, load_dataset
-from ..training import derive_seed, pick_device, reproducible, train
+from ..training import derive_seed, reproducible, train
 
 Batches = list[tuple[Tensor, Tensor]]
 Progress = Callable[[str, int, int], None]

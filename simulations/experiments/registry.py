@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from fedrebasin import RebasinError
+from fedrebasin.strategies import pick_device
 
 from ..config import choose
-from ..training import pick_device
 from .lab import Lab, Progress, Recipe
 from .result import Record, Result
 
