@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin.axis import Axis, move_units
+from fedrebasin.memory import room
 
 
 class Moves:
@@ -63,9 +64,8 @@ def gathered(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
     size = positions.numel()
     breaks = (positions.diff() != 1).nonzero().flatten() + 1
     run = math.gcd(size, *breaks.tolist(), *positions[:1].tolist(), *positions[breaks].tolist())
-    if run <= 1:
-        return tensor.index_select(dim, positions.to(tensor.device))
     blocks = (positions[::run] // run).to(tensor.device)
     shape = tensor.shape
-    apart = tensor.reshape(*shape[:dim], size // run, run, *shape[dim + 1 :])
-    return apart.index_select(dim, blocks).reshape(shape)
+    apart = tensor.reshape(*shape[:dim], size // run, run, *shape[dim + 1 :]) if run > 1 else tensor
+    found = room(apart.shape, tensor.dtype, tensor.device)
+    return torch.index_select(apart, dim, blocks, out=found).reshape(shape)

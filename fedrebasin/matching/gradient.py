@@ -7,12 +7,15 @@ moves m of its n units, the products over the other n - m units stay: only the d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from fedrebasin.matching.problem import Problem, Term
+from fedrebasin.matching.problem import LARGE, Problem, Term
+
+# Cost matrices up to this many bytes in all are kept up to date; of more, the ones used last.
+_KEPT_BYTES = 2**29
 
 
 class Gradient:
@@ -45,13 +48,48 @@ class Gradient:
                 if changed:
                     self._cost[name] += self._difference(term, now, then, changed)
             self._seen[name, number] = now
-        return self._cost[name]
+        return self._kept(name)
+
+    def _kept(self, name: str) -> Tensor:
+        """The matrix, noted as the last one used; those used long ago make room."""
+        cost = self._cost[name] = self._cost.pop(name)
+        while len(self._cost) > 1 and sum(matrix.nbytes for matrix in self._cost.values()) > _KEPT_BYTES:
+            oldest = next(iter(self._cost))
+            del self._cost[oldest]
+            for number in range(len(self._problem.terms[oldest])):
+                del self._seen[oldest, number]
+        return cost
 
     def _product(self, term: Term, index: Mapping[int, Tensor]) -> Tensor:
         if turned := self._problem.turned(term):
             a, b = turned
             return a.flatten(1) @ b.index_select(1, index[term.others[0]]).flatten(1).mT
+        if self._in_pieces(term):
+            return _sum(_units(term, a) @ _units(term, b).mT for a, b in self._pieces(term, index))
         return _units(term, self._problem.reference[term.key]) @ self._candidate(term, index).mT
+
+    def _in_pieces(self, term: Term) -> bool:
+        """Whether the tensor is so large that no copy of it is to be made."""
+        return len(term.others) > 0 and self._problem.reference[term.key].numel() > LARGE
+
+    def _pieces(
+        self, term: Term, index: Mapping[int, Tensor], some: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The reference and the candidate with its other dimensions permuted, a part of one of these at a time.
+
+        Args:
+            term: of a large tensor.
+            index: for every other dimension of the term.
+            some: the positions to go through along the first other dimension; None for all.
+        """
+        reference, candidate = self._problem.reference[term.key], self._problem.candidate[term.key]
+        dim, *rest = term.others
+        positions = torch.arange(reference.shape[dim], device=reference.device) if some is None else some
+        for where in torch.split(positions, max(1, LARGE * reference.shape[dim] // reference.numel())):
+            moved = candidate.index_select(dim, index[dim][where])
+            for other in rest:
+                moved = moved.index_select(other, index[other])
+            yield reference.index_select(dim, where), moved
 
     def _difference(
         self, term: Term, now: Mapping[int, Tensor], then: Mapping[int, Tensor], changed: Mapping[int, Tensor]
@@ -59,6 +97,9 @@ class Gradient:
         reference = self._problem.reference[term.key]
         if len(changed) == 1:
             ((dim, where),) = changed.items()
+            if dim == term.others[0] and self._in_pieces(term) and not self._problem.turned(term):
+                pairs = zip(self._pieces(term, now, where), self._pieces(term, then, where), strict=True)
+                return _sum(_units(term, a) @ _units(term, b.sub_(old)).mT for (a, b), (_, old) in pairs)
             if turned := self._problem.turned(term):
                 a, b = turned
                 moved = b.index_select(1, now[dim][where]).sub_(b.index_select(1, then[dim][where]))
@@ -81,11 +122,25 @@ class Gradient:
             others = {dim: self._problem.along(term.key, dim, indices) for dim in term.others}
             reference, candidate = self._problem.reference[term.key], self._problem.candidate[term.key]
             device = reference.device
+            if self._in_pieces(term):
+                for a, b in self._pieces(term, others):
+                    ours, worth = _rows(term, a, places.to(device), {}), _rows(term, b, new[places].to(device), {})
+                    worth = worth.double().sub_(_rows(term, b, old[places].to(device), {}))
+                    total += float(worth.mul_(ours).sum())
+                continue
             a = _rows(term, reference, places.to(device), {})
             b_new = _rows(term, candidate, new[places].to(device), others)
             b_old = _rows(term, candidate, old[places].to(device), others)
             total += float((a.double() * (b_new.double() - b_old.double())).sum())
         return total
+
+
+def _sum(parts: Iterator[Tensor]) -> Tensor:
+    """The sum of matrices, in float64."""
+    total = next(parts).double()
+    for part in parts:
+        total += part
+    return total
 
 
 def _units(term: Term, tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ maximising ``<vec(A), vec(pi(B))>``, since permuting changes no norm. All tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import NamedTuple
@@ -18,10 +18,16 @@ from torch import Tensor
 from fedrebasin.axis import Axis, move_units
 from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import State
+from fedrebasin.matching.prepared import Prepared
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
 Indices = dict[str, Tensor]
+
+# Tensors of more entries than this are worked through in pieces, so that no copy of them is needed.
+LARGE = 2**24
+# Turned copies of convolutions are kept up to this many bytes in all.
+_TURNED_BYTES = 2**28
 
 
 class Term(NamedTuple):
@@ -58,11 +64,8 @@ class Problem:
         self.spec = spec.bind(reference)
         self.spec.bind(candidate)
         voting = [key for key in spec.shapes if reference[key].is_floating_point() and key not in spec.statistics]
-        self.reference = {key: _prepared(key, reference[key], "reference") for key in voting}
-        self.candidate = {
-            key: _prepared(key, candidate[key], "candidate").to(self.reference[key].device, self.reference[key].dtype)
-            for key in voting
-        }
+        self.reference = Prepared(reference, voting, "reference")
+        self.candidate = Prepared(candidate, voting, "candidate", like=self.reference)
         self.norms = (_norm(self.reference), _norm(self.candidate))
         self._lay_out(voting)
 
@@ -76,6 +79,7 @@ class Problem:
 
     def _lay_out(self, voting: list[str]) -> None:
         self._turned: dict[Term, tuple[Tensor, Tensor]] = {}
+        self._room = _TURNED_BYTES
         self.axes: dict[str, list[tuple[str, Axis]]] = {key: [] for key in voting}
         for group in self.spec.outermost_first:
             for axis in group.axes:
@@ -138,11 +142,16 @@ class Problem:
         """Both models' tensor of a convolution in which a unit's entries lie together; None for other terms.
 
         Returns:
-            shape (n, the other dimension that moves, the rest) each; kept, since it is asked for in every sweep.
+            shape (n, the other dimension that moves, the rest) each; kept, since it is asked for in every sweep, as
+            long as there is room.
         """
         if term.axis.layout is not None or len(term.others) != 1 or self.reference[term.key].dim() < 3:
             return None
         if term not in self._turned:
+            needed = 2 * self.reference[term.key].nbytes
+            if needed > self._room:
+                return None
+            self._room -= needed
             order = (term.axis.dim, *term.others)
             a, b = (state[term.key].movedim(order, (0, 1)).contiguous() for state in (self.reference, self.candidate))
             self._turned[term] = a, b
@@ -186,9 +195,23 @@ class Problem:
     def _inner_product(self, keys: list[str], indices: Mapping[str, Tensor]) -> float:
         total = 0.0
         for key in keys:
-            moved = self.permuted(key, indices) if self.axes[key] else self.candidate[key]
-            total += float(self.reference[key].double().flatten() @ moved.double().flatten())
+            for ours, moved in self._pieces(key, indices):
+                total += float(ours.double().flatten() @ moved.double().flatten())
         return total
+
+    def _pieces(self, key: str, indices: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The reference's tensor and the permuted candidate's, the large ones a few rows at a time."""
+        ours = self.reference[key]
+        if ours.numel() <= LARGE or (self.axes[key] and not self._simple[key]):
+            yield ours, self.permuted(key, indices) if self.axes[key] else self.candidate[key]
+            return
+        index = {dim: self.along(key, dim, indices) for dim in {axis.dim for _, axis in self.axes[key]}}
+        places = torch.arange(len(ours), device=ours.device)
+        for rows in torch.split(places, max(1, LARGE * len(ours) // ours.numel())):
+            moved = self.candidate[key].index_select(0, index[0][rows] if 0 in index else rows)
+            for dim in index.keys() - {0}:
+                moved = moved.index_select(dim, index[dim])
+            yield ours[rows[0] : rows[-1] + 1], moved
 
     def similarity(self, objective: float) -> float:
         """The cosine that belongs to a value of the objective."""
@@ -230,16 +253,6 @@ def alone(axis: Axis) -> Axis:
     return replace(axis, dim=0, layout=layout)
 
 
-def _prepared(key: str, tensor: Tensor, role: str) -> Tensor:
-    """The tensor in the precision that it is matched in: its own, but at least float32."""
-    tensor = tensor.detach()
-    if tensor.element_size() < 4:
-        tensor = tensor.float()
-    if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
-        bad = int((~tensor.isfinite()).sum())
-        raise MatchingError(f"{role}: {key} has {bad} values that are not finite: leave this model out")
-    return tensor.contiguous()
-
-
 def _norm(state: Mapping[str, Tensor]) -> float:
-    return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in state.values()))
+    parts = (part for key in state for part in torch.split(state[key].flatten(), LARGE))
+    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,16 +64,18 @@ class Vectors:
     def __init__(self, spec: PermutationSpec) -> None:
         self._spec = spec
 
+    def keys(self, state: State) -> list[str]:
+        """The tensors of a state dict that vote."""
+        keys = (key for key in self._spec.shapes if key in state and key not in self._spec.statistics)
+        return [key for key in keys if state[key].is_floating_point()]
+
     def voting(self, state: State) -> dict[str, Tensor]:
         """The tensors of a state dict that vote, in float64."""
-        spec = self._spec
-        keys = (key for key in spec.shapes if key in state and key not in spec.statistics)
-        return {key: state[key].detach().double() for key in keys if state[key].is_floating_point()}
+        return {key: state[key].detach().double() for key in self.keys(state)}
 
     def inner(self, a: State, b: State) -> float:
         """``<vec(a), vec(b)>`` over the voting tensors."""
-        left, right = self.voting(a), self.voting(b)
-        return sum(float(torch.sum(left[key] * right[key].to(left[key].device))) for key in left)
+        return sum(float(torch.sum(x * y)) for x, y in self._pairs(a, b))
 
     def cosine(self, a: State, b: State) -> float:
         """The cosine of two models; 1 where both are zero."""
@@ -84,8 +86,13 @@ class Vectors:
 
     def squared_distance(self, a: State, b: State) -> float:
         """``|vec(a) - vec(b)|^2`` over the voting tensors."""
-        left, right = self.voting(a), self.voting(b)
-        return sum(float(torch.sum((left[key] - right[key].to(left[key].device)) ** 2)) for key in left)
+        return sum(float(torch.sum((x - y) ** 2)) for x, y in self._pairs(a, b))
+
+    def _pairs(self, a: State, b: State) -> Iterator[tuple[Tensor, Tensor]]:
+        """The voting tensors of two models in float64, one after the other: no model is copied whole."""
+        for key in self.keys(a):
+            left = a[key].detach().double()
+            yield left, b[key].detach().to(left.device, torch.float64)
 
 
 def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[PermutationSpec, tuple[State, ...]]:
