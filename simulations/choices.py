@@ -24,11 +24,11 @@ from fedrebasin.strategies import (
     Aligned,
     BatchNormRecalibration,
     Calibrator,
+    HeadRegression,
     RegMean,
     Repair,
-    RidgeHead,
     SequentialRegression,
-    Temperature,
+    TemperatureCalibration,
 )
 
 from .config import choose
@@ -72,7 +72,7 @@ class _Maker:
         return SequentialRegression(self.federation.server_model(), self.example_inputs)
 
     def ridge_head(self) -> Calibrator:
-        return RidgeHead(self.federation.server_model(), self.example_inputs)
+        return HeadRegression(self.federation.server_model(), self.example_inputs)
 
 
 #: How the clients' models are brought into agreement; only `activation` and `ste` use data of the server's.
@@ -94,7 +94,7 @@ CALIBRATORS: dict[str, Callable[[_Maker], Calibrator]] = {
     "regmean": lambda maker: RegMean(),
     "seqreg": _Maker.sequential_regression,
     "head": _Maker.ridge_head,
-    "temperature": lambda maker: Temperature(),
+    "temperature": lambda maker: TemperatureCalibration(),
 }
 
 UNALIGNED = ("fedavg", "wide-avg")

@@ -3,7 +3,7 @@
 from .align_mod import AlignMod
 from .aligned import Aligned
 from .arrivals import StreamingGrid
-from .calibrators import BatchNormRecalibration, Repair, Temperature
+from .calibrators import BatchNormRecalibration, Repair, TemperatureCalibration
 from .checkpoint import CheckpointError
 from .client import StatisticsMod, register
 from .device import pick_device
@@ -15,7 +15,7 @@ from .fed_wide_avg import FedWideAvg
 from .frames import Frames
 from .probes import AlignmentProbe, BarrierProbe, ConnectivityProbe, SpectrumProbe
 from .records import RecordError, Template, to_state
-from .regression import RegMean, RidgeHead, SequentialRegression
+from .regression import HeadRegression, RegMean, SequentialRegression
 from .round import Calibrated, Calibrator, Probe, Round
 from .screening import Reply, SetAside
 
@@ -35,19 +35,19 @@ __all__ = [
     "FedRidgeHead",
     "FedWideAvg",
     "Frames",
+    "HeadRegression",
     "Probe",
     "RecordError",
     "RegMean",
     "Repair",
     "Reply",
-    "RidgeHead",
     "Round",
     "SequentialRegression",
     "SetAside",
     "SpectrumProbe",
     "StatisticsMod",
     "StreamingGrid",
-    "Temperature",
+    "TemperatureCalibration",
     "Template",
     "pick_device",
     "register",

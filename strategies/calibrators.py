@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from torch.nn.functional import softplus
 from fedrebasin import (
     BatchNormMoments,
     PreActivationMoments,
+    RebasinError,
+    Temperature,
     TemperatureCurve,
     fit_temperature,
     fold_correction,
@@ -26,8 +29,8 @@ from fedrebasin import (
     with_moments,
 )
 
-from .errors import need_merge, need_spec
 from .federated import TIMEOUT, alike, each, summed
+from .needs import need_merge, need_spec
 from .query import Question
 from .records import State
 from .round import Calibrated, Round
@@ -37,8 +40,37 @@ from .wire import encode_sums
 Batches = Iterable[Any]
 
 
+class _OnDataOrSums(ABC):
+    """A calibrator that works on server data where it was given some, else on sums from the clients."""
+
+    model: nn.Module | None
+    batches: Batches | None
+
+    def __post_init__(self) -> None:
+        if self.batches is not None and self.model is None:
+            raise RebasinError(f"{type(self).__name__} with batches needs model=, the architecture to run on them")
+
+    def __call__(self, round_: Round) -> Calibrated:
+        """Calibrate the round's aggregate.
+
+        Raises:
+            CalibrationError: if there are no data or no answers, or what they give cannot be used.
+        """
+        if self.model is None or self.batches is None:
+            return self.from_sums(round_)
+        return self.on_data(round_, self.model, self.batches)
+
+    @abstractmethod
+    def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
+        """With the server's own data."""
+
+    @abstractmethod
+    def from_sums(self, round_: Round) -> Calibrated:
+        """Without."""
+
+
 @dataclass(frozen=True)
-class Temperature:
+class TemperatureCalibration(_OnDataOrSums):
     """The inverse temperature ``beta`` that minimises the loss of ``beta * logits`` (LEWC, section 3.1).
 
     The model stays as it is; ``beta`` is reported with the loss before and after, and kept on the strategy.
@@ -60,32 +92,23 @@ class Temperature:
         """No: ``beta`` is a metric."""
         return False
 
-    def __call__(self, round_: Round) -> Calibrated:
-        """Fit ``beta`` to the aggregate's logits.
+    def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
+        """Fit ``beta`` to the aggregate's logits."""
+        return self._found(round_, fit_temperature(*logits_of(model, round_.state, batches)), 0)
 
-        Raises:
-            CalibrationError: if there are no data, no answers, or the logits are not finite.
-        """
-        left_out = 0
-        if self.model is not None and self.batches is not None:
-            fitted = fit_temperature(*logits_of(self.model, round_.state, self.batches))
-        else:
-            statistic = TemperatureCurve()
-            sums, left_out = summed(round_, statistic, round_.state, self.timeout)
-            fitted = statistic.finish(_with_one_error(sums, statistic))
-        return Calibrated(
-            round_.state,
-            {
-                "beta": fitted.beta,
-                "nll": fitted.nll_before,
-                "nll-calibrated": fitted.nll_after,
-                "temperature-left-out": float(left_out),
-            },
-        )
+    def from_sums(self, round_: Round) -> Calibrated:
+        """Fit ``beta`` to the sums of the clients' losses."""
+        statistic = TemperatureCurve()
+        sums, left_out = summed(round_, statistic, round_.state, self.timeout)
+        return self._found(round_, statistic.finish(_with_one_error(sums, statistic)), left_out)
+
+    def _found(self, round_: Round, fitted: Temperature, left_out: int) -> Calibrated:
+        metrics = {"beta": fitted.beta, "nll": fitted.nll_before, "nll-calibrated": fitted.nll_after}
+        return Calibrated(round_.state, {**metrics, "temperature-left-out": float(left_out)})
 
 
 @dataclass(frozen=True)
-class BatchNormRecalibration:
+class BatchNormRecalibration(_OnDataOrSums):
     """BatchNorm's running statistics measured anew on the merged model (Git Re-Basin, appendix A.4).
 
     Args:
@@ -103,14 +126,12 @@ class BatchNormRecalibration:
         """No: running statistics are buffers."""
         return False
 
-    def __call__(self, round_: Round) -> Calibrated:
-        """Replace the aggregate's running statistics.
+    def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
+        """Replace the aggregate's running statistics by those on server data."""
+        return Calibrated(recalibrate_batch_norm(model, round_.state, batches))
 
-        Raises:
-            CalibrationError: if there are no data or no answers.
-        """
-        if self.model is not None and self.batches is not None:
-            return Calibrated(recalibrate_batch_norm(self.model, round_.state, self.batches))
+    def from_sums(self, round_: Round) -> Calibrated:
+        """Replace the aggregate's running statistics by the clients', pooled."""
         if not any(key.endswith("running_mean") for key in round_.state):
             return Calibrated(round_.state)
         state, left_out = _recalibrated(round_, round_.state, self.timeout)
@@ -118,7 +139,7 @@ class BatchNormRecalibration:
 
 
 @dataclass(frozen=True)
-class Repair:
+class Repair(_OnDataOrSums):
     """REPAIR (Jordan 2023): hidden units get the mean and spread of the clients' units, interpolated.
 
     Without server data each client measures its own aligned model on its own data, then all measure the merged one.
@@ -140,17 +161,16 @@ class Repair:
         """Yes: the correction is folded into weights and biases."""
         return True
 
-    def __call__(self, round_: Round) -> Calibrated:
-        """Correct the aggregate's hidden units.
-
-        Raises:
-            CalibrationError: if nothing was aligned, or there are no data or no answers.
-        """
+    def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
+        """Correct the aggregate's hidden units, all models being run on server data."""
         merge, spec = need_merge(round_, "REPAIR"), need_spec(round_, "REPAIR")
         shares = [reply.num_examples for reply in round_.replies]
-        if self.batches is not None:
-            repaired = repair(self.model, round_.state, merge.states, self.batches, spec, shares)
-            return Calibrated(repaired)
+        return Calibrated(repair(model, round_.state, merge.states, batches, spec, shares))
+
+    def from_sums(self, round_: Round) -> Calibrated:
+        """Correct the aggregate's hidden units by the moments that the clients measure."""
+        merge, spec = need_merge(round_, "REPAIR"), need_spec(round_, "REPAIR")
+        shares = [reply.num_examples for reply in round_.replies]
         with mode_of(self.model):
             keys = repairable_weights(self.model, round_.state, self.example_inputs, spec)
         state, left_out = round_.state, 0

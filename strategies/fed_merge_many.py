@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
-import torch
 from flwr.serverapp.strategy import Strategy
 
 from fedrebasin import Matcher, MergeMany, PermutationSpec, WeightMatching
 
 from .aligned import Aligned
-from .round import Calibrator, Probe
+from .options import Options
 
 
 class FedMergeMany(Aligned):
@@ -20,9 +19,7 @@ class FedMergeMany(Aligned):
         strategy: the inner strategy (default: ``FedAvg()``).
         spec: the permutation spec of the model.
         matcher: how a model is matched to the mean of the others (default: ``WeightMatching()``).
-        calibrators: see :class:`Aligned`.
-        probes: see :class:`Aligned`.
-        device: see :class:`Aligned`.
+        options: see :class:`Aligned`.
     """
 
     def __init__(
@@ -31,15 +28,7 @@ class FedMergeMany(Aligned):
         *,
         spec: PermutationSpec,
         matcher: Matcher | None = None,
-        calibrators: Sequence[Calibrator] = (),
-        probes: Sequence[Probe] = (),
-        device: str | torch.device = "auto",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            strategy,
-            spec=spec,
-            aligner=MergeMany(WeightMatching() if matcher is None else matcher),
-            calibrators=calibrators,
-            probes=probes,
-            device=device,
-        )
+        aligner = MergeMany(WeightMatching() if matcher is None else matcher)
+        super().__init__(strategy, spec=spec, aligner=aligner, **options)

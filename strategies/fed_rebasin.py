@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
-import torch
 from flwr.serverapp.strategy import Strategy
 
 from fedrebasin import AlignTo, Matcher, PermutationSpec, WeightMatching
 
 from .aligned import Aligned
-from .round import Calibrator, Probe
+from .options import Options
 
 
 class FedRebasin(Aligned):
@@ -23,9 +21,7 @@ class FedRebasin(Aligned):
         matcher: how a pair is matched (default: ``WeightMatching()``).
         reference: ``"auto"`` (the global model if the clients measurably started from it, else their medoid) or
             ``"medoid"``.
-        calibrators: see :class:`Aligned`.
-        probes: see :class:`Aligned`.
-        device: see :class:`Aligned`.
+        options: see :class:`Aligned`.
 
     Example: ``FedRebasin(FedAvg(fraction_train=0.5), spec=PermutationSpec.trace(model, example_inputs))``
     """
@@ -37,15 +33,7 @@ class FedRebasin(Aligned):
         spec: PermutationSpec,
         matcher: Matcher | None = None,
         reference: Literal["auto", "medoid"] = "auto",
-        calibrators: Sequence[Calibrator] = (),
-        probes: Sequence[Probe] = (),
-        device: str | torch.device = "auto",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            strategy,
-            spec=spec,
-            aligner=AlignTo(WeightMatching() if matcher is None else matcher, reference=reference),
-            calibrators=calibrators,
-            probes=probes,
-            device=device,
-        )
+        aligner = AlignTo(WeightMatching() if matcher is None else matcher, reference=reference)
+        super().__init__(strategy, spec=spec, aligner=aligner, **options)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
-import torch
 from flwr.serverapp.strategy import Strategy
 
 from fedrebasin import Aligner, MergeMany, PermutationSpec
 
 from .aligned import Aligned
+from .options import Options, calibrating
 from .regression import RegMean
-from .round import Calibrator, Probe
 
 
 class FedRegMean(Aligned):
@@ -24,9 +23,7 @@ class FedRegMean(Aligned):
         spec: the permutation spec of the model.
         aligner: how models are brought into agreement (default: ``MergeMany()``).
         regression: its settings.
-        calibrators: what follows it, such as ``BatchNormRecalibration()``.
-        probes: see :class:`Aligned`.
-        device: see :class:`Aligned`.
+        options: see :class:`Aligned`; ``calibrators`` follow the regression, such as ``BatchNormRecalibration()``.
     """
 
     def __init__(
@@ -36,15 +33,11 @@ class FedRegMean(Aligned):
         spec: PermutationSpec,
         aligner: Aligner | None = None,
         regression: RegMean | None = None,
-        calibrators: Sequence[Calibrator] = (),
-        probes: Sequence[Probe] = (),
-        device: str | torch.device = "auto",
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             strategy,
             spec=spec,
             aligner=MergeMany() if aligner is None else aligner,
-            calibrators=(RegMean() if regression is None else regression, *calibrators),
-            probes=probes,
-            device=device,
+            **calibrating(options, before=[RegMean() if regression is None else regression]),
         )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedrebasin import Aligner, PermutationSpec
 
 from .aligned import Aligned
-from .calibrators import Temperature
-from .regression import RidgeHead
-from .round import Calibrator, Probe
+from .calibrators import TemperatureCalibration
+from .options import Options, calibrating
+from .regression import HeadRegression
+from .round import Calibrator
 
 
 class FedRidgeHead(Aligned):
@@ -29,11 +28,10 @@ class FedRidgeHead(Aligned):
         model: the architecture; its own parameters are neither read nor changed.
         example_inputs: any valid input, to find the last layer.
         aligner: how models are brought into agreement (default: ``AlignTo()``).
-        ridge: see :class:`RidgeHead`.
-        calibrators: what comes before the head, such as ``SequentialRegression(model, example_inputs)``.
-        temperature: what comes after it (default: ``Temperature()``).
-        probes: see :class:`Aligned`.
-        device: see :class:`Aligned`.
+        ridge: see :class:`HeadRegression`.
+        temperature: what comes after the head (default: ``TemperatureCalibration()``).
+        options: see :class:`Aligned`; ``calibrators`` come before the head, such as ``SequentialRegression(model,
+            example_inputs)``.
     """
 
     def __init__(
@@ -45,17 +43,9 @@ class FedRidgeHead(Aligned):
         example_inputs: Any,
         aligner: Aligner | None = None,
         ridge: float | None = None,
-        calibrators: Sequence[Calibrator] = (),
         temperature: Calibrator | None = None,
-        probes: Sequence[Probe] = (),
-        device: str | torch.device = "auto",
+        **options: Unpack[Options],
     ) -> None:
-        head = RidgeHead(model, example_inputs, ridge)
-        super().__init__(
-            strategy,
-            spec=spec,
-            aligner=aligner,
-            calibrators=(*calibrators, head, Temperature() if temperature is None else temperature),
-            probes=probes,
-            device=device,
-        )
+        head = HeadRegression(model, example_inputs, ridge)
+        last = TemperatureCalibration() if temperature is None else temperature
+        super().__init__(strategy, spec=spec, aligner=aligner, **calibrating(options, after=[head, last]))

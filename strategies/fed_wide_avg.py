@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
-import torch
 from flwr.serverapp.strategy import Strategy
 
 from fedrebasin import Identity
 
 from .aligned import Aligned
-from .calibrators import Temperature
-from .round import Calibrator, Probe
+from .calibrators import TemperatureCalibration
+from .options import Options, calibrating
+from .round import Calibrator
 
-FROM_CLIENTS = Temperature()
+FROM_CLIENTS = TemperatureCalibration()
 
 
 class FedWideAvg(Aligned):
@@ -25,10 +25,9 @@ class FedWideAvg(Aligned):
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).
         temperature: the calibrator that finds ``beta``: by default from the losses that the clients report, summed;
-            ``Temperature(model, batches)`` on server data; None leaves it to whoever evaluates the model, and the
-            wrapper is transparent.
-        probes: see :class:`Aligned`.
-        device: see :class:`Aligned`.
+            ``TemperatureCalibration(model, batches)`` on server data; None leaves it to whoever evaluates the model,
+            and the wrapper is transparent.
+        options: see :class:`Aligned`; ``calibrators`` come before the temperature.
     """
 
     def __init__(
@@ -36,13 +35,7 @@ class FedWideAvg(Aligned):
         strategy: Strategy | None = None,
         *,
         temperature: Calibrator | None = FROM_CLIENTS,
-        probes: Sequence[Probe] = (),
-        device: str | torch.device = "auto",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            strategy,
-            aligner=Identity(),
-            calibrators=() if temperature is None else (temperature,),
-            probes=probes,
-            device=device,
-        )
+        after = () if temperature is None else (temperature,)
+        super().__init__(strategy, aligner=Identity(), **calibrating(options, after=after))

@@ -29,8 +29,8 @@ from fedrebasin import (
     ridge_head,
 )
 
-from .errors import need_merge
 from .federated import TIMEOUT, Form, alike, each, form_of, usual_form
+from .needs import need_merge
 from .query import Question
 from .round import Calibrated, Round
 from .wire import encode_sums
@@ -131,10 +131,10 @@ def _about_layer(weight: str, model: ArrayRecord, merge: Merge) -> Callable[[int
 
 
 @dataclass(frozen=True)
-class RidgeHead(_RewritesWeights):
+class HeadRegression(_RewritesWeights):
     """The last layer in closed form: ridge regression of the classes on the merged features (Fed3R, Fani 2024).
 
-    Its scores are no logits: put :class:`Temperature` behind it.
+    Its scores are no logits: put :class:`TemperatureCalibration` behind it.
 
     Args:
         model: the architecture; its own parameters are neither read nor changed.

@@ -76,9 +76,9 @@ def test_running_statistics_follow_the_features():
         "BatchNormRecalibration",
         "RegMean",
         "BatchNormRecalibration",
-        "RidgeHead",
+        "HeadRegression",
     ]
-    assert names_of("rebasin+head", SMALL) == ["RidgeHead"]
+    assert names_of("rebasin+head", SMALL) == ["HeadRegression"]
 
 
 @pytest.mark.parametrize(

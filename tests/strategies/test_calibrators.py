@@ -30,12 +30,12 @@ from fedrebasin.strategies import (
     FedRegMean,
     FedRidgeHead,
     FedWideAvg,
+    HeadRegression,
     RegMean,
     Repair,
-    RidgeHead,
     SequentialRegression,
     StatisticsMod,
-    Temperature,
+    TemperatureCalibration,
     register,
 )
 
@@ -126,7 +126,10 @@ def everything(clients):
 @pytest.mark.parametrize("as_mod", [False, True])
 def test_federated_temperature_is_the_central_one(clients, as_mod):
     strategy = Aligned(
-        inner(), aligner=Identity(), calibrators=[Temperature()], query_type="train" if as_mod else "query.fedrebasin"
+        inner(),
+        aligner=Identity(),
+        calibrators=[TemperatureCalibration()],
+        query_type="train" if as_mod else "query.fedrebasin",
     )
     state, metrics = run(strategy, clients, as_mod=as_mod)
     logits, labels = logits_of(make_model(clients[0]), state, [everything(clients)])
@@ -138,7 +141,7 @@ def test_federated_temperature_is_the_central_one(clients, as_mod):
 
 def test_server_data_give_the_same_temperature(clients):
     model = make_model(clients[0])
-    state, metrics = run(FedWideAvg(inner(), temperature=Temperature(model, [everything(clients)])), clients)
+    state, metrics = run(FedWideAvg(inner(), temperature=TemperatureCalibration(model, [everything(clients)])), clients)
     assert metrics["beta"] == pytest.approx(fit_temperature(*logits_of(model, state, [everything(clients)])).beta)
 
 
@@ -171,7 +174,7 @@ def test_federated_regmean_is_the_central_one(clients):
 MAKERS = {
     "RegMean": lambda model: RegMean(),
     "SequentialRegression": lambda model: SequentialRegression(model, EXAMPLE),
-    "RidgeHead": lambda model: RidgeHead(model, EXAMPLE),
+    "HeadRegression": lambda model: HeadRegression(model, EXAMPLE),
     "Repair": lambda model: Repair(model, EXAMPLE),
 }
 
@@ -182,7 +185,7 @@ def test_calibrators_do_not_make_the_merge_worse(clients, make):
     batches = [everything(clients)]
     norms = [BatchNormRecalibration()] if clients[0] else []
     plain, _ = run(FedMergeMany(inner(), spec=spec, calibrators=norms), clients)
-    strategy = FedMergeMany(inner(), spec=spec, calibrators=[make(model), *norms, Temperature()])
+    strategy = FedMergeMany(inner(), spec=spec, calibrators=[make(model), *norms, TemperatureCalibration()])
     state, metrics = run(strategy, clients)
     assert not any(key.endswith("failed") for key in metrics), metrics
     before, after = evaluate(model, plain, batches), evaluate(model, state, batches, metrics["beta"])
@@ -200,9 +203,11 @@ def test_named_strategies_are_an_alignment_and_a_calibrator(clients):
         ),
         (
             FedRidgeHead(inner(), spec=spec, model=model, example_inputs=EXAMPLE, calibrators=norms),
-            FedRebasin(inner(), spec=spec, calibrators=[*norms, RidgeHead(model, EXAMPLE), Temperature()]),
+            FedRebasin(
+                inner(), spec=spec, calibrators=[*norms, HeadRegression(model, EXAMPLE), TemperatureCalibration()]
+            ),
         ),
-        (FedWideAvg(inner()), Aligned(inner(), aligner=Identity(), calibrators=[Temperature()])),
+        (FedWideAvg(inner()), Aligned(inner(), aligner=Identity(), calibrators=[TemperatureCalibration()])),
     ]
     for named, by_hand in pairs:
         (one, metrics), (other, expected) = run(named, clients), run(by_hand, clients)
@@ -215,13 +220,13 @@ def test_what_rewrites_weights_refuses_a_strategy_that_keeps_its_own_copy(client
     model, spec = make_model(clients[0]), spec_of(clients)
     with pytest.raises(RebasinError, match="RegMean rewrites weights after FedAdam"):
         FedRegMean(FedAdam(), spec=spec)
-    with pytest.raises(RebasinError, match="RidgeHead rewrites weights after FedAdam"):
+    with pytest.raises(RebasinError, match="HeadRegression rewrites weights after FedAdam"):
         FedRidgeHead(FedAdam(), spec=spec, model=model, example_inputs=EXAMPLE)
     FedWideAvg(FedAdam())
 
 
 def test_a_client_that_cannot_answer_is_left_out(clients):
-    strategy = FedWideAvg(inner(), temperature=Temperature())
+    strategy = FedWideAvg(inner(), temperature=TemperatureCalibration())
     _, metrics = run(strategy, clients, min_examples=50)  # the second client has 33
     assert metrics["rebasin-temperature-left-out"] == 1.0
     assert math.isfinite(metrics["beta"])
@@ -229,10 +234,10 @@ def test_a_client_that_cannot_answer_is_left_out(clients):
 
 def test_without_any_answer_the_model_stands_and_the_metrics_say_so(clients):
     plain, _ = run(FedMergeMany(inner(), spec=spec_of(clients)), clients)
-    strategy = FedMergeMany(inner(), spec=spec_of(clients), calibrators=[RegMean(), Temperature()])
+    strategy = FedMergeMany(inner(), spec=spec_of(clients), calibrators=[RegMean(), TemperatureCalibration()])
     state, metrics = run(strategy, clients, min_examples=10_000)
     assert metrics["rebasin-reg-mean-failed"] == 1.0
-    assert metrics["rebasin-temperature-failed"] == 1.0
+    assert metrics["rebasin-temperature-calibration-failed"] == 1.0
     for key in plain:
         assert torch.equal(plain[key], state[key])
 
@@ -250,7 +255,7 @@ def test_data_without_an_error_do_not_drive_beta_to_infinity(clients):
         (inputs, logits_of(model, state, [(inputs, labels)])[0].argmax(1))
         for (inputs, labels), state in zip(parts, [states[0]] * len(parts), strict=True)
     ]
-    strategy = FedWideAvg(inner(), temperature=Temperature())
+    strategy = FedWideAvg(inner(), temperature=TemperatureCalibration())
     _, metrics = run(strategy, (norm, sure, [states[0]] * len(parts)))
     assert 0 < metrics["beta"] < 100
     assert metrics["rebasin-nll-calibrated"] < 0.1

@@ -12,12 +12,12 @@ from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import (
     Aligned,
     BatchNormRecalibration,
+    HeadRegression,
     RegMean,
     Repair,
-    RidgeHead,
     SequentialRegression,
     StatisticsMod,
-    Temperature,
+    TemperatureCalibration,
 )
 
 CLIENTS, HOSTILE, FEATURES, HIDDEN, CLASSES = 4, 2, 5, 6, 4
@@ -115,11 +115,11 @@ def no_examples(sums):
 
 
 CALIBRATORS = {
-    "temperature": Temperature(),
+    "temperature": TemperatureCalibration(),
     "batch-norm": BatchNormRecalibration(),
     "regmean": RegMean(),
     "seqreg": SequentialRegression(make_model(), EXAMPLE),
-    "head": RidgeHead(make_model(), EXAMPLE),
+    "head": HeadRegression(make_model(), EXAMPLE),
     "repair": Repair(make_model(), EXAMPLE),
 }
 

@@ -1,0 +1,33 @@
+"""The options that every strategy of this package takes, whatever else it takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+import torch
+
+from .frames import Frames
+from .round import Calibrator, Probe
+
+
+class Options(TypedDict, total=False):
+    """Handed on to :class:`fedrebasin.strategies.Aligned`, where they are described."""
+
+    calibrators: Sequence[Calibrator]
+    probes: Sequence[Probe]
+    device: str | torch.device
+    frame: Literal["server", "client"] | Frames
+    streaming: bool
+    workers: int
+    checkpoint: str | os.PathLike[str] | None
+    resume: bool
+    query_type: str
+
+
+def calibrating(options: Options, before: Sequence[Calibrator] = (), after: Sequence[Calibrator] = ()) -> Options:
+    """The options with more calibrators: some before those that were asked for, some after them."""
+    changed = options.copy()
+    changed["calibrators"] = (*before, *options.get("calibrators", ()), *after)
+    return changed
