@@ -1,0 +1,123 @@
+"""The mean of aligned models a few rows at a time: neither they nor their sum need be in memory whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedrebasin.axis import Axis, move_units
+from fedrebasin.errors import MergeError
+from fedrebasin.matching import State
+from fedrebasin.merging.average import normalised
+from fedrebasin.moving import Moves
+from fedrebasin.permutation import Permutation
+
+_ENTRIES = 2**22
+
+Move = tuple[Axis, Tensor]
+
+
+def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, rows: int) -> Iterator[Tensor]:
+    """``permutation.apply(state)[key]``, so many rows at a time.
+
+    Args:
+        permutation: None for the identity.
+        key: of the tensor in the state dict.
+        tensor: with at least one dimension.
+        rows: entries of the first dimension in a piece.
+    """
+    moves = [] if permutation is None else _moves(permutation, key)
+    if any(not axis.lies_on_one_dimension for axis, _ in moves):
+        state = {key: tensor}
+        whole = Moves(state, key, own=False)
+        for axis, index in moves:
+            whole.add(axis, index)
+        whole.finish()
+        tensor, moves = state[key], []
+    places: dict[int, Tensor] = {}
+    for axis, index in moves:
+        view = axis.alone().view(places.setdefault(axis.dim, torch.arange(tensor.shape[axis.dim])))
+        view.copy_(move_units(view, index))
+    for start in range(0, len(tensor), rows):
+        part = tensor[start : start + rows]
+        if 0 in places:
+            part = tensor.index_select(0, places[0][start : start + rows].to(tensor.device))
+        for dim in places.keys() - {0}:
+            part = part.index_select(dim, places[dim].to(tensor.device))
+        yield part
+
+
+def _moves(permutation: Permutation, key: str) -> list[Move]:
+    """What happens to a tensor, outermost group first."""
+    found = []
+    for group in permutation.spec.outermost_first:
+        index = permutation[group.name]
+        if not group.frozen and not torch.equal(index, torch.arange(index.shape[-1]).expand_as(index)):
+            found += [(axis, index) for axis in group.axes if axis.key == key]
+    return found
+
+
+@dataclass(frozen=True)
+class MeanInPieces:
+    """The weighted mean of permuted models, tensor by tensor and row by row.
+
+    Identity: without a base, the pieces of every key together are :func:`fedrebasin.merging.average` of
+    ``permutation.apply(state)``, bit for bit.
+
+    Args:
+        states: state dicts with the same floating-point tensors.
+        permutations: one for each; None leaves a model as it is.
+        weights: one for each, equal if None. Without a base only their proportions count.
+        base: another model: the result is ``base + sum of w_k (state_k - base)`` with the weights as they are, as in
+            task arithmetic (Ilharco et al., ICLR 2023).
+
+    Raises:
+        MergeError: if the weights cannot be used.
+    """
+
+    states: Sequence[State]
+    permutations: Sequence[Permutation | None]
+    weights: Sequence[float] | None = None
+    base: State | None = None
+
+    def __post_init__(self) -> None:
+        if self.base is None:
+            normalised(self.weights, len(self.states))
+        elif self.weights is not None and len(self.weights) != len(self.states):
+            raise MergeError(f"{len(self.weights)} weights for {len(self.states)} models: give one for each")
+        elif self.weights is not None and not all(map(math.isfinite, self.weights)):
+            raise MergeError(f"the weights {tuple(self.weights)} must be finite")
+
+    def __call__(self, key: str) -> Iterator[Tensor]:
+        """The tensor of a key in pieces along its first dimension; counters are the first model's."""
+        like = (self.states[0] if self.base is None else self.base)[key]
+        if not (like.is_floating_point() or like.is_complex()):
+            yield like
+            return
+        tensors = [state[key].detach().reshape(like.shape or (1,)) for state in self.states]
+        rows = max(1, _ENTRIES * len(tensors[0]) // max(1, tensors[0].numel()))
+        parts = [
+            permuted_rows(permutation, key, tensor, rows)
+            for permutation, tensor in zip(self.permutations, tensors, strict=True)
+        ]
+        base = None if self.base is None else iter(torch.split(like.detach().reshape(like.shape or (1,)), rows))
+        for pieces in zip(*parts, strict=True):
+            wide = [piece.to(torch.promote_types(like.dtype, torch.float64)) for piece in pieces]
+            yield self._mean(wide, None if base is None else next(base)).to(like.dtype).reshape(-1)
+
+    def _mean(self, pieces: Sequence[Tensor], base: Tensor | None) -> Tensor:
+        weights = (1.0,) * len(pieces) if self.weights is None else tuple(map(float, self.weights))
+        if base is not None:
+            share = 1 / len(pieces) if self.weights is None else 1.0
+            result = base.to(pieces[0].dtype)
+            return result + sum(
+                share * weight * (piece - result) for weight, piece in zip(weights, pieces, strict=True)
+            )
+        total = pieces[0] * weights[0]
+        for weight, piece in zip(weights[1:], pieces[1:], strict=True):
+            total.add_(piece, alpha=weight)
+        return total / (len(pieces) if self.weights is None else math.fsum(weights))
