@@ -13,6 +13,7 @@ from .fed_reg_mean import FedRegMean
 from .fed_ridge_head import FedRidgeHead
 from .fed_wide_avg import FedWideAvg
 from .frames import Frames
+from .options import Options
 from .probes import AlignmentProbe, BarrierProbe, ConnectivityProbe, SpectrumProbe
 from .records import RecordError, Template, to_state
 from .regression import HeadRegression, RegMean, SequentialRegression
@@ -36,6 +37,7 @@ __all__ = [
     "FedWideAvg",
     "Frames",
     "HeadRegression",
+    "Options",
     "Probe",
     "RecordError",
     "RegMean",

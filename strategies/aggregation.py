@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import QFedAvg, Strategy
+from torch import Tensor
 
 from fedrebasin import Merge
 
-from .alignment_metrics import alignment_metrics, share_moved
-from .flower_mean import flower_mean
+from .alignment_metrics import Tally
+from .flower_mean import FlowerMean
 from .folding import RunningMean, folded, needs_only_the_mean
 from .records import State, Template
 from .screening import Reply, Screener, carrying, form_of, is_a
@@ -20,7 +20,7 @@ from .stage import Stage
 
 
 @dataclass(frozen=True)
-class Aggregation:
+class Aggregate:
     """What came of a round's replies.
 
     Args:
@@ -38,84 +38,114 @@ class Aggregation:
     measured: Mapping[str, float] = field(default_factory=dict)
 
 
-def aggregate_at_once(
-    stage: Stage,
-    strategy: Strategy,
-    screener: Screener,
-    replies: Iterable[Message],
-    template: Template,
-    global_state: State,
-    server_round: int,
-) -> Aggregation:
-    """Align all good replies, then let the inner strategy aggregate them."""
-    good = screener.majority(replies)
-    if not good:
-        # The inner strategy still learns that the round is over: it logs errors, and privacy accountants count.
-        return Aggregation(*strategy.aggregate_train(server_round, list(screener.errors)))
-    merge: Merge | None = None
-    measured: dict[str, float] = {}
-    if not stage.idle:
-        merge, seconds = stage.all_at_once(good, global_state, server_round)
-        measured = alignment_metrics(merge, seconds)
-        if stage.frames is not None:
-            measured["fixed-points"] = stage.frames.fixed_points()
-    if not needs_only_the_mean(strategy):
-        messages = _messages(good, merge, template, as_floats=is_a(strategy, QFedAvg))
-        arrays, metrics = strategy.aggregate_train(server_round, [*messages, *screener.errors])
-        return Aggregation(arrays, metrics, tuple(good), merge, measured)
-    states = [reply.state for reply in good] if merge is None else merge.states
-    mean = flower_mean(states, [reply.num_examples for reply in good])
-    message, metrics = folded(good, mean, template, strategy)
-    arrays, _ = strategy.aggregate_train(server_round, [message, *screener.errors])
-    return Aggregation(arrays, metrics, tuple(good), merge, measured)
+@dataclass(frozen=True)
+class Aggregation:
+    """One round's aggregation.
 
+    Args:
+        stage: aligns.
+        strategy: the inner strategy, which aggregates.
+        screener: says which replies may take part.
+        template: of the global model.
+        global_state: the model that the server sent out; not needed where the stage is idle.
+        server_round: Flower's round.
+    """
 
-def aggregate_one_by_one(
-    stage: Stage,
-    strategy: Strategy,
-    screener: Screener,
-    replies: Iterable[Message],
-    template: Template,
-    global_state: State,
-    server_round: int,
-    workers: int,
-) -> Aggregation:
-    """Align and fold in each good reply as it arrives, and let go of it; an inner strategy that needs all gets all."""
-    if not needs_only_the_mean(strategy):
-        return aggregate_at_once(stage, strategy, screener, replies, template, global_state, server_round)
-    mean = RunningMean()
-    kept: list[Reply] = []
-    similarities: list[float] = []
-    moved: list[float] = []
-    for reply, state, alignment in stage.one_by_one(_admitted(screener, replies), global_state, server_round, workers):
-        mean.add(state, reply.num_examples)
-        kept.append(_without_arrays(reply))
-        if alignment is not None:
-            similarities.append(alignment.similarity)
-            moved.append(share_moved([alignment]))
-    if not kept:
-        return Aggregation(*strategy.aggregate_train(server_round, list(screener.errors)))
-    message, metrics = folded(kept, mean.finish(), template, strategy)
-    arrays, _ = strategy.aggregate_train(server_round, [message, *screener.errors])
-    measured = {}
-    if similarities:
-        measured = {"similarity": fmean(similarities), "units-moved": fmean(moved)}
-    return Aggregation(arrays, metrics, tuple(kept), None, measured)
+    stage: Stage
+    strategy: Strategy
+    screener: Screener
+    template: Template
+    global_state: State
+    server_round: int
 
+    def at_once(self, replies: Iterable[Message]) -> Aggregate:
+        """Align all good replies, then let the inner strategy aggregate them."""
+        good = self.screener.majority(replies)
+        if not good:
+            return self._nothing()
+        merge: Merge | None = None
+        mean: Mapping[str, Tensor] | None = None
+        tally = Tally()
+        if not self.stage.idle:
+            merge, mean = self.stage.all_at_once(good, self.global_state, self.server_round, tally)
+        if not needs_only_the_mean(self.strategy):
+            messages = self._messages(good, merge)
+            arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
+            return Aggregate(arrays, metrics, tuple(good), merge, self._measured(tally))
+        if mean is None:
+            flower_mean = FlowerMean(reply.num_examples for reply in good)
+            for reply in good:
+                flower_mean.add(reply.state)
+            mean = flower_mean.sums
+        return self._of_the_mean(good, mean, merge, tally)
 
-def _admitted(screener: Screener, replies: Iterable[Message]) -> Iterator[Reply]:
-    """The good replies as they come; the first one's form is the form."""
-    form: tuple[object, ...] | None = None
-    for message in replies:
-        reply = screener.admit(message)
-        if reply is None:
-            continue
-        form = form_of(message.content) if form is None else form
-        if form_of(message.content) != form:
-            screener.set_aside(reply.node_id, "its records or metrics are named otherwise than the first reply's")
-            continue
-        del message
-        yield reply
+    def one_by_one(self, replies: Iterable[Message], workers: int) -> Aggregate:
+        """Align and fold in each good reply as it arrives, and let go of it.
+
+        An inner strategy that needs all replies gets them all.
+        """
+        if not needs_only_the_mean(self.strategy):
+            return self.at_once(replies)
+        mean, tally = RunningMean(), Tally()
+        kept: list[Reply] = []
+        admitted = self._admitted(replies)
+        for reply, state in self.stage.one_by_one(admitted, self.global_state, self.server_round, workers, tally):
+            mean.add(state, reply.num_examples)
+            kept.append(_without_arrays(reply))
+        return self._of_the_mean(kept, mean.finish(), None, tally) if kept else self._nothing()
+
+    def _nothing(self) -> Aggregate:
+        """The inner strategy still learns that the round is over: it logs errors, and privacy accountants count."""
+        return Aggregate(*self.strategy.aggregate_train(self.server_round, list(self.screener.errors)))
+
+    def _of_the_mean(
+        self, replies: Sequence[Reply], mean: Mapping[str, Tensor], merge: Merge | None, tally: Tally
+    ) -> Aggregate:
+        message, metrics = folded(replies, mean, self.template, self.strategy)
+        arrays, _ = self.strategy.aggregate_train(self.server_round, [message, *self.screener.errors])
+        return Aggregate(arrays, metrics, tuple(replies), merge, self._measured(tally))
+
+    def _measured(self, tally: Tally) -> dict[str, float]:
+        measured = tally.metrics()
+        if measured and self.stage.frames is not None:
+            measured["fixed-points"] = self.stage.frames.fixed_points()
+        return measured
+
+    def _admitted(self, replies: Iterable[Message]) -> Iterator[Reply]:
+        """The good replies as they come; the first one's form is the form."""
+        form: tuple[object, ...] | None = None
+        for message in replies:
+            reply = self.screener.admit(message)
+            if reply is None:
+                continue
+            form = form_of(message.content) if form is None else form
+            if form_of(message.content) != form:
+                self.screener.set_aside(
+                    reply.node_id, "its records or metrics are named otherwise than the first reply's"
+                )
+                continue
+            del message
+            yield reply
+
+    def _messages(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
+        """What the inner strategy gets: the replies with aligned arrays, in the global key order."""
+        as_floats = is_a(self.strategy, QFedAvg)  # it scales its copies of the arrays in place
+        forms = self.template.forms
+        messages = []
+        for position, reply in enumerate(replies):
+            if merge is None:
+                arrays = reply.arrays(self.template)
+            else:
+                arrays = self.template.encode(dict(merge.states[position]))
+            if as_floats:
+                arrays = ArrayRecord(
+                    {
+                        key: array if forms[key].is_float else Array(array.numpy().astype(float))
+                        for key, array in arrays.items()
+                    }
+                )
+            messages.append(carrying(reply.message, arrays))
+        return messages
 
 
 def _without_arrays(reply: Reply) -> Reply:
@@ -127,26 +157,3 @@ def _without_arrays(reply: Reply) -> Reply:
         }
     )
     return replace(reply, message=Message(content, reply_to=reply.message), state={})
-
-
-def _messages(replies: Sequence[Reply], merge: Merge | None, template: Template, as_floats: bool) -> list[Message]:
-    """What the inner strategy gets: the replies with aligned arrays, in the global key order.
-
-    Args:
-        replies: the good ones.
-        merge: their aligned models; None for the models as they came.
-        template: of the global model.
-        as_floats: give integers as floats, for QFedAvg, which scales its copies of the arrays in place.
-    """
-    messages = []
-    for position, reply in enumerate(replies):
-        arrays = reply.arrays(template) if merge is None else template.encode(dict(merge.states[position]))
-        if as_floats:
-            arrays = ArrayRecord(
-                {
-                    key: array if template.forms[key].is_float else Array(array.numpy().astype(float))
-                    for key, array in arrays.items()
-                }
-            )
-        messages.append(carrying(reply.message, arrays))
-    return messages

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from fedrebasin import Aligner, AlignTo, PermutationSpec
 
-from .aggregation import Aggregation, aggregate_at_once, aggregate_one_by_one
+from .aggregation import Aggregate, Aggregation
 from .arrivals import StreamingGrid
 from .device import move, pick_device
 from .finishing import check_parts, finish
@@ -144,15 +144,10 @@ class Aligned(Strategy):
         """Screen the replies, align the good ones, aggregate, calibrate, measure, write down."""
         server_round += self._done
         screener = Screener(self._template, self.strategy, self._asked)
-        global_state = to_state(self._arrays)
-        if self.streaming:
-            taken = aggregate_one_by_one(
-                self.stage, self.strategy, screener, replies, self._template, global_state, server_round, self.workers
-            )
-        else:
-            taken = aggregate_at_once(
-                self.stage, self.strategy, screener, replies, self._template, global_state, server_round
-            )
+        looked_at = not self.stage.idle or self.calibrators or self.probes
+        global_state = to_state(self._arrays) if looked_at else {}
+        aggregation = Aggregation(self.stage, self.strategy, screener, self._template, global_state, server_round)
+        taken = aggregation.one_by_one(replies, self.workers) if self.streaming else aggregation.at_once(replies)
         arrays = self._checked(server_round, taken, screener)
         measured = dict(taken.measured)
         if taken.measured or screener.bad:
@@ -209,7 +204,7 @@ class Aligned(Strategy):
         frames = self.stage.frames
         return messages if frames is None else frames.outgoing(messages, arrays, self._template)
 
-    def _checked(self, server_round: int, taken: Aggregation, screener: Screener) -> ArrayRecord | None:
+    def _checked(self, server_round: int, taken: Aggregate, screener: Screener) -> ArrayRecord | None:
         """The aggregate in the global dtypes; None, so that the last good model is kept, if there is none to use."""
         if not taken.replies:
             log(

@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from statistics import fmean
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from fedrebasin import Alignment, Merge
+from fedrebasin import Alignment
 
 
-def alignment_metrics(merge: Merge, seconds: float) -> dict[str, float]:
-    """Means over the aligned models.
+@dataclass
+class Tally:
+    """Means over the aligned models, which may come one by one.
 
-    Returns:
-        ``similarity``: cosine between each aligned model and what it was aligned to; ``distance``: Euclidean distance
-        of the aligned models from their mean; ``units-moved``: share of the hidden units that changed place, in
-        [0, 1]; ``seconds``: wall time of the matching.
+    Args:
+        seconds: of the alignment; where models are aligned in several threads, of all of them together.
     """
-    return {
-        "seconds": seconds,
-        "distance": fmean(_distance(state, merge.merged) for state in merge.states),
-        "similarity": fmean(alignment.similarity for alignment in merge.alignments),
-        "units-moved": share_moved(merge.alignments),
-    }
 
+    seconds: float = 0.0
+    models: int = 0
+    similarity: float = 0.0
+    distance: float = 0.0
+    units: int = 0
+    moved: int = 0
 
-def share_moved(alignments: Iterable[Alignment]) -> float:
-    """The share of units that changed place, in [0, 1]."""
-    moved, total = 0, 0
-    for alignment in alignments:
-        units = sum(index.numel() for index in alignment.permutation.values())
-        moved += units - sum(alignment.permutation.fixed_points().values())
-        total += units
-    return moved / total if total else 0.0
+    def add(self, alignment: Alignment, distance: float, seconds: float = 0.0) -> None:
+        """Count one model.
 
+        Args:
+            alignment: what was done to it.
+            distance: Euclidean, of the aligned model from what it was aligned to.
+            seconds: that it took.
+        """
+        self.models += 1
+        self.similarity += alignment.similarity
+        self.distance += distance
+        self.seconds += seconds
+        permutation = alignment.permutation
+        units = sum(index.numel() for index in permutation.values())
+        self.units += units
+        self.moved += 0 if permutation.is_identity else units - sum(permutation.fixed_points().values())
 
-def _distance(state: Mapping[str, Tensor], centre: Mapping[str, Tensor]) -> float:
-    squares = [
-        torch.linalg.vector_norm(tensor - centre[key]).item() ** 2
-        for key, tensor in state.items()
-        if tensor.is_floating_point()
-    ]
-    return math.sqrt(math.fsum(squares))
+    def metrics(self) -> dict[str, float]:
+        """The means; nothing where nothing was aligned.
+
+        Returns:
+            ``similarity``: cosine between each aligned model and what it was aligned to; ``distance``: Euclidean
+            distance between these; ``units-moved``: share of the hidden units that changed place, in [0, 1];
+            ``seconds``: of the alignment.
+        """
+        if not self.models:
+            return {}
+        return {
+            "similarity": self.similarity / self.models,
+            "distance": self.distance / self.models,
+            "units-moved": self.moved / self.units if self.units else 0.0,
+            "seconds": self.seconds,
+        }

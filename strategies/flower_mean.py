@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 
-def flower_mean(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+class FlowerMean:
     """The weighted mean as Flower takes it: in each array's own precision, in order, integers in float64.
 
     Identity: bit for bit ``flwr``'s own aggregate.
+
+    Args:
+        weights: of all models that will be added, in their order.
     """
-    total = sum(weights)
-    mean: dict[str, Tensor] = {}
-    for state, weight in zip(states, weights, strict=True):
-        factor = weight / total
+
+    def __init__(self, weights: Iterable[float]) -> None:
+        self._weights = list(weights)
+        self._total = sum(self._weights)
+        self._factors = iter(self._weights)
+        self._scaled: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, state: Mapping[str, Tensor]) -> None:
+        """Add the next model."""
+        factor = next(self._factors) / self._total
         for key, tensor in state.items():
-            scaled = (tensor if tensor.is_floating_point() else tensor.double()) * factor
-            if key in mean:
-                mean[key] += scaled
-            else:
-                mean[key] = scaled
-    return mean
+            values = tensor if tensor.is_floating_point() else tensor.double()
+            if key not in self.sums:
+                self.sums[key], self._scaled[key] = values * factor, torch.empty_like(values)
+            else:  # into the same memory each time: new pages cost as much as the product
+                self.sums[key] += torch.mul(values, factor, out=self._scaled[key])

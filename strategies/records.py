@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -152,21 +153,38 @@ def decode_array(key: str, array: Array, form: Form) -> Tensor:
     size = math.prod(form.shape) * dtype.itemsize
     if not size <= len(array.data) <= size + MAGIC + MAX_HEADER:
         raise RecordError(f"{key}: {len(array.data)} bytes for shape {form.shape} of {dtype}")
-    buffer = BytesIO(array.data)
+    usual = usual_header(dtype, form.shape)
+    if array.data[: len(usual)] == usual:  # as numpy writes it: nothing to parse
+        start, fortran_order = len(usual), False
+    else:
+        start, fortran_order = _parsed_header(key, array.data, dtype, form.shape)
+    if len(array.data) - start != size:
+        raise RecordError(f"{key}: {len(array.data) - start} bytes of numbers instead of {size}")
+    flat = np.frombuffer(array.data, dtype=dtype, offset=start)
+    values = flat.reshape(form.shape, order="F" if fortran_order else "C")
+    return _finite(key, values, form)
+
+
+@lru_cache(maxsize=4096)
+def usual_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What numpy writes before the numbers of an array that lies in C order."""
+    buffer = BytesIO()
+    npy.write_array_header_1_0(buffer, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def _parsed_header(key: str, data: bytes, dtype: np.dtype[Any], expected: tuple[int, ...]) -> tuple[int, bool]:
+    """Where the numbers begin, and whether they lie in Fortran order."""
+    buffer = BytesIO(data)
     try:
         version = npy.read_magic(buffer)
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
         shape, fortran_order, actual = read_header(buffer, max_header_size=MAX_HEADER)
     except Exception:  # the header is Python source: its parser fails in as many ways as Python's
         raise RecordError(f"{key}: malformed bytes") from None
-    if shape != form.shape or actual != dtype:
-        raise RecordError(f"{key}: the bytes hold {shape} of {actual} where {form.shape} of {dtype} was declared")
-    start = buffer.tell()
-    if len(array.data) - start != size:
-        raise RecordError(f"{key}: {len(array.data) - start} bytes of numbers instead of {size}")
-    flat = np.frombuffer(array.data, dtype=dtype, offset=start)
-    values = flat.reshape(form.shape, order="F" if fortran_order else "C")
-    return _finite(key, values, form)
+    if shape != expected or actual != dtype:
+        raise RecordError(f"{key}: the bytes hold {shape} of {actual} where {expected} of {dtype} was declared")
+    return buffer.tell(), fortran_order
 
 
 def _accepted_dtype(key: str, declared: str, form: Form) -> np.dtype[Any]:

@@ -2,7 +2,7 @@
 
 from fedrebasin.matching.activation import ActivationMatching
 from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace
-from fedrebasin.matching.already_aligned import AlreadyAligned
+from fedrebasin.matching.already_aligned import AlreadyAligned, Closeness
 from fedrebasin.matching.control import Control
 from fedrebasin.matching.coordinate import climb
 from fedrebasin.matching.frank_wolfe import relaxable
@@ -14,6 +14,7 @@ __all__ = [
     "ActivationMatching",
     "Alignment",
     "AlreadyAligned",
+    "Closeness",
     "Control",
     "Indices",
     "Matcher",

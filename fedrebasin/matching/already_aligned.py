@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,9 +10,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedrebasin.axis import Axis
 from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+
+#: Entries of each unit that a first, cheap bound on the units' distances is taken from.
+FEW = 128
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """A candidate whose units all stay where they are.
+
+    Args:
+        similarity: the cosine of the two models.
+        distance: the Euclidean distance of their voting tensors.
+    """
+
+    similarity: float
+    distance: float
 
 
 @dataclass
@@ -23,6 +41,9 @@ class AlreadyAligned:
     squared distances than the identity: it is a fixed point of coordinate ascent. A model trained for a few epochs from
     the reference passes; then matching costs little more than reading the model once.
 
+    Over some of the entries ``|a_i - a_j|`` is at most what it is over all of them: a bound from a few entries is tried
+    first, and all pairs of units are compared in full only if a candidate fails it.
+
     Nothing is claimed for groups inside blocks, or that index two axes of one tensor, whose cost is no assignment's:
     there the matcher runs.
 
@@ -31,40 +52,89 @@ class AlreadyAligned:
     """
 
     matcher: Matcher
-    _reference: State | None = field(default=None, repr=False)
-    _radii: dict[str, Tensor] | None = field(default=None, repr=False)
+    _known: _Reference | None = field(default=None, repr=False)
 
     def __call__(self, spec: PermutationSpec, reference: State, candidate: State) -> Alignment:
         """Align a candidate: see :class:`fedrebasin.matching.Matcher`."""
         started = time.perf_counter()
-        spec = spec.bind(candidate)
-        if self._reference is not reference:
-            self._reference, self._radii = reference, _radii(spec.bind(reference), reference)
-        similarity = None if self._radii is None else _similarity(spec, reference, candidate, self._radii)
-        if similarity is None:
+        close = self.closeness(spec, reference, candidate)
+        if close is None:
             return self.matcher(spec, reference=reference, candidate=candidate)
         trace = Trace((), time.perf_counter() - started, True, "every unit is nearest to its own")
-        return Alignment(Permutation.identity(spec), similarity, trace)
+        return Alignment(Permutation.identity(spec.bind(candidate)), close.similarity, trace)
+
+    def closeness(self, spec: PermutationSpec, reference: State, candidate: State) -> Closeness | None:
+        """How close a candidate is whose units provably stay where they are; None where that cannot be said.
+
+        Raises:
+            SpecError: if the spec does not fit one of the models.
+        """
+        spec = spec.bind(candidate)
+        known = self._known  # one name for both: another thread may be at work with another reference
+        if known is None or known.state is not reference:
+            known = self._known = _Reference(spec.bind(reference), reference)
+        return known.closeness(candidate)
 
 
-def _votes(spec: PermutationSpec, key: str, state: State) -> bool:
-    return key not in spec.statistics and state[key].is_floating_point()
+class _Reference:
+    """What is known of a reference: by group, how far a unit may be away and still be nearest to its own."""
 
+    def __init__(self, spec: PermutationSpec, state: State) -> None:
+        self.state = state
+        self._keys = [key for key in spec.shapes if key not in spec.statistics and state[key].is_floating_point()]
+        self._square = sum(_square(state[key]) for key in self._keys)
+        self._axes: dict[str, list[Axis]] = {}
+        self._provable = True
+        for name, group in spec.groups.items():
+            if group.frozen:
+                continue
+            axes = [axis for axis in group.axes if axis.key in self._keys]
+            repeated = max(Counter(axis.key for axis in axes).values(), default=0) > 1
+            self._provable &= group.parent is None and not repeated
+            self._axes[name] = axes
+        self._by_key: dict[str, list[tuple[str, Axis]]] = {key: [] for key in self._keys}
+        for name, axes in self._axes.items():
+            for axis in axes:
+                self._by_key[axis.key].append((name, axis))
+        self._radii: dict[int, dict[str, Tensor]] = {}
 
-def _radii(spec: PermutationSpec, reference: State) -> dict[str, Tensor] | None:
-    """By group, half the squared distance (so: a quarter of the square) from each unit to the nearest other one."""
-    radii = {}
-    for name, group in spec.groups.items():
-        axes = [axis for axis in group.axes if _votes(spec, axis.key, reference)]
-        if group.frozen:
-            continue
-        if group.parent is not None or max(Counter(axis.key for axis in axes).values(), default=0) > 1:
+    def closeness(self, candidate: State) -> Closeness | None:
+        if not self._provable:
             return None
-        if not axes:
-            continue
+        away: dict[str, Tensor] = {}
+        theirs = distance = 0.0
+        for key in self._keys:
+            a, b = self.state[key].float(), candidate[key].float()
+            theirs += _square(b)
+            squares = torch.sub(a, b).square_()
+            shares = [(name, _by_unit(axis, squares).double()) for name, axis in self._by_key[key]]
+            distance += float(shares[0][1].sum()) if shares else float(squares.sum())
+            for name, share in shares:
+                away[name] = share if name not in away else away[name] + share
+        if not (self._within(away, FEW) or self._within(away, 0)):
+            return None
+        lengths = math.sqrt(self._square * theirs)
+        cosine = (self._square + theirs - distance) / 2 / lengths if lengths else 1.0
+        return Closeness(max(-1.0, min(1.0, cosine)), math.sqrt(distance))
+
+    def _within(self, away: dict[str, Tensor], entries: int) -> bool:
+        if entries not in self._radii:
+            self._radii[entries] = {name: self._radius(axes, entries) for name, axes in self._axes.items() if axes}
+        return all(bool((away[name] < radius).all()) for name, radius in self._radii[entries].items())
+
+    def _radius(self, axes: list[Axis], entries: int) -> Tensor:
+        """A lower bound on a quarter of the squared distance from each unit to the nearest other one.
+
+        Args:
+            axes: of the group.
+            entries: about how many of each unit to look at; 0 for all, which makes the bound exact.
+        """
+        views = [axis.view(self.state[axis.key].contiguous()) for axis in axes]
+        step = max(1, sum(view[0].numel() for view in views) // entries) if entries else 1
         gram: Tensor | None = None
-        for axis in axes:
-            units = axis.units(reference[axis.key]).float()
+        for view in views:
+            chosen = view[:, ::step] if view.dim() > 1 else view[:, None]
+            units = chosen.reshape(len(view), -1).float()
             product = (units @ units.T).double()
             gram = product if gram is None else gram + product
         assert gram is not None
@@ -73,31 +143,19 @@ def _radii(spec: PermutationSpec, reference: State) -> dict[str, Tensor] | None:
         squares.fill_diagonal_(torch.inf)
         # Rounding in the products must not make a unit look lonelier than it is.
         slack = 1e-5 * (lengths[:, None] + lengths[None, :]).amax(1)
-        radii[name] = (squares.amin(1) - slack).clamp(min=0) / 4
-    return radii
+        return (squares.amin(1) - slack).clamp(min=0) / 4
 
 
-def _similarity(spec: PermutationSpec, reference: State, candidate: State, radii: dict[str, Tensor]) -> float | None:
-    """The cosine of the two models if no unit has to move, else None."""
-    away: dict[str, Tensor] = {}
-    inner, ours, theirs = 0.0, 0.0, 0.0
-    by_key: dict[str, list[tuple[str, int]]] = {}
-    for name in radii:
-        for position, axis in enumerate(spec.groups[name].axes):
-            by_key.setdefault(axis.key, []).append((name, position))
-    for key in spec.shapes:
-        if not _votes(spec, key, reference):
-            continue
-        a, b = reference[key].float(), candidate[key].float()
-        inner += float(torch.dot(a.flatten(), b.flatten()))
-        ours += float(torch.dot(a.flatten(), a.flatten()))
-        theirs += float(torch.dot(b.flatten(), b.flatten()))
-        squares = torch.sub(a, b).square_()
-        for name, position in by_key.get(key, []):
-            share = spec.groups[name].axes[position].units(squares).sum(1).double()
-            away[name] = share if name not in away else away[name] + share
-    for name, radius in radii.items():
-        if not bool((away[name] < radius).all()):
-            return None
-    length = (ours * theirs) ** 0.5
-    return min(1.0, inner / length) if length else 1.0
+def _square(tensor: Tensor) -> float:
+    flat = tensor.float().flatten()
+    return float(torch.dot(flat, flat))
+
+
+def _by_unit(axis: Axis, squares: Tensor) -> Tensor:
+    """The sums over the entries of each unit."""
+    if axis.layout is not None:
+        view = axis.view(squares.contiguous())
+        return view.sum(tuple(range(1, view.dim()))) if view.dim() > 1 else view
+    # Outer dimensions first: what is left is small, and was read in the order in which it lies.
+    sums = squares.sum(tuple(range(axis.dim))) if axis.dim else squares
+    return sums.flatten(1).sum(1) if sums.dim() > 1 else sums

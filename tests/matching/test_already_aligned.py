@@ -63,3 +63,30 @@ def test_an_axis_twice_in_one_tensor_is_left_to_the_matcher():
     inner = Counting()
     AlreadyAligned(inner)(PermutationSpec.from_axes({"w": ("P", "P"), "b": ("P",)}), reference=state, candidate=state)
     assert inner.calls == 1
+
+
+def test_the_distance_is_euclidean_and_a_frozen_group_stays():
+    reference = make_state(0)
+    near = {key: tensor + 0.01 for key, tensor in reference.items()}
+    spec = PermutationSpec.from_axes(AXES, like=reference)
+    close = AlreadyAligned(Counting()).closeness(spec, reference, near)
+    entries = sum(tensor.numel() for tensor in reference.values())
+    assert abs(close.distance - 0.01 * entries**0.5) < 1e-6
+    swapped = Permutation.random(spec, torch.Generator().manual_seed(1)).apply(near)
+    assert AlreadyAligned(Counting()).closeness(spec, reference, swapped) is None
+    assert AlreadyAligned(Counting()).closeness(spec.freeze(["P", "Q"]), reference, swapped) is not None
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), noise=st.floats(0, 1))
+def test_few_entries_never_claim_more_than_all(seed, noise):
+    generator = torch.Generator().manual_seed(seed)
+    axes = {"a": ("P", None), "b": ("P",), "c": (None, "P", None, None)}
+    shapes = {"a": (6, 300), "b": (6,), "c": (90, 6, 3, 3)}
+    reference = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    candidate = {key: t + noise * torch.randn(t.shape, generator=generator) for key, t in reference.items()}
+    close = AlreadyAligned(Counting()).closeness(PermutationSpec.from_axes(axes), reference, candidate)
+    units = [torch.cat([s["a"], s["b"][:, None], s["c"].movedim(1, 0).flatten(1)], 1) for s in (reference, candidate)]
+    apart = torch.cdist(units[0], units[0]) + torch.diag(torch.full((6,), torch.inf))
+    ratio = float(((units[0] - units[1]).norm(dim=1) / (apart.amin(1) / 2)).max())
+    assert (close is not None) == (ratio < 1) or abs(ratio - 1) < 1e-3

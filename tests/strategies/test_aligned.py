@@ -1,3 +1,4 @@
+import inspect
 import random
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+from torch import nn
 
 from fedrebasin import (
     AlignTo,
@@ -17,7 +19,16 @@ from fedrebasin import (
     average,
 )
 from fedrebasin.simulations import InlineGrid
-from fedrebasin.strategies import Aligned, Calibrated, FedMergeMany, FedRebasin, FedWideAvg
+from fedrebasin.strategies import (
+    Aligned,
+    Calibrated,
+    FedMergeMany,
+    FedRebasin,
+    FedRegMean,
+    FedRidgeHead,
+    FedWideAvg,
+    Options,
+)
 from tests.strategies.helpers import (
     AXES,
     CLIENTS,
@@ -209,6 +220,30 @@ def test_bad_arguments_are_refused():
         Aligned()
     with pytest.raises(RebasinError, match="device 'gpu'"):
         Aligned(spec=SPEC, device="gpu")
+
+
+def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
+    own = {"self", "strategy", "spec", "aligner"}
+    assert set(inspect.signature(Aligned).parameters) - own == set(Options.__annotations__)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    spec = PermutationSpec.trace(model, torch.zeros(2, 4))
+    options = {"probes": (Failing(),), "device": "cpu", "frame": "client", "streaming": True, "workers": 3}
+    options |= {"checkpoint": tmp_path, "resume": True, "query_type": "train", "calibrators": (Doubling(),)}
+    assert set(options) == set(Options.__annotations__)
+    named = [
+        FedRebasin(spec=spec, **options),
+        FedMergeMany(spec=spec, **options),
+        FedWideAvg(**options),
+        FedRegMean(spec=spec, **options),
+        FedRidgeHead(spec=spec, model=model, example_inputs=torch.zeros(1, 4), **options),
+    ]
+    for strategy in named:
+        assert strategy.streaming
+        assert strategy.resume
+        assert strategy.workers == 3
+        assert strategy.query_type == "train"
+        assert strategy.stage.frames is not None
+        assert any(isinstance(calibrator, Doubling) for calibrator in strategy.calibrators)
 
 
 def test_evaluation_is_the_inner_strategys_own():

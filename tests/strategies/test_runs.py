@@ -72,7 +72,18 @@ def test_streaming_gives_what_taking_all_at_once_gives(inner, aligner):
     streamed = run(Aligned(STRATEGIES[inner](), spec=SPEC, aligner=aligner, streaming=True), start, rounds=2)
     # FedAdam and its kin divide by the square root of tiny second moments.
     assert_same(at_once, streamed, atol=1e-2 if inner in ("FedAdam", "FedYogi", "FedAdagrad") else 1e-5)
-    assert at_once.train_metrics_clientapp[2]["train-loss"] == streamed.train_metrics_clientapp[2]["train-loss"]
+    measured, expected = (result.train_metrics_clientapp[2] for result in (streamed, at_once))
+    assert set(measured) == set(expected)
+    for name in set(expected) - {"rebasin-seconds"}:
+        assert measured[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
+def test_streaming_with_frames_reports_fixed_points():
+    start = make_state(0, width=24)
+    options = {"spec": SPEC, "frame": "client", "streaming": True}
+    result = run(FedRebasin(STRATEGIES["FedAvg"](), **options), start, app=make_app(own_order=True, spread=0.01))
+    assert result.train_metrics_clientapp[3]["rebasin-fixed-points"] == 1.0
+    assert result.train_metrics_clientapp[3]["rebasin-similarity"] > 0.9
 
 
 def test_streaming_falls_back_on_the_medoid_of_the_first_replies():
