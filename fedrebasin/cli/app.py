@@ -11,21 +11,22 @@ import typer
 
 import fedrebasin
 from fedrebasin.cli.compare import compare
+from fedrebasin.cli.merge import merge
 from fedrebasin.cli.reproduce import reproduce
+from fedrebasin.cli.show import FailedError, StoppedError
 from fedrebasin.cli.spec import spec
 from fedrebasin.errors import RebasinError
 
-WRONG_USE, INTERRUPTED = 2, 130
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="fedrebasin",
-    help="Permutation-aligned federated learning: compare strategies, look at permutation specs.",
+    help="Permutation-aligned federated learning and model merging.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command()(compare)
-app.command()(spec)
-app.command()(reproduce)
+for command in (compare, merge, spec, reproduce):
+    app.command()(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -40,7 +41,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Permutation-aligned federated learning: compare strategies, look at permutation specs."""
+    """Permutation-aligned federated learning and model merging."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of this process if None.
 
     Returns:
-        0; 2 for wrong use or unusable input, with one line on standard error; 130 if interrupted.
+        0; 1 if what was asked for failed; 2 for wrong use or unusable input; 130 if interrupted; each but 0 with one
+        line on standard error.
     """
     try:
         code = app(None if arguments is None else list(arguments), standalone_mode=False, prog_name="fedrebasin")
@@ -60,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(_with_commands(error), error.exit_code)
     except OSError as error:
         return _complain(str(error), WRONG_USE)
+    except FailedError as error:
+        return _complain(str(error), FAILED)
+    except StoppedError as error:
+        return _complain(f"interrupted: {error}", INTERRUPTED)
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0

@@ -15,6 +15,8 @@ from fedrebasin.matching import Alignment, State, Trace
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
+_ENTRIES = 2**24
+
 
 @dataclass(frozen=True)
 class Merge:
@@ -89,10 +91,11 @@ class Vectors:
         return sum(float(torch.sum((x - y) ** 2)) for x, y in self._pairs(a, b))
 
     def _pairs(self, a: State, b: State) -> Iterator[tuple[Tensor, Tensor]]:
-        """The voting tensors of two models in float64, one after the other: no model is copied whole."""
+        """The voting tensors of two models in float64, one after the other, the large ones in pieces."""
         for key in self.keys(a):
-            left = a[key].detach().double()
-            yield left, b[key].detach().to(left.device, torch.float64)
+            pieces = (torch.split(state[key].detach().flatten(), _ENTRIES) for state in (a, b))
+            for left, right in zip(*pieces, strict=True):
+                yield left.double(), right.to(left.device, torch.float64)
 
 
 def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[PermutationSpec, tuple[State, ...]]:

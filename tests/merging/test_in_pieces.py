@@ -44,7 +44,7 @@ def whole(pieces, like):
     return {key: torch.cat([part.reshape(-1) for part in pieces(key)]).reshape(like[key].shape) for key in like}
 
 
-@pytest.mark.parametrize("entries", [1, 100, 2**22])
+@pytest.mark.parametrize("entries", [60, 2**22])
 @pytest.mark.parametrize("name", NETS)
 def test_it_is_the_average_of_the_permuted_models(name, entries, monkeypatch):
     monkeypatch.setattr(in_pieces, "_ENTRIES", entries)

@@ -1,0 +1,77 @@
+"""Data for commands: a data set by name, a folder of images, or a function that returns data sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedrebasin.errors import DataError
+
+BATCH = 256
+SEED = 20230501
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Batches of inputs and labels for calibration and judgement.
+
+    Args:
+        name: as it was given.
+        training: what running statistics are taken from.
+        held_out: what inverse temperatures are fitted on; no figure is taken on it.
+        reported: what figures are taken on.
+        shape: of an example input with two samples, for the tracer.
+    """
+
+    name: str
+    training: list[tuple[Tensor, Tensor]]
+    held_out: list[tuple[Tensor, Tensor]]
+    reported: list[tuple[Tensor, Tensor]]
+    shape: str
+
+    def counts(self) -> dict[str, int]:
+        """Number of examples of each kind."""
+        kinds = {"training": self.training, "held_out": self.held_out, "reported": self.reported}
+        return {name: sum(len(labels) for _, labels in batches) for name, batches in kinds.items()}
+
+
+def open_data(name: str, data_dir: str, image_size: int, examples: int, device: torch.device) -> Data:
+    """Load data and split it.
+
+    Args:
+        name: of a data set, a folder of images (with ``train`` and ``test`` or ``val`` in it, or with classes), or
+            ``package.module:function`` that returns a training and a test set.
+        data_dir: folder of a named data set.
+        image_size: images of a folder become squares of this size.
+        examples: at most so many training examples, and test examples; they are drawn in a fixed way.
+        device: where the batches lie.
+
+    Raises:
+        DataError: if there is no such data.
+    """
+    from fedrebasin.simulations import load_dataset
+
+    if Path(name).is_dir():
+        name, data_dir = "image-folder", name
+    elif "/" in name:
+        raise DataError(f"data {name}: there is no such folder")
+    dataset = load_dataset(name, data_dir)
+    held_out, reported = dataset.test_split()
+    channels, height, width = dataset.sample_shape
+
+    def batches(inputs: Tensor, labels: Tensor, index: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:
+        chosen = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(SEED))[:most]]
+        parts = torch.split(chosen, BATCH)
+        return [(inputs[part].to(device), labels[part].to(device)) for part in parts]
+
+    every = torch.arange(len(dataset.train_labels))
+    return Data(
+        name if name != "image-folder" else data_dir,
+        batches(dataset.train_inputs, dataset.train_labels, every, examples),
+        batches(dataset.test_inputs, dataset.test_labels, held_out, examples),
+        batches(dataset.test_inputs, dataset.test_labels, reported, examples),
+        f"2,{channels},{height},{width}",
+    )

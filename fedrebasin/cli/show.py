@@ -1,0 +1,63 @@
+"""What commands print: a table for people, or JSON alone on standard output."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+AsJson = typer.Option("--json", help="Print JSON, and nothing else, to standard output.")
+
+
+class StoppedError(Exception):
+    """The user pressed ^C; the message says what is left and where."""
+
+
+class FailedError(Exception):
+    """What was asked for was done, and did not succeed: exit code 1."""
+
+
+@contextmanager
+def leaving(what: Callable[[], str]) -> Iterator[None]:
+    """Say on ^C what is finished and where it lies.
+
+    Raises:
+        StoppedError: with that.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(what()) from None
+
+
+def print_json(content: Any) -> None:
+    """Write JSON to standard output; numbers that it has no form for become null."""
+    sys.stdout.write(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def print_table(table: Table, lines: Sequence[str] = ()) -> None:
+    """Print a table and lines below it that are not wrapped, such as paths."""
+    console = Console()
+    console.print(table)
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def say(line: str) -> None:
+    """A line on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
