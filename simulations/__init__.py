@@ -8,13 +8,19 @@ from .datasets import Dataset, load_dataset
 from .engines import ENGINES, on_engine
 from .experiments import EXPERIMENTS, SCALES, Experiment, Record, Result, draw, reproduce
 from .federation import Federation
+from .grid import run_study
 from .idx import read_idx
 from .inline import InlineGrid, enter_task, run_inline
-from .measure import REFERENCES, Figures, Judge, Row
+from .measure import REFERENCES, Bin, Figures, Judge, Row
+from .moved import MovedUnits
+from .origin import Origin
 from .partitions import dirichlet, from_partitioner, iid, label_skew, make_partition, shards
 from .replay import ReplayGrid
-from .report import COLUMNS, best_row, cells, write_report
-from .results import write_results
+from .report import write_experiment, write_page, write_report
+from .results import read_results, write_results
+from .study import Setting, Study, Summary, expand
+from .table import COLUMNS, cells
+from .words import in_words
 
 __all__ = [
     "BASES",
@@ -30,6 +36,7 @@ __all__ = [
     "PARTITIONS",
     "REFERENCES",
     "SCALES",
+    "Bin",
     "Comparison",
     "Dataset",
     "Experiment",
@@ -37,19 +44,25 @@ __all__ = [
     "Figures",
     "InlineGrid",
     "Judge",
+    "MovedUnits",
+    "Origin",
     "Record",
     "ReplayGrid",
     "Result",
     "Row",
+    "Setting",
     "SimulationConfig",
-    "best_row",
+    "Study",
+    "Summary",
     "cells",
     "compare",
     "dirichlet",
     "draw",
     "enter_task",
+    "expand",
     "from_partitioner",
     "iid",
+    "in_words",
     "label_skew",
     "load_dataset",
     "make_client_app",
@@ -58,10 +71,14 @@ __all__ = [
     "on_engine",
     "parse_strategy",
     "read_idx",
+    "read_results",
     "reproduce",
     "run_inline",
     "run_strategy",
+    "run_study",
     "shards",
+    "write_experiment",
+    "write_page",
     "write_report",
     "write_results",
 ]

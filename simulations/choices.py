@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from fedrebasin.strategies import (
     BatchNormRecalibration,
     Calibrator,
     HeadRegression,
+    Probe,
     RegMean,
     Repair,
     SequentialRegression,
@@ -121,11 +122,12 @@ def parse_strategy(name: str) -> tuple[str, tuple[str, ...]]:
     return base, tuple(calibrators)
 
 
-def make_strategy(name: str, federation: Federation) -> Strategy:
+def make_strategy(name: str, federation: Federation, probes: Sequence[Probe] = ()) -> Strategy:
     """A strategy by its name, over FedAvg, asking every client: ``BASE``, or ``BASE+CALIBRATOR+...``.
 
     BatchNorm's running statistics are measured anew on averaged weights (Git Re-Basin, A.4) wherever there are some
-    and models were aligned, also without ``+bn``. ``wide-avg`` is ``fedavg+temperature``.
+    and models were aligned, also without ``+bn``. ``wide-avg`` is ``fedavg+temperature``. Probes look at the rounds of
+    every strategy but plain ``fedavg``, which is Flower's own.
 
     Raises:
         RebasinError: see :func:`parse_strategy`.
@@ -146,6 +148,7 @@ def make_strategy(name: str, federation: Federation) -> Strategy:
         spec=None if base in UNALIGNED else federation.spec,
         aligner=aligner,
         calibrators=[CALIBRATORS[calibrator](maker) for calibrator in calibrators],
+        probes=probes,
     )
 
 

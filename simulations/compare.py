@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
-from torch import nn
 
-from fedrebasin import Barrier, RebasinError, WeightMatching, ensemble_log_probabilities, loss_barrier
-from fedrebasin.strategies import Aligned, to_state
+from fedrebasin import Barrier, RebasinError
+from fedrebasin.strategies import Aligned
 
 from .choices import make_strategy, parse_strategy
 from .client_app import make_client_app
 from .config import SimulationConfig, choose
 from .engines import ENGINES, on_engine
 from .federation import Federation
-from .measure import REFERENCES, Figures, Judge, Row, Stopwatch
+from .measure import REFERENCES, Bin, Row, Stopwatch
+from .moved import MovedUnits
+from .origin import Origin
+from .references import Progress, judge_of, paths_between, reference_rows
 from .replay import ReplayGrid
-from .training import predict, reproducible
+from .training import reproducible
 
 DEFAULT_STRATEGIES = ("fedavg", "rebasin", "merge-many", "wide-avg", "rebasin+seqreg+head+temperature")
-PATH_POINTS = 25
-PATH_EXAMPLES = 2000
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class Comparison:
             permuted by weight matching.
         label_counts: examples of each class (columns) that each client (rows) trained on.
         seconds: that everything took.
+        origin: versions, machine and time.
     """
 
     config: SimulationConfig
@@ -51,6 +50,7 @@ class Comparison:
     paths: Mapping[str, Barrier]
     label_counts: tuple[tuple[int, ...], ...]
     seconds: float
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def final_rows(self) -> tuple[Row, ...]:
@@ -61,6 +61,18 @@ class Comparison:
     def row(self, strategy: str) -> Row:
         """The last row of a strategy or a reference."""
         return next(row for row in self.final_rows if row.strategy == strategy)
+
+    def only(self, strategies: Sequence[str]) -> Comparison:
+        """The same without the strategies that are not named, in the order of the names; references stay."""
+        rows = [row for name in (*strategies, *REFERENCES) for row in self.rows if row.strategy == name]
+        return replace(self, strategies=tuple(strategies), rows=tuple(rows))
+
+    def joined(self, later: Comparison) -> Comparison:
+        """With the strategies of a later run of the same configuration."""
+        both = replace(self, rows=(*later.rows, *self.rows), seconds=self.seconds + later.seconds, origin=later.origin)
+        rows = {(row.strategy, row.round): row for row in both.rows}
+        names = dict.fromkeys((*self.strategies, *later.strategies))
+        return replace(both, rows=tuple(rows.values())).only(list(names))
 
 
 def compare(
@@ -91,6 +103,7 @@ def compare(
     started = time.perf_counter()
     report = progress or _silent
     federation = Federation(config, partitioner)
+    origin = Origin.now(federation.device, engine)
     parts = federation.parts  # fails here, not in a client, if there is no data
 
     def client_epoch(partition: int, epoch: int) -> None:
@@ -110,8 +123,8 @@ def compare(
         )
         if not inline:
             report("clients in Flower's engine", config.clients, config.clients)
-        rows += _reference_rows(federation, clients, report)
-        paths = _paths(federation, clients)
+        rows += reference_rows(federation, clients, report)
+        paths = paths_between(federation, clients)
     labels = federation.dataset.train_labels.numpy()
     counts = [torch.bincount(torch.from_numpy(labels[part]), minlength=federation.dataset.classes) for part in parts]
     return Comparison(
@@ -121,6 +134,7 @@ def compare(
         paths=paths,
         label_counts=tuple(tuple(count.tolist()) for count in counts),
         seconds=time.perf_counter() - started,
+        origin=origin,
     )
 
 
@@ -135,9 +149,10 @@ def run_strategy(
     config = federation.config
     report = progress or _silent
     report(name, 0, config.rounds)
-    strategy = make_strategy(name, federation)
+    moved = MovedUnits()
+    strategy = make_strategy(name, federation, probes=(moved,))
     stopwatch = Stopwatch(strategy)
-    judge, model = _judge(federation), federation.server_model()
+    judge, model = judge_of(federation), federation.server_model()
     rows: list[Row] = []
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -145,8 +160,12 @@ def run_strategy(
             return None
         model.load_state_dict(arrays.to_torch_state_dict())
         delivered = strategy.beta if isinstance(strategy, Aligned) and strategy.beta else 1.0
-        figures = judge(federation.predict(model), delivered)
-        rows.append(Row(name, config.seed, server_round, figures, stopwatch.seconds))
+        logits = federation.predict(model)
+        figures = judge(logits, delivered)
+        last = server_round == config.rounds
+        bins: tuple[Bin, ...] = judge.bins(logits, delivered) if last else ()
+        moves = dict(moved.shares) if last else {}
+        rows.append(Row(name, config.seed, server_round, figures, stopwatch.seconds, {}, bins, moves))
         report(name, server_round, config.rounds)
         return MetricRecord({key.replace("_", "-"): value for key, value in asdict(figures).items()})
 
@@ -179,52 +198,3 @@ def _silent(who: str, done: int, total: int) -> None:
 def _with_metrics(row: Row, metrics: MetricRecord | None) -> Row:
     numbers = {key: float(value) for key, value in (metrics or {}).items() if not isinstance(value, list)}
     return replace(row, metrics=numbers)
-
-
-def _judge(federation: Federation) -> Judge:
-    held_out, reported = federation.dataset.test_split()
-    return Judge(federation.dataset.test_labels, held_out, reported)
-
-
-def _reference_rows(federation: Federation, clients: Sequence[ArrayRecord], report: Progress) -> list[Row]:
-    """The rows that put the strategies in proportion: the clients of round 1, alone and together, and all the data."""
-    config, judge, model = federation.config, _judge(federation), federation.server_model()
-    logits = []
-    for arrays in clients:
-        model.load_state_dict(arrays.to_torch_state_dict())
-        logits.append(federation.predict(model))
-    alone = [judge(one) for one in logits]
-    everything = federation.train_on_all(lambda epoch: report("all data", epoch, config.local_epochs))
-    figures = {
-        "mean-client": Figures.mean(alone),
-        "best-client": max(alone, key=lambda one: one.accuracy),
-        "ensemble": judge(ensemble_log_probabilities([one.double() for one in logits])),
-        "all-data": judge(predict(everything, federation.dataset.test_inputs)),
-    }
-    return [Row(name, config.seed, 1, figures[name]) for name in REFERENCES]
-
-
-def _paths(federation: Federation, clients: Sequence[ArrayRecord]) -> dict[str, Barrier]:
-    if len(clients) < 2:
-        return {}
-    first, second = (
-        {key: tensor.to(federation.device) for key, tensor in to_state(arrays).items()} for arrays in clients[:2]
-    )
-    aligned = WeightMatching(seed=federation.config.seed)(federation.spec, reference=first, candidate=second)
-    dataset = federation.dataset
-    held_out, reported = dataset.test_split()
-    shown = reported[:PATH_EXAMPLES]
-    inputs, labels = dataset.test_inputs.to(federation.device), dataset.test_labels.to(federation.device)
-    model = federation.server_model()
-    has_statistics = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    return {
-        name: loss_barrier(
-            model,
-            first,
-            end,
-            [(inputs[shown], labels[shown])],
-            points=PATH_POINTS,
-            recalibrate=[(inputs[held_out], labels[held_out])] if has_statistics else None,
-        )
-        for name, end in (("before", second), ("after", aligned.apply(second)))
-    }

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedrebasin import expected_calibration_error, fit_temperature
+from fedrebasin import fit_temperature, reliability_bins
 
 REFERENCES = ("mean-client", "best-client", "ensemble", "all-data")
 
@@ -44,6 +44,21 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Bin:
+    """Examples of like confidence, in one of several bins of equal width.
+
+    Args:
+        count: of examples.
+        accuracy: their share that is classified correctly; None without any.
+        confidence: their mean confidence; None without any.
+    """
+
+    count: int
+    accuracy: float | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of a comparison.
 
@@ -54,6 +69,8 @@ class Row:
         figures: of the model.
         seconds: that the aggregation took, requests to the clients included.
         metrics: what the strategy reported.
+        reliability: confidence against accuracy of the model as it is delivered, after the last round.
+        moved: the share of units that changed place, by group, in the last round.
     """
 
     strategy: str
@@ -62,6 +79,8 @@ class Row:
     figures: Figures
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    reliability: tuple[Bin, ...] = ()
+    moved: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, the figures beside the rest."""
@@ -72,6 +91,8 @@ class Row:
             **asdict(self.figures),
             "seconds": self.seconds,
             "metrics": dict(self.metrics),
+            "reliability": [asdict(one) for one in self.reliability],
+            "moved": dict(self.moved),
         }
 
 
@@ -105,8 +126,14 @@ class Judge:
             loss=float(cross_entropy(delivered, labels)),
             calibrated_loss=float(cross_entropy(beta * logits, labels)),
             beta=beta,
-            ece=expected_calibration_error(delivered, labels),
+            ece=reliability_bins(delivered, labels).expected_calibration_error,
         )
+
+    def bins(self, logits: Tensor, delivered_beta: float = 1.0) -> tuple[Bin, ...]:
+        """Confidence against accuracy of a model, on the reported examples; arguments as for the figures."""
+        found = reliability_bins(delivered_beta * logits[self.reported].double(), self.labels[self.reported])
+        columns = zip(found.counts.tolist(), found.accuracy.tolist(), found.confidence.tolist(), strict=True)
+        return tuple(Bin(int(n), accuracy, sure) if n else Bin(0, None, None) for n, accuracy, sure in columns)
 
 
 def _with_one_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

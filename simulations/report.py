@@ -1,158 +1,156 @@
-"""report.html: a comparison as one page that needs nothing but itself."""
+"""report.html: a study, or an experiment, as one page that needs nothing but itself."""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 import fedrebasin
 
-from .charts import accuracy_by_round, accuracy_by_strategy, loss_along_path
-from .compare import Comparison
-from .measure import REFERENCES, Row
+from . import report_charts as charts
+from .experiments import Record, draw
 from .results import write_results
+from .study import Setting, Study, shown
+from .table import COLUMNS, LEGEND, cells, spread_in_words
+from .words import experiment_in_words, in_words, question
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; width: 100%; } .scroll { overflow-x: auto; }
-th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid #d9dee4; }
-td { font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } tr.best { font-weight: 700; background: #e8f1f8; }
-tr.reference { color: #52606d; } tr.first-reference td { border-top: 2px solid #7b8794; }
-svg { width: 100%; height: auto; } dt { font-weight: 600; } dd { margin: 0 0 .4rem; } footer { color: #52606d; }
-"""
-
-COLUMNS = ("", "accuracy", "loss", "calibrated loss", "beta", "ECE", "server seconds")
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(folder: Path, comparison: Comparison) -> tuple[Path, Path]:
+def write_report(folder: Path, study: Study) -> tuple[Path, Path]:
     """Write ``results.json`` and ``report.html`` into the folder, making it; the two paths.
 
     Raises:
         OSError: if they cannot be written.
     """
-    results = write_results(folder, comparison.config, comparison.rows, comparison.paths)
+    return write_results(folder, study), write_page(folder, study)
+
+
+def write_page(folder: Path, study: Study) -> Path:
+    """Write ``report.html`` alone, making the folder; its path.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     report = folder / "report.html"
-    report.write_text(render(comparison), encoding="utf-8")
-    return results, report
+    report.write_text(render(study), encoding="utf-8")
+    return report
 
 
-def render(comparison: Comparison) -> str:
+def render(study: Study) -> str:
     """The page: the question, the answer in words, the table, the charts, the data split, what was run."""
-    rows = comparison.final_rows
-    sections = [
-        "<h1>Can these clients' models be averaged?</h1>",
-        f"<p>{html.escape(in_words(comparison))}</p>",
-        f"<h2>The table</h2>{_table(rows)}",
-        f"<p>{html.escape(LEGEND)}</p>",
-        f"<h2>Accuracy by strategy</h2>{accuracy_by_strategy(rows)}",
-    ]
-    if comparison.config.rounds > 1:
-        sections.append(f"<h2>Accuracy by round</h2>{accuracy_by_round(comparison.rows)}")
-    if comparison.paths:
-        sections.append(f"<h2>Loss on the line between two clients</h2>{loss_along_path(comparison.paths)}")
-    sections += [
-        f"<h2>What each client trained on</h2>{_split_table(comparison)}",
-        f"<h2>What was run</h2>{_settings(comparison)}",
-    ]
-    body = "\n".join(sections)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>fedrebasin: {html.escape(', '.join(comparison.strategies))}</title>\n<style>{STYLE}</style></head>\n"
-        f"<body>\n{body}\n<footer>fedrebasin {fedrebasin.__version__}</footer>\n</body></html>\n"
+    settings = study.settings
+    return _page(
+        "study.html",
+        title=f"fedrebasin: {', '.join(study.strategies)}",
+        question=question(study),
+        words=in_words(study),
+        varying=[name.replace("_", "-") for name in study.varying],
+        columns=COLUMNS,
+        lines=list(_lines(settings)),
+        spread=spread_in_words(study),
+        legend=LEGEND,
+        by_option=Markup(charts.accuracy_by_option(study)),
+        settings=[_charts(setting) for setting in settings],
+        command=study.command,
+        facts=_facts(study),
     )
 
 
-LEGEND = (
-    "Every figure is taken on 80 % of the test set; beta, the inverse temperature of the calibrated loss, is fitted on "
-    "the other 20 %. The grey rows are references: the clients on their own after their first local training, the "
-    "ensemble that averages their probabilities, and one model trained on all the data for as many epochs. What "
-    "follows a + in a strategy's name works with sums that the clients send. ECE is the expected calibration error."
-)
+def write_experiment(folder: Path, record: Record, command: str = "") -> Path:
+    """Write ``folder/NAME.html``: numbers beside the paper's, claims, the figure; its path.
 
-
-def in_words(comparison: Comparison) -> str:
-    """What the numbers say, in plain words."""
-    config = comparison.config
-    start = "each from its own initialisation" if config.init == "independent" else "all from the same initialisation"
-    rows = [row for row in comparison.final_rows if row.strategy not in REFERENCES]
-    best = best_row(rows)
-    client = comparison.row("mean-client").figures.accuracy
-    words = [
-        f"{config.clients} clients trained models ({config.model}) on their parts of {config.dataset}, {start}.",
-        f"On its own a client classifies {_percent(client)} of the test set correctly.",
+    Raises:
+        OSError: if it cannot be written.
+    """
+    drawn = draw(record, folder)
+    facts = [
+        ("data", record.setting["recipe"]["dataset"]),
+        ("scale", record.scale),
+        ("seeds", ", ".join(map(str, record.setting["seeds"]))),
+        ("device", record.device),
+        ("time", f"{record.seconds:.0f} s, {record.cpu_seconds:.0f} s of CPU"),
     ]
-    words += [f"{row.strategy} gives a model with {_percent(row.figures.accuracy)}." for row in rows if row != best]
-    words.append(f"The best merge is {best.strategy} with {_percent(best.figures.accuracy)}.")
-    if comparison.paths:
-        before, after = comparison.paths["before"], comparison.paths["after"]
-        words.append(
-            f"Between two clients lies a loss barrier of {before.value:.2f} nats; once the units of one are "
-            f"permuted to match the other's, {max(after.value, 0):.2f} nats of it are left."
-        )
-    return " ".join(words)
-
-
-def best_row(rows: Sequence[Row]) -> Row:
-    """The most accurate row; among equals the one with the lowest loss."""
-    return max(rows, key=lambda row: (row.figures.accuracy, -row.figures.loss))
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """A row as text, in the order of ``COLUMNS``; the references take the server no time."""
-    figures = row.figures
-    numbers = (figures.loss, figures.calibrated_loss, figures.beta, figures.ece)
-    shown = (f"{number:.3f}" if math.isfinite(number) else "not finite" for number in numbers)
-    return (
-        row.strategy,
-        _percent(figures.accuracy),
-        *shown,
-        "" if row.strategy in REFERENCES else f"{row.seconds:.2f}",
+    page = _page(
+        "experiment.html",
+        title=f"fedrebasin: {record.title}",
+        record=record,
+        words=experiment_in_words(record),
+        figure=Markup("") if drawn is None else Markup(drawn.read_text(encoding="utf-8")),
+        command=command,
+        facts=facts,
     )
+    report = folder / f"{record.name}.html"
+    report.write_text(page, encoding="utf-8")
+    return report
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _page(template: str, **content: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(template).render(version=fedrebasin.__version__, **content) + "\n"
 
 
-def _table(rows: Sequence[Row]) -> str:
-    best = best_row([row for row in rows if row.strategy not in REFERENCES])
-    lines = []
-    for row in rows:
-        kinds = ["best"] if row == best else []
-        if row.strategy in REFERENCES:
-            kinds.append("reference")
-        if row.strategy == REFERENCES[0]:
-            kinds.append("first-reference")
-        lines.append(_line(cells(row), " ".join(kinds)))
-    return _scrolling(COLUMNS, lines)
+def _lines(settings: tuple[Setting, ...]) -> Iterator[dict[str, Any]]:
+    for setting in settings:
+        for summary in setting.summaries:
+            values = (*astuple(summary.figures), math.nan if summary.is_reference else summary.seconds)
+            yield {
+                "options": [shown(value) for value in setting.options.values()],
+                "strategy": summary.strategy,
+                "kind": "best" if summary.best else "reference" if summary.is_reference else "",
+                "cells": [_cell(text, value) for text, value in zip(cells(summary), values, strict=True)],
+            }
 
 
-def _split_table(comparison: Comparison) -> str:
-    classes = range(len(comparison.label_counts[0]))
-    lines = [
-        _line((f"client {client}", *map(str, counts), str(sum(counts))))
-        for client, counts in enumerate(comparison.label_counts)
+def _cell(text: str, value: float) -> dict[str, Any]:
+    mean, sign, spread = text.partition(" ±")
+    return {"mean": mean, "spread": sign.strip() + spread, "value": value if math.isfinite(value) else ""}
+
+
+def _charts(setting: Setting) -> dict[str, Any]:
+    return {
+        "label": setting.label,
+        "accuracy": Markup(charts.accuracy_by_strategy(setting)),
+        "rounds": Markup(charts.accuracy_by_round(setting)),
+        "path": Markup(charts.loss_along_path(setting)),
+        "reliability": Markup(charts.reliability_diagrams(setting)),
+        "moved": Markup(charts.units_moved(setting)),
+        "groups": charts.groups_of(setting),
+        "split": Markup(charts.data_split(setting)),
+        "counts": setting.comparisons[0].label_counts,
+    }
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    origins = [comparison.origin for comparison in study.comparisons]
+    versions = dict.fromkeys(
+        ", ".join(f"{package} {number}" for package, number in origin.versions.items()) for origin in origins
+    )
+    facts = [
+        ("options", ", ".join(f"{name} {value}" for name, value in charts.common_options(study))),
+        *((name.replace("_", "-"), ", ".join(_values(study, name))) for name in study.varying),
+        ("versions", "; ".join(versions)),
+        ("device", "; ".join(dict.fromkeys(origin.device for origin in origins))),
+        ("machine", "; ".join(dict.fromkeys(origin.machine for origin in origins))),
+        ("engine", ", ".join(dict.fromkeys(origin.engine for origin in origins))),
+        ("started", min(origin.started for origin in origins)),
+        ("time", f"{study.seconds:.0f} s for {_comparisons(len(origins))}"),
     ]
-    return _scrolling(("examples of class", *map(str, classes), "all"), lines)
+    return [(name, value) for name, value in facts if value]
 
 
-def _line(texts: Iterable[str], kinds: str = "") -> str:
-    columns = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-    return f'<tr class="{kinds}">{columns}</tr>' if kinds else f"<tr>{columns}</tr>"
+def _values(study: Study, option: str) -> list[str]:
+    return list(dict.fromkeys(shown(setting.options[option]) for setting in study.settings))
 
 
-def _scrolling(head: Sequence[str], lines: Sequence[str]) -> str:
-    titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head)
-    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def _settings(comparison: Comparison) -> str:
-    shown = {key.replace("_", "-"): value for key, value in asdict(comparison.config).items() if value != ""}
-    settings = ", ".join(f"{key} {value}" for key, value in shown.items())
-    return f"<p>{html.escape(settings)}.</p><p>It took {comparison.seconds:.0f} seconds.</p>"
+def _comparisons(count: int) -> str:
+    return "one comparison" if count == 1 else f"{count} comparisons"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from flwr.serverapp import Grid, ServerApp
 from fedrebasin import RebasinError
 
 from .choices import parse_strategy
-from .compare import run_strategy
+from .compare import Comparison, run_strategy
 from .config import SimulationConfig
 from .engines import wait_for_clients
 from .federation import Federation
+from .origin import Origin
 from .results import write_results
+from .study import Study
 from .training import reproducible
 
 app = ServerApp()
@@ -36,7 +39,10 @@ def main(grid: Grid, context: Context) -> None:
     if out and not Path(out).is_absolute():
         raise RebasinError(f"out {out!r}: it must be an absolute path, since Flower runs apps in a folder of its own")
     wait_for_clients(grid, config.clients)
+    federation, started = Federation(config), time.perf_counter()
+    origin = Origin.now(federation.device, "flower")
     with reproducible():
-        rows, _ = run_strategy(name, Federation(config), grid)
+        rows, _ = run_strategy(name, federation, grid)
     if out:
-        write_results(Path(out), config, rows)
+        found = Comparison(config, (name,), tuple(rows), {}, (), time.perf_counter() - started, origin)
+        write_results(Path(out), Study((found,)))

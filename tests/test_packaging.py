@@ -32,7 +32,7 @@ def test_every_module_is_in_the_wheel_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {"fedrebasin/py.typed"}
     for folder in ("fedrebasin", "strategies", "simulations"):
-        for path in (ROOT / folder).rglob("*.py"):
+        for path in (*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.html")):
             inside = path.relative_to(ROOT).as_posix()
             expected.add(inside if folder == "fedrebasin" else f"fedrebasin/{inside}")
     assert names == expected

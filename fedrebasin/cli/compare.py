@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fedrebasin import RebasinError
+
 if TYPE_CHECKING:
-    from fedrebasin.simulations import Comparison
+    from fedrebasin.simulations import SimulationConfig, Study, Summary
+
+SEVERAL = "Several with commas."
+ROOMY = 140  # columns that a table with spreads needs
 
 
 def compare(
@@ -26,84 +34,173 @@ def compare(
         str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100, svhn or image-folder.")
     ] = "digits",
     data_dir: Annotated[str, typer.Option(help="Folder of the data set; digits needs none.")] = "",
-    model: Annotated[str, typer.Option(help="mlp, vgg11, vgg16 or resnet20; -bn for BatchNorm: vgg16-bn.")] = "mlp",
+    model: Annotated[str, typer.Option(help=f"mlp, vgg11, vgg16 or resnet20; -bn for BatchNorm. {SEVERAL}")] = "mlp",
     width: Annotated[
-        float, typer.Option(help="Units of a hidden layer (mlp) or multiplier; 0: the papers' (512 or 1).")
-    ] = 0,
-    clients: Annotated[int, typer.Option(help="Number of clients.")] = 4,
-    partition: Annotated[str, typer.Option(help="iid, dirichlet, shards or label-skew.")] = "iid",
-    alpha: Annotated[float, typer.Option(help="Concentration of the dirichlet partition; small is uneven.")] = 0.5,
-    init: Annotated[str, typer.Option(help="Clients' initialisation: independent or shared.")] = "independent",
+        str, typer.Option(help=f"Units of a hidden layer (mlp) or multiplier; 0: the papers' (512 or 1). {SEVERAL}")
+    ] = "0",
+    clients: Annotated[str, typer.Option(help=f"Number of clients. {SEVERAL}")] = "4",
+    partition: Annotated[str, typer.Option(help=f"iid, dirichlet, shards or label-skew. {SEVERAL}")] = "iid",
+    alpha: Annotated[
+        str, typer.Option(help=f"Concentration of the dirichlet partition; small is uneven. {SEVERAL}")
+    ] = "0.5",
+    init: Annotated[
+        str, typer.Option(help=f"Clients' initialisation: independent or shared. {SEVERAL}")
+    ] = "independent",
     rounds: Annotated[int, typer.Option(help="Rounds of federated training.")] = 1,
     local_epochs: Annotated[int, typer.Option(help="A client's passes over its data in a round.")] = 60,
     batch_size: Annotated[int, typer.Option(help="Of local training.")] = 64,
     optimizer: Annotated[str, typer.Option(help="adam (L2 weight decay), adamw (decoupled) or sgd.")] = "adam",
     learning_rate: Annotated[float, typer.Option(help="Of local training.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="Of local training.")] = 3e-3,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[str, typer.Option("--seed", "--seeds", help=f"Of everything random. {SEVERAL}")] = "0",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     engine: Annotated[
         str, typer.Option(help="inline (this process) or flower (Flower's simulation engine).")
     ] = "inline",
-    out: Annotated[Path | None, typer.Option(help="Folder for results.json and report.html.")] = None,
+    jobs: Annotated[int, typer.Option(help="Comparisons at the same time; 0: one a core, or one on a GPU.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for results.json and report.html; what is there already is not run again."),
+    ] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="Run nothing: table and report of this results.json.")
+    ] = None,
 ) -> None:
     """Train clients once and let several strategies merge them; what follows a + works with sums that clients send.
 
-    Example: fedrebasin compare --clients 2 --width 2048 --out wide
-    """
-    from fedrebasin.simulations import SimulationConfig, write_report
-    from fedrebasin.simulations import compare as run
+    Options with several values make a grid, seeds become means and spreads. A run that was broken off goes on where it
+    was when it is started again with the same --out.
 
-    config = SimulationConfig(
-        dataset=dataset,
-        data_dir=data_dir,
-        model=model,
-        width=width,
-        clients=clients,
-        partition=partition,
-        alpha=alpha,
-        init=init,
-        rounds=rounds,
-        local_epochs=local_epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        seed=seed,
-        device=device,
-    )
+    Example: fedrebasin compare --clients 2 --width 64,512,2048 --seeds 0,1,2 --out wide
+    """
+    from fedrebasin.simulations import expand, read_results
+
+    if from_ is not None:
+        study = read_results(from_)
+        _show(study)
+        _written(study, out or (from_ if from_.is_dir() else from_.parent))
+        return
+    several = {"model": model, "width": width, "clients": clients, "partition": partition}
+    several |= {"alpha": alpha, "init": init, "seed": seed}
+    single: dict[str, Any] = {
+        "dataset": dataset,
+        "data_dir": data_dir,
+        "rounds": rounds,
+        "local_epochs": local_epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "device": device,
+    }
+    options = {name: _values(name, text) for name, text in several.items()}
+    configs = expand(options | {name: [value] for name, value in single.items()})
     names = [name.strip() for name in strategies.split(",") if name.strip()]
+    study = _run(configs, names, engine, jobs, out)
+    _show(study)
+    if out is not None:
+        _written(study, out)
+
+
+def _values(name: str, text: str) -> list[Any]:
+    """The values of an option that may have several; numbers as numbers."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    kinds = {"width": float, "clients": int, "alpha": float, "seed": int}
+    if name not in kinds:
+        return parts
+    try:
+        return [kinds[name](part) for part in parts]
+    except ValueError as error:
+        raise RebasinError(f"{name}: {error}") from None
+
+
+def _run(
+    configs: tuple[SimulationConfig, ...], strategies: list[str], engine: str, jobs: int, out: Path | None
+) -> Study:
+    from fedrebasin.simulations import Study, read_results, run_study, write_results
+
+    known, command = Study(()), shlex.join(["fedrebasin", *sys.argv[1:]])
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the training
+        known = read_results(out) if (out / "results.json").exists() else known
+
+    def save(study: Study) -> None:
+        if out is not None:
+            write_results(out, replace(study, command=command))
+
     with _Bars() as bars:
-        comparison = run(config, names, engine=engine, progress=bars)
+        try:
+            study = run_study(configs, strategies, engine=engine, jobs=jobs, known=known, finished=save, progress=bars)
+        except KeyboardInterrupt:
+            if out is not None and (out / "results.json").exists():
+                bars.say(f"finished comparisons are in {out / 'results.json'}; the same command goes on from there")
+            raise
+    return replace(study, command=command)
+
+
+def _show(study: Study) -> None:
     console = Console()
-    console.print(table_of(comparison))
-    if out is not None:
-        for path in write_report(out, comparison):
-            console.print(f"written: {path}", soft_wrap=True, highlight=False)
+    console.print(table_of(study, console.width))
 
 
-def table_of(comparison: Comparison) -> Table:
-    """The last row of every strategy, then the reference rows; the best strategy in bold."""
-    from fedrebasin.simulations import COLUMNS, REFERENCES, best_row, cells
+def _written(study: Study, folder: Path) -> None:
+    """The report of what was asked for; ``results.json`` was saved on the way, and may hold more."""
+    from fedrebasin.simulations import write_page
 
-    config = comparison.config
+    paths = [path for path in (folder / "results.json", write_page(folder, study)) if path.exists()]
+    for path in paths:
+        Console().print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def table_of(study: Study, width: int = ROOMY) -> Table:
+    """Every setting's strategies, then its reference rows; the best strategy of each in bold.
+
+    Args:
+        study: what to show.
+        width: columns of the terminal; in a narrow one spreads stand below their means.
+    """
+    from fedrebasin.simulations import COLUMNS, cells
+
+    settings = study.settings
     table = Table(
-        title=f"{config.clients} clients, {config.init} init, {config.dataset} {config.partition}, {config.model}",
-        caption=f"all on 80 % of the test set, beta fitted on the other 20 %; {comparison.seconds:.0f} s in all",
+        title=_title(study),
+        padding=(0, 1) if width >= ROOMY or study.seeds == 1 else 0,
+        caption=f"all on 80 % of the test set, beta fitted on the other 20 %; {study.seconds:.0f} s in all",
     )
-    for column in COLUMNS:
-        # In a narrow terminal a strategy's long name is folded, never a number.
-        shortest = max(len(cells(row)[COLUMNS.index(column)]) for row in comparison.final_rows) if column else 11
-        table.add_column(column, justify="right" if column else "left", min_width=shortest, overflow="fold")
-    best = best_row([row for row in comparison.final_rows if row.strategy not in REFERENCES])
-    for row in comparison.final_rows:
-        if row.strategy == REFERENCES[0]:
-            table.add_section()
-        style = "bold" if row == best else "dim" if row.strategy in REFERENCES else None
-        table.add_row(*cells(row), style=style)
+
+    def texts_of(summary: Summary) -> list[str]:
+        return [text if width >= ROOMY else text.replace(" ±", "\n±") for text in cells(summary)]
+
+    texts = [texts_of(summary) for setting in settings for summary in setting.summaries]
+    # In a narrow terminal a strategy's long name is folded, never a number.
+    table.add_column("", min_width=11, overflow="fold")
+    for place, column in enumerate(COLUMNS):
+        shortest = max(len(line) for text in texts for line in text[place].split("\n"))
+        table.add_column(column, justify="right", min_width=shortest, overflow="fold")
+    for setting in settings:
+        if setting.label:
+            table.add_row(setting.label, style="italic")
+        summaries = setting.summaries
+        for place, summary in enumerate(summaries):
+            if summary.is_reference and not summaries[place - 1].is_reference:
+                table.add_section()
+            style = "bold" if summary.best else "dim" if summary.is_reference else None
+            table.add_row(summary.strategy, *texts_of(summary), style=style)
+        table.add_section()
     return table
+
+
+def _title(study: Study) -> str:
+    config, varying = study.comparisons[0].config, study.varying
+    parts = {
+        "clients": f"{config.clients} clients",
+        "init": f"{config.init} init",
+        "dataset": config.dataset,
+        "partition": config.partition,
+        "model": config.model,
+    }
+    title = ", ".join(text for name, text in parts.items() if name not in varying)
+    return title if study.seeds == 1 else f"{title}; mean ± standard deviation over {study.seeds} seeds"
 
 
 class _Bars:
@@ -132,3 +229,7 @@ class _Bars:
             self._progress.start()  # only now, so that an error before any work is one line and nothing else
             self._tasks[who] = self._progress.add_task(who, total=total)
         self._progress.update(self._tasks[who], completed=done, total=total)
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self._progress.console.print(message, soft_wrap=True, highlight=False)

@@ -18,7 +18,7 @@ def test_compare_prints_a_table_and_writes_its_files(tmp_path, capsys):
     for name in ("fedavg", "rebasin", "mean-client", "best-client", "ensemble", "all-data"):
         assert name in printed
     results = json.loads((tmp_path / "new" / "folder" / "results.json").read_text())
-    assert results["config"]["clients"] == 2
+    assert results["comparisons"][0]["config"]["clients"] == 2
     assert (tmp_path / "new" / "folder" / "report.html").read_text().startswith("<!doctype html>")
 
 
@@ -68,7 +68,12 @@ def test_the_version(capsys):
         (["compare", "--optimizer", "lbfgs"], "choose from adam, adamw, sgd"),
         (["compare", "--device", "gpu"], "choose from auto, cpu, cuda"),
         (["compare", "--clients", "0"], "must be positive"),
-        (["compare", "--clients", "many"], "not a valid integer"),
+        (["compare", "--clients", "many"], "clients: invalid literal"),
+        (["compare", "--seeds", "0,one"], "seed: invalid literal"),
+        (["compare", "--width", ","], "width: name at least one value"),
+        (["compare", "--partition", "iid,even"], "choose from iid, dirichlet"),
+        (["compare", "--jobs", "-1"], "jobs -1"),
+        (["compare", "--from", "/no/such/results.json"], "No such file"),
         (["compare", "--learning-rate", "-1"], "must be positive"),
         (["compare", "--stratgies", "fedavg"], "--strategies"),
         (["compare", "--clients", "12", "--partition", "label-skew"], "12 clients where the data has 10 classes"),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fedrebasin.simulations import read_results
+
 ROOT = Path(__file__).parents[2]
 CHOSEN = "width=16 local-epochs=1 strategy='rebasin' rounds=2 init='shared'"
 
@@ -60,8 +62,8 @@ def test_a_run_finishes_with_the_strategys_metrics(flower, tmp_path):
     done = flower("run", ".", "--stream", "-c", f"{CHOSEN} out='{tmp_path / 'out'}'")
     runs = json.loads(flower("list", "--format", "json").stdout)["runs"]
     assert [run["status"] for run in runs] == ["finished:completed"], done.stdout
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert [(row["strategy"], row["round"]) for row in rows] == [("rebasin", 1), ("rebasin", 2)]
-    assert 0 < rows[-1]["metrics"]["rebasin-similarity"] <= 1
-    assert rows[-1]["metrics"]["rebasin-replies-set-aside"] == 0
+    rows = read_results(tmp_path / "out").comparisons[0].rows
+    assert [(row.strategy, row.round) for row in rows] == [("rebasin", 1), ("rebasin", 2)]
+    assert 0 < rows[-1].metrics["rebasin-similarity"] <= 1
+    assert rows[-1].metrics["rebasin-replies-set-aside"] == 0
     assert "rebasin-units-moved" in done.stdout
