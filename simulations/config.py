@@ -16,6 +16,7 @@ PARTITIONS = ("iid", "dirichlet", "shards", "label-skew")
 INITS = ("independent", "shared")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 DEVICES = ("auto", "cpu", "cuda")
+AUGMENTS = ("none", "crop", "crop-flip")
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class SimulationConfig:
     """Data, model, clients and local training of one federation.
 
     Args:
-        dataset: one of ``DATASETS``; ``digits`` comes with scikit-learn, the others need ``data_dir``.
-        data_dir: where the data set lies; "" for none.
+        dataset: one of ``DATASETS``, or ``package.module:function``, see :func:`load_dataset`.
+        data_dir: where the data set lies; "" for digits, and to download the others.
         model: a name of ``fedrebasin.models.MODELS``.
         width: units of each hidden layer (mlp) or the multiplier; 0 for the papers' width.
         clients: number of clients.
@@ -41,6 +42,9 @@ class SimulationConfig:
         weight_decay: see ``optimizer``.
         seed: of everything random: partition, initialisations, order of the batches.
         device: where clients train: ``auto`` takes the GPU where there is one.
+        augment: of training images: ``crop`` (padded by 4 and cropped at random) or ``crop-flip`` (mirrored at
+            random, too; the papers' for CIFAR).
+        image_size: of the images of an image folder; 0 for 32.
 
     Raises:
         RebasinError: naming the option, what it was and what is allowed.
@@ -62,11 +66,15 @@ class SimulationConfig:
     weight_decay: float = 3e-3
     seed: int = 0
     device: str = "auto"
+    augment: str = "none"
+    image_size: int = 0
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _as_kind(name, getattr(self, name), kind))
-        choose("dataset", self.dataset, DATASETS)
+        if ":" not in self.dataset:
+            choose("dataset", self.dataset, DATASETS)
+        choose("augment", self.augment, AUGMENTS)
         choose("model", self.model, MODELS)
         choose("partition", self.partition, PARTITIONS)
         choose("init", self.init, INITS)
@@ -75,13 +83,13 @@ class SimulationConfig:
         for name in ("clients", "rounds", "local_epochs", "batch_size", "alpha", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise RebasinError(f"{_kebab(name)} {getattr(self, name)}: it must be positive")
-        for name in ("width", "weight_decay", "seed"):
+        for name in ("width", "weight_decay", "seed", "image_size"):
             if not getattr(self, name) >= 0:
                 raise RebasinError(f"{_kebab(name)} {getattr(self, name)}: it must not be negative")
         if self.data_dir and not Path(self.data_dir).is_dir():
             raise RebasinError(f"data-dir {self.data_dir}: there is no such folder")
-        if self.dataset != "digits" and not self.data_dir:
-            raise RebasinError(f"dataset {self.dataset} needs data-dir: the folder where it lies")
+        if self.dataset == "image-folder" and not self.data_dir:
+            raise RebasinError("dataset image-folder needs data-dir: the folder where it lies")
 
     @staticmethod
     def from_flower(values: Mapping[str, Any]) -> SimulationConfig:

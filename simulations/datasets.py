@@ -1,10 +1,14 @@
-"""Data sets as four tensors, standardised by the mean and deviation of the training set."""
+"""Data sets as four tensors; known ones are standardised by the mean and deviation of the training set."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +18,18 @@ from torch import Tensor
 from fedrebasin import DataError
 
 from .config import DATASETS, choose
-from .idx import read_idx
+from .image_folder import image_folder_arrays
+from .named import named_arrays
 
 DIGITS_TEST_SHARE = 0.25
 BETA_SHARE = 0.2
 SPLIT_SEED = 20230501  # of the fixed splits, which no simulation's seed changes
 IMAGE_FOLDER_SIZE = 32
 
-IDX_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
-TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images ``(n, channels, height, width)`` as float32, labels ``(n,)`` as int64.
+    """Inputs, of images ``(n, channels, height, width)``, as float32, labels ``(n,)`` as int64.
 
     Args:
         train_inputs: what the clients share out.
@@ -44,10 +46,9 @@ class Dataset:
     classes: int
 
     @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """``(channels, height, width)``."""
-        channels, height, width = self.train_inputs.shape[1:]
-        return channels, height, width
+    def sample_shape(self) -> tuple[int, ...]:
+        """``(channels, height, width)`` of images."""
+        return tuple(self.train_inputs.shape[1:])
 
     def test_split(self) -> tuple[Tensor, Tensor]:
         """Indices of the test set: the 20 % that beta is fitted on, and the 80 % that is reported (LEWC, section 3.1).
@@ -60,32 +61,72 @@ class Dataset:
 
 
 @lru_cache(maxsize=2)
-def load_dataset(name: str, data_dir: str = "") -> Dataset:
+def load_dataset(name: str, data_dir: str = "", image_size: int = 0, most: int = 0) -> Dataset:
     """A data set by its name; the last two stay in memory.
 
     Args:
         name: ``digits`` (scikit-learn's 1797 8x8 digits, a quarter of them for testing), ``mnist`` or
             ``fashion-mnist`` (``data_dir`` is a torchvision root or a folder with the four IDX files, gzipped or not),
-            ``cifar10``, ``cifar100``, ``svhn`` (a torchvision root), or ``image-folder`` (a folder with ``train`` and
-            ``test`` or ``val``, a folder for each class in both; images become 32x32 RGB).
-        data_dir: see ``name``.
+            ``cifar10``, ``cifar100``, ``svhn`` (a torchvision root), ``image-folder`` (a folder for each class,
+            inside of ``train`` and ``test`` or ``val`` where there are such), or ``package.module:function``: it
+            returns a training and a test set, each a data set of inputs and labels or a pair of arrays, which are
+            taken as they are.
+        data_dir: see ``name``. "" downloads what is not in the folder of downloads yet, ``~/.cache/fedrebasin`` or
+            what ``FEDREBASIN_DATA`` names, unless ``FEDREBASIN_OFFLINE`` is set.
+        image_size: of an image folder's images, which become squares; 0 for 32.
+        most: at most so many examples of each set of an image folder; 0 for all.
 
     Raises:
         DataError: if the files are missing or are not what they should be.
     """
+    if ":" in name:
+        return _from_function(name)
     choose("dataset", name, DATASETS)
     if name == "digits":
         return _digits()
+    if name != "image-folder":
+        return _standardised(*named_arrays(name, data_dir))
     if not data_dir:
-        raise DataError(f"data set {name} needs data-dir: the folder where it lies")
-    folder = Path(data_dir)
-    if name in IDX_FOLDERS:
-        return _idx(name, folder)
+        raise DataError("data set image-folder needs data-dir: the folder where it lies")
+    return _standardised(*image_folder_arrays(Path(data_dir), image_size or IMAGE_FOLDER_SIZE, most, SPLIT_SEED))
+
+
+def _from_function(name: str) -> Dataset:
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
-        return _image_folder(folder) if name == "image-folder" else _torchvision(name, folder)
-    except (RuntimeError, OSError) as error:
+        train, test = getattr(importlib.import_module(module), function)()
+    except Exception as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"data set {name} in {folder}: {reason}") from None
+        raise DataError(
+            f"data {name}: {function}() does not give (train, test): {type(error).__name__}: {reason}"
+        ) from None
+    train_inputs, train_labels = _as_tensors(name, train)
+    test_inputs, test_labels = _as_tensors(name, test)
+    if train_inputs.shape[1:] != test_inputs.shape[1:]:
+        shapes = f"{tuple(train_inputs.shape[1:])} for training and {tuple(test_inputs.shape[1:])} for testing"
+        raise DataError(f"data {name}: samples have shapes {shapes}")
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    return Dataset(train_inputs, train_labels, test_inputs, test_labels, classes)
+
+
+def _as_tensors(name: str, part: Any) -> tuple[Tensor, Tensor]:
+    """Inputs ``(n, ...)`` as float32 and labels ``(n,)``, from a pair of arrays or a data set of samples."""
+    try:
+        if isinstance(part, tuple | list) and len(part) == 2 and len(part[0]) == len(part[1]):
+            inputs, labels = (torch.as_tensor(np.asarray(array)) for array in part)
+        else:
+            samples = [part[place] for place in range(len(part))]
+            inputs = torch.stack([torch.as_tensor(np.asarray(sample[0])) for sample in samples])
+            labels = torch.as_tensor([int(sample[1]) for sample in samples])
+        labels = labels.to(torch.int64)
+        if labels.shape != inputs.shape[:1] or inputs.dim() < 2 or not len(labels) or int(labels.min()) < 0:
+            raise DataError(f"inputs of shape {tuple(inputs.shape)} with labels of shape {tuple(labels.shape)}")
+        return inputs.float().contiguous(), labels
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"data {name}: not a data set of inputs with a class each: {reason}") from None
 
 
 def _digits() -> Dataset:
@@ -97,56 +138,6 @@ def _digits() -> Dataset:
     cut = round(DIGITS_TEST_SHARE * len(labels))
     test, train = order[:cut], order[cut:]
     return _standardised(images[train], labels[train], images[test], labels[test], each_pixel=True)
-
-
-def _idx(name: str, folder: Path) -> Dataset:
-    places = [folder, folder / IDX_FOLDERS[name] / "raw", folder / "raw"]
-    parts = []
-    for part in ("train", "t10k"):
-        images = read_idx(_find(name, places, f"{part}-images-idx3-ubyte"), 3)
-        labels = read_idx(_find(name, places, f"{part}-labels-idx1-ubyte"), 1)
-        if len(images) != len(labels):
-            raise DataError(f"data set {name} in {folder}: {len(images)} images with {len(labels)} labels in {part}")
-        parts += [images[:, None], labels]
-    return _standardised(*parts)
-
-
-def _find(name: str, places: list[Path], stem: str) -> Path:
-    for place in places:
-        for path in (place / stem, place / f"{stem}.gz"):
-            if path.is_file():
-                return path
-    raise DataError(f"data set {name}: no {stem} or {stem}.gz in {places[0]} or in {places[1]}")
-
-
-def _torchvision(name: str, folder: Path) -> Dataset:
-    from torchvision import datasets
-
-    if name == "svhn":
-        train, test = (datasets.SVHN(folder, split=split) for split in ("train", "test"))
-        return _standardised(train.data, train.labels, test.data, test.labels)
-    train, test = (getattr(datasets, TORCHVISION[name])(folder, train=part) for part in (True, False))
-    images = [np.asarray(part.data).transpose(0, 3, 1, 2) for part in (train, test)]
-    return _standardised(images[0], np.asarray(train.targets), images[1], np.asarray(test.targets))
-
-
-def _image_folder(folder: Path) -> Dataset:
-    from torchvision.datasets import ImageFolder
-
-    parts: list[NDArray[np.generic]] = []
-    classes: list[str] | None = None
-    for names in (("train",), ("test", "val")):
-        place = next((folder / name for name in names if (folder / name).is_dir()), None)
-        if place is None:
-            raise DataError(f"data set image-folder: no folder {' or '.join(names)} in {folder}")
-        found = ImageFolder(str(place))
-        if classes is not None and found.classes != classes:
-            raise DataError(f"data set image-folder: {place} has classes {found.classes} where train has {classes}")
-        classes = found.classes
-        size = (IMAGE_FOLDER_SIZE, IMAGE_FOLDER_SIZE)
-        images = [np.asarray(found.loader(path).convert("RGB").resize(size)) for path, _ in found.samples]
-        parts += [np.stack(images).transpose(0, 3, 1, 2), np.asarray(found.targets)]
-    return _standardised(*parts)
 
 
 def _standardised(

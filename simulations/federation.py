@@ -39,7 +39,7 @@ class Federation:
     @cached_property
     def dataset(self) -> Dataset:
         """The config's data set."""
-        return load_dataset(self.config.dataset, self.config.data_dir)
+        return load_dataset(self.config.dataset, self.config.data_dir, self.config.image_size)
 
     @cached_property
     def parts(self) -> list[Indices]:

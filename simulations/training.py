@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from .augment import augmented
 from .config import SimulationConfig
 
+AUGMENTATION = 1  # the purpose of a seed
 EpochDone = Callable[[int], None]
 EVALUATION_BATCH = 2048
 # One thread: as many threads everywhere give the same rounding in every engine, and for the small models of the
@@ -50,7 +52,7 @@ def train(
         model: starts from the parameters that it has.
         inputs: shape ``(n, ...)``, on the model's device.
         labels: shape ``(n,)``, likewise.
-        config: optimizer, learning rate, weight decay, batch size.
+        config: optimizer, learning rate, weight decay, batch size, augmentation.
         seed: of the order of the batches.
         epoch_done: called after each epoch with its number, from 1.
 
@@ -59,6 +61,7 @@ def train(
     """
     optimizer = _optimizer(model, config)
     generator = torch.Generator().manual_seed(seed)
+    shifts = torch.Generator().manual_seed(derive_seed(seed, AUGMENTATION))
     count, size = len(labels), config.batch_size
     # a rest of one example cannot be normalised by BatchNorm
     starts = [start for start in range(0, count, size) if count - start > 1 or count == 1]
@@ -70,7 +73,7 @@ def train(
         for start in starts:
             batch = order[start : start + size]
             optimizer.zero_grad()
-            loss = cross_entropy(model(inputs[batch]), labels[batch])
+            loss = cross_entropy(model(augmented(inputs[batch], config.augment, shifts)), labels[batch])
             torch.autograd.backward(loss)
             optimizer.step()
             total += loss.detach()

@@ -58,9 +58,8 @@ def open_data(name: str, data_dir: str, image_size: int, examples: int, device: 
         name, data_dir = "image-folder", name
     elif "/" in name:
         raise DataError(f"data {name}: there is no such folder")
-    dataset = load_dataset(name, data_dir)
+    dataset = load_dataset(name, data_dir, image_size, examples)
     held_out, reported = dataset.test_split()
-    channels, height, width = dataset.sample_shape
 
     def batches(inputs: Tensor, labels: Tensor, index: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:
         chosen = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(SEED))[:most]]
@@ -73,5 +72,5 @@ def open_data(name: str, data_dir: str, image_size: int, examples: int, device: 
         batches(dataset.train_inputs, dataset.train_labels, every, examples),
         batches(dataset.test_inputs, dataset.test_labels, held_out, examples),
         batches(dataset.test_inputs, dataset.test_labels, reported, examples),
-        f"2,{channels},{height},{width}",
+        ",".join(map(str, (2, *dataset.sample_shape))),
     )

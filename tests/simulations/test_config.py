@@ -39,7 +39,9 @@ def test_other_keys_are_passed_over_and_whole_numbers_may_be_floats():
         ({"local_epochs": True}, "must be a whole number"),
         ({"dataset": 3}, "it must be a text"),
         ({"data_dir": "/no/such/folder"}, "there is no such folder"),
-        ({"dataset": "cifar10"}, "needs data-dir"),
+        ({"dataset": "image-folder"}, "needs data-dir"),
+        ({"augment": "flip"}, "choose from none, crop, crop-flip"),
+        ({"image_size": -1}, "image-size -1"),
     ],
 )
 def test_what_is_not_allowed_gets_one_line_that_says_what_is(options, message):
