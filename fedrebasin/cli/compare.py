@@ -6,14 +6,17 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fedrebasin import RebasinError
+from fedrebasin.cli import options as opt
+from fedrebasin.cli.bars import Bars
+from fedrebasin.cli.show import AsJson, leaving
 
 if TYPE_CHECKING:
     from fedrebasin.simulations import SimulationConfig, Study, Summary
@@ -30,10 +33,10 @@ def compare(
             "activation, ste; then any of +bn, +repair, +regmean, +seqreg, +head, +temperature: rebasin+head."
         ),
     ] = "fedavg,rebasin,merge-many,wide-avg,rebasin+seqreg+head+temperature",
-    dataset: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100, svhn or image-folder.")
-    ] = "digits",
-    data_dir: Annotated[str, typer.Option(help="Folder of the data set; digits needs none.")] = "",
+    dataset: opt.DataSet = "digits",
+    data_dir: opt.DataDir = "",
+    image_size: opt.ImageSize = 0,
+    augment: opt.Augment = "none",
     model: Annotated[str, typer.Option(help=f"mlp, vgg11, vgg16 or resnet20; -bn for BatchNorm. {SEVERAL}")] = "mlp",
     width: Annotated[
         str, typer.Option(help=f"Units of a hidden layer (mlp) or multiplier; 0: the papers' (512 or 1). {SEVERAL}")
@@ -46,14 +49,14 @@ def compare(
     init: Annotated[
         str, typer.Option(help=f"Clients' initialisation: independent or shared. {SEVERAL}")
     ] = "independent",
-    rounds: Annotated[int, typer.Option(help="Rounds of federated training.")] = 1,
-    local_epochs: Annotated[int, typer.Option(help="A client's passes over its data in a round.")] = 60,
-    batch_size: Annotated[int, typer.Option(help="Of local training.")] = 64,
-    optimizer: Annotated[str, typer.Option(help="adam (L2 weight decay), adamw (decoupled) or sgd.")] = "adam",
-    learning_rate: Annotated[float, typer.Option(help="Of local training.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(help="Of local training.")] = 3e-3,
+    rounds: opt.Rounds = 1,
+    local_epochs: opt.LocalEpochs = 60,
+    batch_size: opt.BatchSize = 64,
+    optimizer: opt.Optimizer = "adam",
+    learning_rate: opt.LearningRate = 1e-3,
+    weight_decay: opt.WeightDecay = 3e-3,
     seed: Annotated[str, typer.Option("--seed", "--seeds", help=f"Of everything random. {SEVERAL}")] = "0",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: opt.Device = "auto",
     engine: Annotated[
         str, typer.Option(help="inline (this process) or flower (Flower's simulation engine).")
     ] = "inline",
@@ -65,6 +68,7 @@ def compare(
     from_: Annotated[
         Path | None, typer.Option("--from", help="Run nothing: table and report of this results.json.")
     ] = None,
+    json: Annotated[bool, AsJson] = False,
 ) -> None:
     """Train clients once and let several strategies merge them; what follows a + works with sums that clients send.
 
@@ -77,14 +81,15 @@ def compare(
 
     if from_ is not None:
         study = read_results(from_)
-        _show(study)
-        _written(study, out or (from_ if from_.is_dir() else from_.parent))
+        _show(study, out or (from_ if from_.is_dir() else from_.parent), json)
         return
     several = {"model": model, "width": width, "clients": clients, "partition": partition}
     several |= {"alpha": alpha, "init": init, "seed": seed}
     single: dict[str, Any] = {
         "dataset": dataset,
         "data_dir": data_dir,
+        "image_size": image_size,
+        "augment": augment,
         "rounds": rounds,
         "local_epochs": local_epochs,
         "batch_size": batch_size,
@@ -97,9 +102,7 @@ def compare(
     configs = expand(options | {name: [value] for name, value in single.items()})
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     study = _run(configs, names, engine, jobs, out)
-    _show(study)
-    if out is not None:
-        _written(study, out)
+    _show(study, out, json)
 
 
 def _values(name: str, text: str) -> list[Any]:
@@ -128,28 +131,35 @@ def _run(
         if out is not None:
             write_results(out, replace(study, command=command))
 
-    with _Bars() as bars:
-        try:
-            study = run_study(configs, strategies, engine=engine, jobs=jobs, known=known, finished=save, progress=bars)
-        except KeyboardInterrupt:
-            if out is not None and (out / "results.json").exists():
-                bars.say(f"finished comparisons are in {out / 'results.json'}; the same command goes on from there")
-            raise
+    def finished() -> str:
+        if out is None:
+            return "nothing is kept without --out"
+        if not (out / "results.json").exists():
+            return f"no comparison was finished, {out} is empty"
+        return f"finished comparisons are in {out / 'results.json'}; the same command goes on from there"
+
+    with leaving(finished), Bars() as bars:
+        study = run_study(configs, strategies, engine=engine, jobs=jobs, known=known, finished=save, progress=bars)
     return replace(study, command=command)
 
 
-def _show(study: Study) -> None:
-    console = Console()
-    console.print(table_of(study, console.width))
+def _show(study: Study, folder: Path | None, as_json: bool) -> None:
+    """The table or the results as JSON; into a folder, if there is one, the report of what was asked for.
 
+    ``results.json`` was saved on the way, and may hold more.
+    """
+    from fedrebasin.simulations import write_page, write_results
 
-def _written(study: Study, folder: Path) -> None:
-    """The report of what was asked for; ``results.json`` was saved on the way, and may hold more."""
-    from fedrebasin.simulations import write_page
-
-    paths = [path for path in (folder / "results.json", write_page(folder, study)) if path.exists()]
-    for path in paths:
-        Console().print(f"written: {path}", soft_wrap=True, highlight=False)
+    console = Console(stderr=as_json)
+    if as_json:
+        with TemporaryDirectory() as place:
+            sys.stdout.write(write_results(Path(place), study).read_text(encoding="utf-8"))
+    else:
+        console.print(table_of(study, console.width))
+    if folder is not None:
+        for path in (folder / "results.json", write_page(folder, study)):
+            if path.exists():
+                console.print(f"written: {path}", soft_wrap=True, highlight=False)
 
 
 def table_of(study: Study, width: int = ROOMY) -> Table:
@@ -201,35 +211,3 @@ def _title(study: Study) -> str:
     }
     title = ", ".join(text for name, text in parts.items() if name not in varying)
     return title if study.seeds == 1 else f"{title}; mean ± standard deviation over {study.seeds} seeds"
-
-
-class _Bars:
-    """A progress bar for everyone who is at work, gone at the end."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._tasks:
-            self._progress.stop()
-
-    def __call__(self, who: str, done: int, total: int) -> None:
-        if who not in self._tasks:
-            self._progress.start()  # only now, so that an error before any work is one line and nothing else
-            self._tasks[who] = self._progress.add_task(who, total=total)
-        self._progress.update(self._tasks[who], completed=done, total=total)
-
-    def say(self, message: str) -> None:
-        """A line that stays."""
-        self._progress.console.print(message, soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrebasin import RebasinError
+from fedrebasin.cli import options as opt
+from fedrebasin.cli.bars import Bars
+from fedrebasin.cli.show import AsJson, leaving, print_json
 
 if TYPE_CHECKING:
     from fedrebasin.simulations import Record
@@ -20,10 +24,11 @@ def reproduce(
     show: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
     scale: Annotated[str, typer.Option(help="small (minutes on 2 cores) or paper (the papers' settings).")] = "small",
     dataset: Annotated[str, typer.Option(help="Instead of the experiment's own: digits, fashion-mnist, ...")] = "",
-    data_dir: Annotated[str, typer.Option(help="Folder of the data set; digits needs none.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    data_dir: opt.DataDir = "",
+    device: opt.Device = "auto",
     seeds: Annotated[int, typer.Option(help="How many; 0: as many as the experiment says.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for NAME.json, NAME.svg and the trained models.")] = Path("out"),
+    json: Annotated[bool, AsJson] = False,
 ) -> None:
     """Run an experiment of a paper: train what it needs, print its table, draw its figure, write JSON.
 
@@ -31,18 +36,23 @@ def reproduce(
 
     Example: fedrebasin reproduce lewc-width --out out
     """
-    from fedrebasin.cli.compare import _Bars
     from fedrebasin.simulations import EXPERIMENTS, draw
     from fedrebasin.simulations import reproduce as run
 
-    console = Console()
+    console = Console(stderr=json)
     if show:
-        console.print(list_of_experiments())
+        if json:
+            print_json([{"name": e.name, "source": e.source, "title": e.title} for e in EXPERIMENTS.values()])
+        else:
+            console.print(list_of_experiments())
         return
     if not name:
         raise RebasinError(f"which experiment? choose from {', '.join(EXPERIMENTS)}")
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the training
-    with _Bars() as bars:
+    with (
+        leaving(lambda: f"models that are trained are in {out / 'trained'}; the same command goes on there"),
+        Bars() as bars,
+    ):
         record = run(
             name,
             out,
@@ -53,8 +63,12 @@ def reproduce(
             seeds=seeds,
             progress=bars,
         )
-    console.print(table_of(record))
-    for path in (record.write(out), draw(record, out)):
+    written = record.write(out)
+    if json:
+        sys.stdout.write(written.read_text(encoding="utf-8"))
+    else:
+        console.print(table_of(record))
+    for path in (written, draw(record, out)):
         if path is not None:
             console.print(f"written: {path}", soft_wrap=True, highlight=False)
 
