@@ -10,6 +10,7 @@ import click
 import typer
 
 import fedrebasin
+from fedrebasin.cli.barrier import barrier
 from fedrebasin.cli.compare import compare
 from fedrebasin.cli.merge import merge
 from fedrebasin.cli.reproduce import reproduce
@@ -25,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (compare, merge, spec, reproduce):
+for command in (compare, merge, barrier, spec, reproduce):
     app.command()(command)
 
 

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -123,17 +123,18 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
+def one_of(option: str, value: str, allowed: Iterable[str]) -> str:
     """The value, if it is allowed.
 
     Raises:
         RebasinError: with what is allowed and the closest name.
     """
-    if value in allowed:
+    names = list(allowed)
+    if value in names:
         return value
-    close = difflib.get_close_matches(value, allowed, n=1)
+    close = difflib.get_close_matches(value, names, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    raise RebasinError(f"unknown {option} {value!r}: choose from {', '.join(allowed)}{hint}")
+    raise RebasinError(f"unknown {option} {value!r}: choose from {', '.join(names)}{hint}")
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -39,7 +39,7 @@ def leaving(what: Callable[[], str]) -> Iterator[None]:
 
 def print_json(content: Any) -> None:
     """Write JSON to standard output; numbers that it has no form for become null."""
-    sys.stdout.write(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def print_table(table: Table, lines: Sequence[str] = ()) -> None:
@@ -55,9 +55,10 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _plain(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data in which numbers that JSON has no form for are None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

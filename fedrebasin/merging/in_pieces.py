@@ -13,7 +13,6 @@ from fedrebasin.axis import Axis, move_units
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import State
 from fedrebasin.merging.average import normalised
-from fedrebasin.moving import Moves
 from fedrebasin.permutation import Permutation
 
 _ENTRIES = 2**22
@@ -32,12 +31,11 @@ def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, row
     """
     moves = [] if permutation is None else _moves(permutation, key)
     if any(not axis.lies_on_one_dimension for axis, _ in moves):
-        state = {key: tensor}
-        whole = Moves(state, key, own=False)
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
         for axis, index in moves:
-            whole.add(axis, index)
-        whole.finish()
-        tensor, moves = state[key], []
+            view = axis.view(tensor)
+            view.copy_(move_units(view, index.to(tensor.device)))
+        moves = []
     places: dict[int, Tensor] = {}
     for axis, index in moves:
         view = axis.alone().view(places.setdefault(axis.dim, torch.arange(tensor.shape[axis.dim])))
