@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import SpecError
-from fedrebasin.moving import Moves
+from fedrebasin.moving import Moves, Scratch
 from fedrebasin.spec import PermutationSpec
 
 
@@ -124,13 +124,14 @@ class Permutation(Mapping[str, Tensor]):
         """Permute the entries; the tensors of the keys in ``own`` may be written to."""
         self.spec.bind(state)
         moves: dict[str, Moves] = {}
+        scratch = Scratch()
         for group in self.spec.outermost_first:
             index = self[group.name]
             if group.frozen or torch.equal(index, torch.arange(index.shape[-1]).expand_as(index)):
                 continue
             for axis in group.axes:
                 if axis.key not in moves:
-                    moves[axis.key] = Moves(state, axis.key, own=axis.key in own)
+                    moves[axis.key] = Moves(state, axis.key, own=axis.key in own, scratch=scratch)
                 moves[axis.key].add(axis, index)
         for each in moves.values():
             each.finish()

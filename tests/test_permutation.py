@@ -131,7 +131,25 @@ def test_runs_of_neighbours_move_as_one(run: int, blocks: int, dim: int, seed: i
     shape = [2, 3, 2]
     shape[dim] = run * blocks
     tensor = torch.randn(shape, generator=generator)
-    assert torch.equal(gathered(tensor, dim, positions), tensor.index_select(dim, positions))
+    expected = tensor.index_select(dim, positions)
+    assert torch.equal(gathered(tensor, dim, positions), expected)
+    out = torch.empty_like(tensor)
+    assert gathered(tensor, dim, positions, out=out) is out
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_large_tensors_move_as_small_ones(dtype: torch.dtype) -> None:
+    size = 1100
+    large = torch.arange(2 * size * size, dtype=torch.float64).remainder(251).to(dtype).view(size, 2 * size)
+    spec = PermutationSpec.from_axes({"w": ("rows", "columns")})
+    spec = spec.bind({"w": large})
+    p = drawn(spec, 0)
+    expected = large[p["rows"]][:, p["columns"]]
+    state = {"w": large.clone()}
+    p.apply_in_place(state)
+    assert torch.equal(state["w"], expected)
+    assert torch.equal(p.apply({"w": large})["w"], expected)
 
 
 def test_random_members_leave_frozen_groups() -> None:

@@ -84,7 +84,7 @@ def largest_change(
 
 def randomised(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     """The state dict with random float64 entries of a size that keeps signals alive; integer tensors as they are."""
-    pool = torch.randn(POOL, generator=generator, dtype=torch.float64)
+    pool = torch.randn(POOL, generator=generator, dtype=torch.float64).repeat(2)
     found: dict[str, Tensor] = {}
     tied: dict[int, Tensor] = {}
     for key, tensor in model.state_dict(keep_vars=True).items():
@@ -95,7 +95,8 @@ def randomised(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor
             found[key] = tensor.detach().clone()
         else:
             first = int(torch.randint(POOL, (), generator=generator))
-            found[key] = _scaled(key, tensor.shape, _drawn(pool, first, tensor.numel())).to(tensor.device)
+            drawn = pool[first : first + min(tensor.numel(), POOL)].clone()
+            found[key] = _tiled(_scaled(key, tensor.shape, drawn), tensor.shape).to(tensor.device)
         tied[id(tensor)] = found[key]
     return found
 
@@ -108,25 +109,23 @@ def _set_mode(model: nn.Module, training: bool) -> None:
             module.training = False
 
 
-def _drawn(pool: Tensor, first: int, number: int) -> Tensor:
-    drawn = room((number,), torch.float64, torch.device("cpu"))
-    filled = min(number, POOL - first)
-    drawn[:filled] = pool[first : first + filled]
-    while filled < number:
-        more = min(number - filled, POOL)
-        drawn[filled : filled + more] = pool[:more]
-        filled += more
-    return drawn
-
-
 def _scaled(key: str, shape: torch.Size, drawn: Tensor) -> Tensor:
     if "var" in key.rsplit(".", 1)[-1]:
-        return drawn.abs_().clamp_(max=2).add_(0.5).reshape(shape)
+        return drawn.abs_().clamp_(max=2).add_(0.5)
     if len(shape) < 2:
         # Norms' scales near one, of one sign, keep the signal; shifts and biases get the same.
-        return drawn.mul_(0.2).add_(0.5).reshape(shape)
-    fan_in = drawn.numel() // shape[0]
-    return drawn.mul_((2 / fan_in) ** 0.5).reshape(shape)
+        return drawn.mul_(0.2).add_(0.5)
+    return drawn.mul_((2 / max(1, shape[1:].numel())) ** 0.5)
+
+
+def _tiled(entries: Tensor, shape: torch.Size) -> Tensor:
+    """A tensor that repeats the entries until it is full."""
+    if entries.numel() == shape.numel():
+        return entries.reshape(shape)
+    full = room(shape, entries.dtype, entries.device)
+    for part in full.view(-1).split(entries.numel()):
+        part.copy_(entries[: part.numel()])
+    return full
 
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], args: Any, kwargs: Any, seed: int) -> list[Tensor]:
