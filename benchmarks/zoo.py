@@ -32,6 +32,7 @@ from torch import nn
 from fedrebasin import PermutationSpec, RebasinError
 from fedrebasin.tracing import largest_change
 
+MODERATE = 30_000_000  # parameters
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = "## Zoo"
 COLUMNS = (
@@ -99,7 +100,7 @@ def kept_or_measured(folder: Path | None, zoo: str, name: str, make: Callable[[]
     """The row from the folder if it is there; otherwise it is measured and put there."""
     if folder is None:
         return measure(name, make)
-    path = folder / f"{zoo}-{name}.json"
+    path = folder / f"{zoo}-{name.replace(':', '')}.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(measure(name, make)), encoding="utf-8")
@@ -168,18 +169,24 @@ def from_transformers() -> Iterator[Case]:
 
 
 def from_timm() -> Iterator[Case]:
+    """Of every module of timm, which are its families, the first model that is not large."""
     import timm
+    from timm.models import list_modules
 
-    families: dict[str, str] = {}
-    for name in timm.list_models():
-        families.setdefault(timm.models.get_arch_name(name).split("_")[0], name)
-    for name in families.values():
+    for module in list_modules():
+        for name in timm.list_models(module=module):
+            with torch.device("meta"):
+                size = sum(tensor.numel() for tensor in timm.create_model(name).parameters())
+            if size < MODERATE:
+                break
+        else:
+            continue
 
         def make(name: str = name) -> tuple[nn.Module, Any]:
             model = timm.create_model(name).eval()
             return model, torch.randn(1, *model.default_cfg["input_size"])
 
-        yield name, make
+        yield f"{module}: {name}", make
 
 
 ZOOS = {"torchvision": from_torchvision, "transformers": from_transformers, "timm": from_timm}
