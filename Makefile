@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test test-browser lint bench format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,7 +18,10 @@ demo: .venv/installed
 	$(BIN)/fedrebasin compare
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not cuda and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not cuda and not network and not browser"
+
+test-browser: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/browser
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
