@@ -123,7 +123,7 @@ def _tiled(entries: Tensor, shape: torch.Size) -> Tensor:
     if entries.numel() == shape.numel():
         return entries.reshape(shape)
     full = room(shape, entries.dtype, entries.device)
-    for part in full.view(-1).split(entries.numel()):
+    for part in torch.split(full.view(-1), entries.numel()):
         part.copy_(entries[: part.numel()])
     return full
 
