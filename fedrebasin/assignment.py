@@ -7,18 +7,14 @@ almost solved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from fedrebasin.threads import in_threads
+
 Matrix = NDArray[np.float64]
 Index = NDArray[np.int64]
-Problem = TypeVar("Problem")
-Solution = TypeVar("Solution")
 
 
 def assign(gain: Matrix) -> Index:
@@ -41,16 +37,6 @@ def assign_batch(gains: Matrix, threads: int = 1) -> Index:
     flat = gains.reshape(-1, *gains.shape[-2:])
     solved = in_threads(assign, list(flat), threads)
     return np.asarray(solved, dtype=np.int64).reshape(gains.shape[:-1])
-
-
-def in_threads(
-    function: Callable[[Problem], Solution], problems: Sequence[Problem], threads: int = 1
-) -> list[Solution]:
-    """``[function(p) for p in problems]``, on this many threads."""
-    if threads <= 1 or len(problems) <= 1:
-        return [function(problem) for problem in problems]
-    with ThreadPoolExecutor(min(threads, len(problems))) as pool:
-        return list(pool.map(function, problems))
 
 
 class WarmAssignment:

@@ -12,9 +12,11 @@ import typer
 import fedrebasin
 from fedrebasin.cli.barrier import barrier
 from fedrebasin.cli.compare import compare
+from fedrebasin.cli.doctor import doctor
 from fedrebasin.cli.merge import merge
 from fedrebasin.cli.reproduce import reproduce
 from fedrebasin.cli.show import FailedError, StoppedError
+from fedrebasin.cli.simulate import simulate
 from fedrebasin.cli.spec import spec
 from fedrebasin.errors import RebasinError
 
@@ -26,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (compare, merge, barrier, spec, reproduce):
+for command in (compare, merge, barrier, spec, reproduce, simulate, doctor):
     app.command()(command)
 
 

@@ -3,7 +3,7 @@
 from fedrebasin.matching.activation import ActivationMatching
 from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace
 from fedrebasin.matching.already_aligned import AlreadyAligned, Closeness
-from fedrebasin.matching.control import Control
+from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.coordinate import climb
 from fedrebasin.matching.frank_wolfe import relaxable
 from fedrebasin.matching.problem import Indices, Problem
@@ -19,6 +19,7 @@ __all__ = [
     "Indices",
     "Matcher",
     "Problem",
+    "Progress",
     "State",
     "StraightThrough",
     "Trace",

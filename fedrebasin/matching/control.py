@@ -17,7 +17,7 @@ class Control:
 
     Args:
         seconds: the time budget; None for none.
-        progress: called with the number of the sweep and the objective after it.
+        progress: called with the number of the sweep or round and the objective after it.
         threads: how many threads may solve assignments.
     """
 
@@ -32,6 +32,11 @@ class Control:
     def elapsed(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.started
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left of the time budget; None where there is none."""
+        return None if self.seconds is None else max(0.0, self.seconds - self.elapsed)
 
     @property
     def expired(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from fedrebasin.errors import MergeError
@@ -13,6 +14,7 @@ from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.medoid import medoid
 from fedrebasin.merging.merge import Merge, Vectors, collected, unmoved
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.threads import ahead
 
 Reference = Literal["auto", "medoid"] | int | State
 
@@ -28,13 +30,17 @@ class AlignTo:
             the medoid here; the Flower strategies replace it by the global model where clients started from that.
         keep_states: whether the merge carries the aligned models. Without, and with a reference that is a state dict
             or 0, models given as an iterator are taken one by one: memory for one reference, one model and the sum.
+        threads: how many models are matched at a time; the result does not depend on it.
     """
 
     matcher: Matcher = field(default_factory=WeightMatching)
     reference: Reference = "auto"
     keep_states: bool = True
+    threads: int = 1
 
     def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise MergeError(f"threads {self.threads}: it must be at least 1")
         known = isinstance(self.reference, Mapping | int) or self.reference in ("auto", "medoid")
         if not known:
             raise MergeError(f"reference {self.reference!r}: choose auto, medoid, a position, or a state dict")
@@ -76,19 +82,26 @@ class AlignTo:
             spec, held = collected(spec, states)
             states, chosen = held, self._choose(spec, held)
             reference = held[chosen]
-        for position, state in enumerate(states):
-            spec = spec.bind(state)
+        models = iter(states)
+        if reference is None:
+            reference = next(models, None)
             if reference is None:
-                reference, chosen = state, 0
+                return
+            chosen, models = 0, chain([reference], models)
+
+        def align(numbered: tuple[int, State]) -> tuple[Alignment, State, State, State, PermutationSpec]:
+            position, state = numbered
+            bound = spec.bind(state)
             if position == chosen:
-                yield unmoved(spec, 1.0, "it is the reference"), state, state, reference, spec
-                continue
-            alignment = self.matcher(spec, reference=reference, candidate=state)
-            yield alignment, state, alignment.apply(state), reference, spec
+                return unmoved(bound, 1.0, "it is the reference"), state, state, reference, bound
+            alignment = self.matcher(bound, reference=reference, candidate=state)
+            return alignment, state, alignment.apply(state), reference, bound
+
+        yield from ahead(align, enumerate(models), self.threads)
 
     def _choose(self, spec: PermutationSpec, states: Sequence[State]) -> int:
         if isinstance(self.reference, int):
             if not -len(states) <= self.reference < len(states):
                 raise MergeError(f"reference {self.reference}: there are {len(states)} models")
             return self.reference % len(states)
-        return medoid(spec, states, self.matcher)
+        return medoid(spec, states)

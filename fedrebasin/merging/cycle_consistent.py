@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedrebasin.matching import Problem, State, WeightMatching, relaxable
+from fedrebasin.matching import Control, Problem, Progress, State, WeightMatching, relaxable
 from fedrebasin.merging.average import normalised
 from fedrebasin.merging.merge import Merge, collected
 from fedrebasin.merging.rounds import Rounds, by_ascent
@@ -29,29 +29,35 @@ class CycleConsistent:
         max_steps: an upper bound for Frank-Wolfe.
         max_rounds: an upper bound for the rounds.
         threads: for the assignments.
+        seconds: a time budget: the models as they are when it is spent are averaged.
+        progress: called with the number of the round and the spread after it.
     """
 
     seed: int = 0
     max_steps: int = 100
     max_rounds: int = 100
     threads: int = 1
+    seconds: float | None = None
+    progress: Progress | None = None
 
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
         """Align and average: see :class:`fedrebasin.merging.Aligner`."""
         spec, held = collected(spec, states)
         shares = normalised(weights, len(held))
-        rounds = Rounds(spec, held, shares, [Permutation.identity(spec)] * len(held))
+        control = Control(self.seconds, self.progress, self.threads)
+        rounds = Rounds(spec, held, shares, [Permutation.identity(spec)] * len(held), control)
         generator = torch.Generator().manual_seed(self.seed)
-        polish = by_ascent(spec, held, WeightMatching(method="coordinate", seed=self.seed, threads=self.threads))
+        matcher = WeightMatching(method="coordinate", seed=self.seed, threads=self.threads)
+        polish = by_ascent(spec, held, matcher, control)
         with torch.no_grad():
             problems = [Problem(spec, state, state) for state in held]
             if len(relaxable(problems[0])) < len(problems[0].moved):
                 rounds.run(polish, generator, 1)
                 problems = [Problem(spec, state, state) for state in rounds.states]
             if relaxable(problems[0]) and len(held) > 1:
-                steps = to_universe(problems, shares, self.max_steps, self.threads)
+                steps = to_universe(problems, shares, self.max_steps, control)
                 found = [step.compose(done) for step, done in zip(steps, rounds.permutations, strict=True)]
-                relaxed = Rounds(spec, held, shares, found)
+                relaxed = Rounds(spec, held, shares, found, control)
                 if relaxed.spread <= rounds.spread:
                     rounds.restart(found)
             rounds.converged = False

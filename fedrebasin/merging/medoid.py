@@ -5,61 +5,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from fedrebasin.matching import Matcher, State
-from fedrebasin.merging.merge import Vectors
+from fedrebasin.matching import Matcher, State, WeightMatching
 from fedrebasin.spec import PermutationSpec
 
+#: Up to so many models every one is a candidate and every one is asked.
+ALL = 12
+CANDIDATES, JUDGES = 8, 21
 
-def medoid(spec: PermutationSpec, states: Sequence[State], matcher: Matcher) -> int:
-    """The model whose median cosine to the others, after alignment, is largest.
+
+def medoid(spec: PermutationSpec, states: Sequence[State], matcher: Matcher | None = None) -> int:
+    """The model whose median cosine to the others, each matched to it, is largest.
 
     The median and not the mean: while fewer than half of the models are adversarial, each of them finds more honest
     models than accomplices below its median, so a minority that agrees with itself cannot win, nor can a far outlier
     move the choice among the honest ones. The cosine and not the distance: a model of tiny weights is near everything.
+    Each pair by its own matching, and not all of them in the order of one: that one would be nearest to all others.
 
-    All models are aligned to one pivot, not pairwise (n matchings, not n squared). The pivot is chosen by the same
-    median rule from what does not depend on the order of units: the sorted entries of each tensor.
+    Of more than 12 models 8 are candidates, and 21 (or all) are asked: at most 132 matchings, however many there are.
 
     Args:
         spec: bound to the models.
         states: at least one.
-        matcher: aligns the models to the pivot.
+        matcher: of pairs (default: coordinate ascent on the weights, which is enough to tell how well they agree).
 
     Returns:
         its position; the first one of equals.
     """
-    if len(states) <= 2:
+    count = len(states)
+    if count <= 2:
         return 0
-    vectors = Vectors(spec)
-    signatures = [_sorted_entries(vectors.voting(state)) for state in states]
-    pivot = _most_central(_cosines(signatures))
-    aligned = [
-        torch.cat([part.flatten() for part in vectors.voting(_towards(spec, states, pivot, k, matcher)).values()])
-        for k in range(len(states))
-    ]
-    return _most_central(_cosines(aligned))
+    order = list(range(count))
+    if count > ALL:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
+    candidates, judges = order[: count if count <= ALL else CANDIDATES], order[:JUDGES]
+    match = WeightMatching(method="coordinate") if matcher is None else matcher
+    cosines = torch.full((len(candidates), len(judges)), torch.nan)
+    for row, candidate in enumerate(candidates):
+        for column, judge in enumerate(judges):
+            if column < row:  # candidates are the first judges, and agreement is mutual
+                cosines[row, column] = cosines[column, row]
+            elif column > row:
+                cosines[row, column] = match(spec, reference=states[candidate], candidate=states[judge]).similarity
+    return candidates[_most_central(cosines)]
 
 
-def _towards(spec: PermutationSpec, states: Sequence[State], pivot: int, k: int, matcher: Matcher) -> State:
-    if k == pivot:
-        return states[k]
-    return matcher(spec, reference=states[pivot], candidate=states[k]).apply(states[k])
-
-
-def _sorted_entries(voting: dict[str, Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten().sort().values.cpu() for tensor in voting.values()])
-
-
-def _cosines(vectors: Sequence[Tensor]) -> Tensor:
-    rows = [vector.cpu() / max(float(vector.norm()), 1e-300) for vector in vectors]
-    return torch.tensor([[float(a @ b) for b in rows] for a in rows])
-
-
-def _most_central(cosines: Tensor) -> int:
-    count = len(cosines)
-    others = cosines[~torch.eye(count, dtype=torch.bool)].reshape(count, count - 1)
+def _most_central(cosines: torch.Tensor) -> int:
+    """The row with the largest median, its own place (NaN) left out."""
+    others = cosines.shape[1] - 1
+    places = cosines.nan_to_num(nan=-torch.inf).sort(descending=True).values
     # Of an even number of others the one nearer to agreement: a minority of m in 2 m + 1 fills only m - 1 places.
-    median = others.sort(descending=True).values[:, (count - 2) // 2]
-    return int(median.argmax())
+    return int(places[:, (others - 1) // 2].argmax())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedrebasin.matching import Matcher, State, WeightMatching
+from fedrebasin.matching import Control, Matcher, Progress, State, WeightMatching
 from fedrebasin.merging.average import normalised
 from fedrebasin.merging.merge import Merge, collected
 from fedrebasin.merging.rounds import Rounds, by_ascent, by_matcher
@@ -28,19 +28,25 @@ class MergeMany:
             not agree yet, so that nothing is gained by matching them better.
         seed: of the order in which models are visited.
         max_rounds: an upper bound.
+        seconds: a time budget: the models as they are when it is spent are averaged.
+        progress: called with the number of the round and the spread after it.
     """
 
     matcher: Matcher = field(default_factory=WeightMatching)
     seed: int = 0
     max_rounds: int = 100
+    seconds: float | None = None
+    progress: Progress | None = None
 
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
         """Align and average: see :class:`fedrebasin.merging.Aligner`."""
         spec, held = collected(spec, states)
-        rounds = Rounds(spec, held, normalised(weights, len(held)), [Permutation.identity(spec)] * len(held))
+        control = Control(self.seconds, self.progress)
+        still = [Permutation.identity(spec)] * len(held)
+        rounds = Rounds(spec, held, normalised(weights, len(held)), still, control)
         generator = torch.Generator().manual_seed(self.seed)
         step = by_matcher(spec, held, self.matcher)
         if isinstance(self.matcher, WeightMatching) and self.matcher.method in ("auto", "coordinate"):
-            step = by_ascent(spec, held, self.matcher)
+            step = by_ascent(spec, held, self.matcher, control)
         rounds.run(step, generator, self.max_rounds)
         return rounds.merge()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -34,15 +33,16 @@ class Rounds:
         held: the models as given.
         shares: their weights, which sum to one.
         permutations: where they stand.
+        control: the time budget, who is told of every round, and the threads for assignments.
     """
 
     spec: PermutationSpec
     held: Sequence[State]
     shares: Sequence[float]
     permutations: list[Permutation]
+    control: Control
     spreads: list[float] = field(default_factory=list)
     converged: bool = False
-    started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self._vectors = Vectors(self.spec)
@@ -78,9 +78,13 @@ class Rounds:
         for _ in range(max_rounds):
             moved = False
             for k in torch.randperm(len(self.held), generator=generator).tolist():
-                if 0 < self.shares[k] < 1:
+                if 0 < self.shares[k] < 1 and not self.control.expired:
                     moved |= self._improve(k, improve)
             self.spreads.append(min(self.spread, self.spreads[-1]))
+            if self.control.progress is not None:
+                self.control.progress(len(self.spreads) - 1, self.spreads[-1])
+            if self.control.expired:
+                break
             if not moved:
                 self.converged = True
                 break
@@ -110,8 +114,13 @@ class Rounds:
     def merge(self) -> Merge:
         """The result as it stands."""
         merged = average(self.states, self.shares)
-        reason = "no model can be brought closer" if self.converged else "stopped before the models settled"
-        trace = Trace(tuple(self.spreads), time.perf_counter() - self.started, self.converged, reason)
+        if self.converged:
+            reason = "no model can be brought closer"
+        elif self.control.expired:
+            reason = f"the time budget of {self.control.seconds:g} s was spent"
+        else:
+            reason = "stopped before the models settled"
+        trace = Trace(tuple(self.spreads), self.control.elapsed, self.converged, reason)
         alignments = tuple(
             Alignment(permutation, self._vectors.cosine(merged, state), trace)
             for permutation, state in zip(self.permutations, self.states, strict=True)
@@ -129,14 +138,15 @@ def by_matcher(spec: PermutationSpec, held: Sequence[State], matcher: Matcher) -
     return improve
 
 
-def by_ascent(spec: PermutationSpec, held: Sequence[State], matcher: WeightMatching) -> Improve:
+def by_ascent(spec: PermutationSpec, held: Sequence[State], matcher: WeightMatching, left: Control) -> Improve:
     """Coordinate ascent from where the model stands; assignments start from the prices of the round before."""
     solvers: list[dict[str, WarmAssignment]] = [{} for _ in held]
     generator = torch.Generator().manual_seed(matcher.seed)
 
     def improve(k: int, others: State, permutation: Permutation) -> Permutation:
         problem = Problem(spec, others, held[k])
-        control = Control(matcher.seconds, None, matcher.threads)
+        seconds = [s for s in (matcher.seconds, left.remaining) if s is not None]
+        control = Control(min(seconds, default=None), None, matcher.threads)
         ascent = climb(problem, problem.start(permutation), generator, _SWEEPS, control, solvers[k])
         return Permutation(spec, ascent.indices)
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrebasin.assignment import WarmAssignment, in_threads
-from fedrebasin.matching import Indices, Problem, relaxable
+from fedrebasin.assignment import WarmAssignment
+from fedrebasin.matching import Control, Indices, Problem, relaxable
 from fedrebasin.permutation import Permutation
+from fedrebasin.threads import in_threads
 
 # A step that adds less than this share of all that was added so far ends the search.
 _LITTLE = 1e-5
@@ -88,7 +89,7 @@ class RelaxedModel:
 
 
 def to_universe(
-    problems: Sequence[Problem], shares: Sequence[float], max_steps: int, threads: int = 1
+    problems: Sequence[Problem], shares: Sequence[float], max_steps: int, control: Control
 ) -> list[Permutation]:
     """Relax all models from where they are, and round.
 
@@ -96,7 +97,7 @@ def to_universe(
         problems: one for each model, with the model as candidate; the groups that can be relaxed are the same in all.
         shares: the models' weights, which sum to one.
         max_steps: an upper bound.
-        threads: for the assignments.
+        control: the time budget, after which the point reached is rounded, and the threads for the assignments.
 
     Returns:
         a permutation of each model to the universe; groups that cannot be relaxed stay.
@@ -111,7 +112,7 @@ def to_universe(
             return torch.from_numpy(solvers[job[0]][job[1]].solve(matrices[job].double().cpu().numpy()))
 
         found = [problem.start(None) for problem in problems]
-        for (k, name), index in zip(jobs, in_threads(solve, jobs, threads), strict=True):
+        for (k, name), index in zip(jobs, in_threads(solve, jobs, control.threads), strict=True):
             found[k][name] = index
         return found
 
@@ -135,7 +136,7 @@ def to_universe(
         for model, vertex, direction in zip(models, vertices, directions, strict=True):
             model.step(vertex, size, direction)
         total += gain
-        if gain <= _LITTLE * total:
+        if gain <= _LITTLE * total or control.expired:
             break
     rounded = best({(k, name): models[k].points[name] for k, name in jobs})
     return [Permutation(problem.spec, indices) for problem, indices in zip(problems, rounded, strict=True)]

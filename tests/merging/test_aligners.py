@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedrebasin import (
     Aligner,
+    Alignment,
     AlignTo,
     CycleConsistent,
     Identity,
@@ -186,3 +187,56 @@ def test_unknown_references_are_refused() -> None:
         AlignTo(reference="best")  # type: ignore[arg-type]
     with pytest.raises(MergeError, match="reference 7"):
         AlignTo(reference=7)(spec, [state_of(spec, 0)])
+
+
+@pytest.mark.parametrize(
+    ("alone", "together"),
+    [
+        (AlignTo(), AlignTo(threads=3)),
+        (AlignTo(reference=0), AlignTo(reference=0, threads=3)),
+        (MergeMany(), MergeMany(WeightMatching(threads=3))),
+        (CycleConsistent(), CycleConsistent(threads=3)),
+    ],
+)
+def test_threads_do_not_change_the_result(alone: Aligner, together: Aligner) -> None:
+    spec = ZOO["attention"]
+    states = noisy(spec, 5, 5, 0.3)
+    one, many = alone(spec, iter(states)), together(spec, iter(states))
+    assert [a.permutation for a in one.alignments] == [a.permutation for a in many.alignments]
+    assert same(dict(one.merged), dict(many.merged))
+
+
+def test_no_more_models_are_taken_ahead_than_there_are_threads() -> None:
+    spec, taken = mlp(4, 6, 3), 0
+    states = noisy(spec, 5, 6, 0.3)
+
+    def given_one_by_one() -> Iterator[State]:
+        nonlocal taken
+        for taken, state in enumerate(states, 1):  # noqa: B007
+            yield state
+
+    drawn: list[int] = []
+
+    def matcher(spec: PermutationSpec, reference: State, candidate: State) -> Alignment:
+        drawn.append(taken)
+        return WeightMatching()(spec, reference=reference, candidate=candidate)
+
+    AlignTo(matcher, reference=0, keep_states=False, threads=2)(spec, given_one_by_one())
+    assert all(ahead <= position + 3 for position, ahead in enumerate(drawn))
+
+
+@pytest.mark.parametrize("aligner", [MergeMany(seconds=0.0), CycleConsistent(seconds=0.0)])
+def test_a_spent_time_budget_leaves_a_merge(aligner: Aligner) -> None:
+    spec = ZOO["attention"]
+    merge = aligner(spec, noisy(spec, 5, 3, 0.3))
+    assert not merge.trace.converged
+    assert merge.trace.reason == "the time budget of 0 s was spent"
+    assert merge.trace.objective[-1] <= merge.trace.objective[0]
+
+
+@pytest.mark.parametrize("make", [MergeMany, CycleConsistent])
+def test_progress_is_told_of_every_round(make: type[MergeMany] | type[CycleConsistent]) -> None:
+    spec, told = mlp(4, 6, 3), []
+    merge = make(progress=lambda number, spread: told.append((number, spread)))(spec, noisy(spec, 5, 3, 0.3))
+    assert told[-1][1] == merge.trace.objective[-1]
+    assert [number for number, _ in told] == list(range(told[0][0], len(merge.trace.objective)))
