@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/fedrebasin compare
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not cuda and not network and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not cuda and not network and not browser and not package"
 
 test-browser: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/browser

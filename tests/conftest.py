@@ -1,9 +1,60 @@
-"""No test downloads anything."""
+"""No test downloads anything; the commands of Flower run in a home of their own."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch):
     monkeypatch.setenv("FEDREBASIN_OFFLINE", "1")
     monkeypatch.setenv("FEDREBASIN_DATA", "/no/such/folder")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def stop_processes_of(home):
+    """The local SuperLink stays up on purpose; its command line names its folder."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(home).encode() in entry.read_bytes():
+                os.kill(int(entry.parent.name), signal.SIGTERM)
+        except (OSError, ValueError):
+            continue
+
+
+@pytest.fixture
+def flower(tmp_path):
+    """Runs ``flwr`` with arguments, from the root of the repository; whatever it started is stopped at the end."""
+    command = shutil.which("flwr", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "FLWR_HOME": str(tmp_path / "flower-home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
+        "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def run(*arguments):
+        return subprocess.run(
+            [command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+
+    yield run
+    stop_processes_of(tmp_path / "flower-home")
