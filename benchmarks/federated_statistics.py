@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin import (
+    ActivationCorrelation,
     BatchNormMoments,
     Evaluation,
     GramMatrices,
     HeadSums,
     LayerRegression,
+    PermutationSpec,
     PreActivationMoments,
     Reliability,
     Statistic,
@@ -29,6 +31,7 @@ from fedrebasin import (
     affine_weights,
     collect_sums,
     head_weight,
+    unit_places,
 )
 from fedrebasin.models import MLP, VGG11, ResNet20
 
@@ -50,6 +53,8 @@ def statistics_of(model: nn.Module, state: dict[str, Tensor], batches: Batches) 
         yield "BatchNorm moments, a pass", [BatchNormMoments()]
     yield "REPAIR moments, a pass", [PreActivationMoments(weights[:-1])]
     yield "ridge head", [HeadSums(head)]
+    places = unit_places(model, state, batches[0], PermutationSpec.trace(model, batches[0][0][:2], check=False))
+    yield "activation correlations", [ActivationCorrelation(places, state)]
     yield "Gram matrices, up to 1200 features", [GramMatrices(max_features=1200)]
     yield "Gram matrices", [GramMatrices()]
     yield "Gram matrices, single precision", [GramMatrices(single_precision=True)]

@@ -115,6 +115,7 @@ from fedrebasin.matching import (
     StraightThrough,
     Trace,
     WeightMatching,
+    match_relations,
 )
 from fedrebasin.merging import (
     Aligner,
@@ -246,6 +247,7 @@ __all__ = [
     "logits_of",
     "loss_barrier",
     "loss_plane",
+    "match_relations",
     "medoid",
     "mode_of",
     "one_shot_pruning",

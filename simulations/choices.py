@@ -21,6 +21,7 @@ from fedrebasin import (
     WeightMatching,
 )
 from fedrebasin.strategies import (
+    ActivationAlignment,
     Aligned,
     BatchNormRecalibration,
     Calibrator,
@@ -66,6 +67,9 @@ class _Maker:
     def straight_through(self) -> Aligner:
         return AlignTo(StraightThrough(self.federation.server_model(), self.server_batches()))
 
+    def activation_alignment(self) -> Calibrator:
+        return ActivationAlignment(self.federation.server_model(), self.example_inputs)
+
     def repair(self) -> Calibrator:
         return Repair(self.federation.server_model(), self.example_inputs)
 
@@ -90,6 +94,7 @@ BASES: dict[str, Callable[[_Maker], Aligner]] = {
 
 #: What may follow a base, each behind a +; all of them work with sums that the clients send.
 CALIBRATORS: dict[str, Callable[[_Maker], Calibrator]] = {
+    "activations": _Maker.activation_alignment,
     "bn": lambda maker: BatchNormRecalibration(),
     "repair": _Maker.repair,
     "regmean": lambda maker: RegMean(),
@@ -99,8 +104,8 @@ CALIBRATORS: dict[str, Callable[[_Maker], Calibrator]] = {
 }
 
 UNALIGNED = ("fedavg", "wide-avg")
-NEEDS_ALIGNMENT = ("repair", "regmean", "seqreg")
-CHANGES_FEATURES = ("regmean", "seqreg")
+NEEDS_ALIGNMENT = ("activations", "repair", "regmean", "seqreg")
+CHANGES_FEATURES = ("activations", "regmean", "seqreg")
 
 
 def parse_strategy(name: str) -> tuple[str, tuple[str, ...]]:

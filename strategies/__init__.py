@@ -15,12 +15,14 @@ from .fed_wide_avg import FedWideAvg
 from .frames import Frames
 from .options import Options
 from .probes import AlignmentProbe, BarrierProbe, ConnectivityProbe, SpectrumProbe
+from .realignment import ActivationAlignment
 from .records import RecordError, Template, to_state
 from .regression import HeadRegression, RegMean, SequentialRegression
 from .round import Calibrated, Calibrator, Probe, Round
 from .screening import Reply, SetAside
 
 __all__ = [
+    "ActivationAlignment",
     "AlignMod",
     "Aligned",
     "AlignmentProbe",

@@ -60,7 +60,7 @@ class StatisticsMod:
         """The sums that the message asks for, or an error reply that says why there are none."""
         try:
             return self._answer(message, context)
-        except (CalibrationError, RecordError, RuntimeError) as error:
+        except (CalibrationError, RecordError, RuntimeError, IndexError) as error:
             return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
 
     def _answer(self, message: Message, context: Context) -> Message:

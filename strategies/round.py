@@ -45,10 +45,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The state dict after a calibration, and what to report of it."""
+    """The state dict after a calibration, what to report of it, and the models where they were aligned anew."""
 
     state: State
     metrics: Mapping[str, float] = field(default_factory=dict)
+    merge: Merge | None = None
 
 
 class Calibrator(Protocol):

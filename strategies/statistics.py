@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedrebasin import (
+    ActivationCorrelation,
     BatchNormMoments,
     Evaluation,
     GramMatrices,
@@ -17,6 +18,7 @@ from fedrebasin import (
 
 #: What each of them gives away is listed in the docs; none holds anything of a single example.
 STATISTICS: tuple[type[Statistic[Any]], ...] = (
+    ActivationCorrelation,
     BatchNormMoments,
     Evaluation,
     GramMatrices,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedrebasin.batches import Batch, State, mode_of
 from fedrebasin.calibration.affine import AffineCall, watch
-from fedrebasin.calibration.sums import Sums, demand, demand_data
+from fedrebasin.calibration.sums import EXAMPLES, Sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
 from fedrebasin.spec import PermutationSpec
 
@@ -124,6 +124,8 @@ class ActivationCorrelation:
             shapes |= {f"{group}.{part}": (units,) for part in _PARTS}
             shapes |= {f"{group}.count": (), f"{group}.cross": (units, units)}
         demand(sums, shapes, self.name)
+        if unknown := set(sums) - set(shapes) - {EXAMPLES}:
+            raise CalibrationError(f"{self.name}: {sorted(unknown)[0]!r} was not asked for")
         for key in self.places:
             group = key.rpartition("@")[0]
             own, reference = sums[f"{group}.own_squares"], sums[f"{group}.reference_squares"]

@@ -30,7 +30,8 @@ def compare(
         str,
         typer.Option(
             help="Names with commas. Bases: fedavg, rebasin, merge-many, wide-avg, frank-wolfe, cycle-consistent, "
-            "activation, ste; then any of +bn, +repair, +regmean, +seqreg, +head, +temperature: rebasin+head."
+            "activation, ste; then any of +activations, +bn, +repair, +regmean, +seqreg, +head, +temperature: "
+            "rebasin+head."
         ),
     ] = "fedavg,rebasin,merge-many,wide-avg,rebasin+seqreg+head+temperature",
     dataset: opt.DataSet = "digits",

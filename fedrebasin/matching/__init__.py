@@ -1,6 +1,6 @@
 """Matching: from a pair of models to the permutation that aligns them."""
 
-from fedrebasin.matching.activation import ActivationMatching
+from fedrebasin.matching.activation import ActivationMatching, match_relations
 from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace
 from fedrebasin.matching.already_aligned import AlreadyAligned, Closeness
 from fedrebasin.matching.control import Control, Progress
@@ -25,5 +25,6 @@ __all__ = [
     "Trace",
     "WeightMatching",
     "climb",
+    "match_relations",
     "relaxable",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,8 +56,7 @@ class ActivationMatching:
             problem = Problem(spec, reference, candidate)
             moments = self._moments(problem.spec, reference, candidate)
             relations = {name: found.relation(self.correlation) for name, found in moments.items()}
-            surrogate, a, b = _as_weights(problem.spec, relations)
-            found = WeightMatching(method="coordinate", threads=self.threads)(surrogate, reference=a, candidate=b)
+            found = _match(problem.spec, relations, self.threads)
             permutation = Permutation(problem.spec, found.permutation.indices)
             similarity = problem.similarity(problem.objective(dict(permutation.indices)))
         unseen = [name for name in problem.moved if not set(problem.families[name]) & set(relations)]
@@ -79,9 +79,35 @@ class ActivationMatching:
                     sums[name] = sums[name].plus(moments) if name in sums else moments
         if not sums:
             raise MatchingError("no activations: the batches are empty, or no module of the model reads a group")
-        # What a block's units do says what the block does: where inner groups are seen, the outer one is not needed.
-        covered = {group.name for name in sums for group in spec.ancestors(name)}
-        return {name: moments for name, moments in sums.items() if name not in covered}
+        return sums
+
+
+def match_relations(spec: PermutationSpec, relations: Mapping[str, Tensor], threads: int = 1) -> Permutation:
+    """The permutation of a candidate that maximises ``<P, R>`` summed over the groups (Git Re-Basin, Eq. 1).
+
+    Args:
+        spec: with sizes.
+        relations: by group, how well each unit of the reference goes with each of the candidate: shape (units, units),
+            the units of a nested group being those of all blocks, block by block. Groups without one stay.
+        threads: for assignments inside blocks.
+
+    Raises:
+        MatchingError: if a relation is not finite or has another shape.
+    """
+    for name, relation in relations.items():
+        units = math.prod(spec.shape(name)) if name in spec.groups else -1
+        if relation.shape != (units, units):
+            shape = tuple(relation.shape)
+            raise MatchingError(f"group {name!r}: relations of shape {shape} instead of {units} by {units}")
+    return Permutation(spec, _match(spec, relations, threads).permutation.indices)
+
+
+def _match(spec: PermutationSpec, relations: Mapping[str, Tensor], threads: int) -> Alignment:
+    # What a block's units do says what the block does: where inner groups are seen, the outer one is not needed.
+    covered = {group.name for name in relations for group in spec.ancestors(name)}
+    inner = {name: relation for name, relation in relations.items() if name not in covered}
+    surrogate, a, b = _as_weights(spec, inner)
+    return WeightMatching(method="coordinate", threads=threads)(surrogate, reference=a, candidate=b)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def test_running_statistics_follow_the_features():
     [
         ("rebsain+head", "did you mean rebasin?"),
         ("rebasin+haed", "calibrator in rebasin.haed: 'haed'.*did you mean head?"),
-        ("rebasin+", "choose from bn, repair"),
+        ("rebasin+", "choose from activations, bn"),
         ("head", "unknown strategy"),
         ("fedavg+regmean", "regmean needs aligned models"),
         ("rebasin+temperature+head", "temperature must come last"),

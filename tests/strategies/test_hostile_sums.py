@@ -10,6 +10,7 @@ from torch import nn
 from fedrebasin import MergeMany, PermutationSpec
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import (
+    ActivationAlignment,
     Aligned,
     BatchNormRecalibration,
     HeadRegression,
@@ -121,6 +122,7 @@ CALIBRATORS = {
     "seqreg": SequentialRegression(make_model(), EXAMPLE),
     "head": HeadRegression(make_model(), EXAMPLE),
     "repair": Repair(make_model(), EXAMPLE),
+    "activation-alignment": ActivationAlignment(make_model(), EXAMPLE),
 }
 
 
