@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from fedrebasin import Matcher, PermutationSpec, WeightMatching
+from fedrebasin import Matcher, PermutationSpec, RebasinError, WeightMatching
 
 from .device import move, pick_device
 from .records import RecordError, State, Template, to_state
+
+#: By name: an app imports them from wherever its Flower has them.
+CLIPPING = {"fixedclipping_mod", "adaptiveclipping_mod"}
 
 CallNext = Callable[[Message, Context], Message]
 
@@ -42,9 +45,15 @@ class AlignMod:
 
         Raises:
             RecordError: if the message or the reply does not carry one model of the spec's keys.
+            RebasinError: if a clipping mod is inside.
         """
         if message.metadata.message_type.split(".")[0] != "train" or not message.has_content():
             return call_next(message, context)
+        if clipping := sorted(_mods_of(call_next) & CLIPPING):
+            raise RebasinError(
+                f"AlignMod around {clipping[0]}: an update that was clipped would be permuted afterwards, and could be "
+                f"longer than the clipping norm again: mods=[{clipping[0]}, AlignMod(spec)]"
+            )
         records = message.content.array_records
         received = ArrayRecord(dict(next(iter(records.values())))) if len(records) == 1 else None
         reply = call_next(message, context)
@@ -77,6 +86,18 @@ class AlignMod:
             f"the message carries {len(received)} arrays where the spec has {len(self.spec.shapes)}: neither names nor "
             "positions tell which is which"
         )
+
+
+def _mods_of(call_next: CallNext) -> set[str]:
+    """The names of the mods that Flower has put inside, as far as it lets one see them."""
+    found: set[str] = set()
+    waiting: list[object] = [call_next]
+    while waiting:
+        function = waiting.pop()
+        found.add(getattr(function, "__name__", ""))
+        closure = getattr(function, "__closure__", None) if getattr(function, "__name__", "") == "new_ffn" else None
+        waiting.extend(cell.cell_contents for cell in closure or ())
+    return found
 
 
 def _named(state: State, names: dict[str, str]) -> State:

@@ -19,9 +19,10 @@ from fedrebasin import Aligner, AlignTo, PermutationSpec
 from .aggregation import Aggregate, Aggregation
 from .arrivals import StreamingGrid
 from .device import move, pick_device
-from .finishing import check_parts, finish
+from .finishing import finish
 from .frames import Frames
 from .journal import Journal
+from .orders import check_outside, check_parts, is_private
 from .records import RecordError, Template, to_state
 from .round import Calibrator, Probe, Round
 from .screening import Screener
@@ -39,7 +40,8 @@ class Aligned(Strategy):
         strategy: the inner strategy (default: ``FedAvg()``).
         spec: the permutation spec of the model; needed by every aligner but ``Identity``.
         aligner: how models are brought into agreement (default: ``AlignTo()``). ``AlignTo(reference="auto")`` aligns to
-            the global model if the clients measurably started from it, and to their medoid if they did not.
+            the global model if the clients measurably started from it, and to their medoid if they did not; with
+            differential privacy inside it is the global model always.
         calibrators: run in order on the aggregate.
         probes: measure the finished round; their floats land in Flower's ``Result``. One that fails is reported and
             changes nothing.
@@ -84,7 +86,7 @@ class Aligned(Strategy):
         self.query_type = query_type
         self.beta: float | None = None
         frames = frame if isinstance(frame, Frames) else Frames() if frame == "client" else None
-        self.stage = Stage(spec, self.aligner, frames, pick_device(device))
+        self.stage = Stage(spec, self.aligner, frames, pick_device(device), private=is_private(self.strategy))
         self._journal = None if checkpoint is None else Journal(Path(checkpoint), self.strategy)
         self._done = 0
         self._arrays = ArrayRecord()
@@ -130,7 +132,12 @@ class Aligned(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Remember the outgoing model, then let the inner strategy choose the nodes."""
+        """Remember the outgoing model, then let the inner strategy choose the nodes.
+
+        Raises:
+            RebasinError: if another strategy wraps this one.
+        """
+        check_outside(self)
         self._bind(arrays)
         self._arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
         self._grid = grid

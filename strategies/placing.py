@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from fedrebasin import (
 
 from .frames import Frames
 from .records import State
+
+UNUSUAL = 3.0  # times as long as the median model
 
 
 @dataclass
@@ -73,7 +76,7 @@ class Placing:
     def to_medoid(self, states: Sequence[State]) -> Placing:
         """With the model as reference that the others agree with best."""
         self._close = {}
-        return self.to(states[medoid(self.spec, states, self.matcher)])
+        return self.to(states[medoid(self.spec, states)])
 
     def place(self, node_id: int, state: State) -> tuple[Alignment, float]:
         """How a model gets to the reference, and its Euclidean distance from that once it is there."""
@@ -114,3 +117,23 @@ def distance(spec: PermutationSpec, a: Mapping[str, Tensor], b: Mapping[str, Ten
     """The Euclidean distance of two models' voting tensors."""
     keys = [key for key in spec.shapes if key not in spec.statistics and a[key].is_floating_point()]
     return math.sqrt(math.fsum(float(torch.linalg.vector_norm(a[key].float() - b[key].float())) ** 2 for key in keys))
+
+
+def of_usual_length(states: Sequence[State]) -> list[State]:
+    """The models, those that are far longer than most scaled down to what is usual.
+
+    Where models are aligned to their mean, one that is long enough is that mean, whoever sent it. Permutations that fit
+    the shorter model fit the longer one as well.
+    """
+    lengths = [math.hypot(*map(_length, state.values())) for state in states]
+    usual = median(lengths)
+    return [
+        {key: t * (usual / length) if t.is_floating_point() else t for key, t in state.items()}
+        if length > UNUSUAL * usual
+        else state
+        for state, length in zip(states, lengths, strict=True)
+    ]
+
+
+def _length(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) if tensor.is_floating_point() else 0.0

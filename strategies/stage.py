@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from logging import INFO
 
@@ -19,7 +19,7 @@ from .alignment_metrics import Tally
 from .device import move
 from .flower_mean import FlowerMean
 from .frames import Frames
-from .placing import Placing, distance, matcher_of
+from .placing import Placing, distance, matcher_of, of_usual_length
 from .records import State
 from .screening import Reply
 
@@ -35,12 +35,14 @@ class Stage:
         aligner: how models are brought into agreement.
         frames: the nodes' own permutations, where each node keeps its own coordinates.
         device: where matching runs.
+        private: how one model is permuted may not depend on the others: ``"auto"`` is the global model.
     """
 
     spec: PermutationSpec | None
     aligner: Aligner
     frames: Frames | None
     device: torch.device
+    private: bool = False
 
     @property
     def idle(self) -> bool:
@@ -68,7 +70,8 @@ class Stage:
         mean = FlowerMean(weights)
         placing = self._placing(replies, states, move(global_state, self.device), server_round)
         if placing is None:
-            merge = self.aligner(self.spec, states, weights)
+            merge = self.aligner(self.spec, of_usual_length(states), weights)
+            merge = replace(merge, states=tuple(a.apply(s) for a, s in zip(merge.alignments, states, strict=True)))
             for reply, alignment, state in zip(replies, merge.alignments, merge.states, strict=True):
                 self._learn(reply, alignment)
                 tally.add(alignment, distance(self.spec, merge.merged, state))
@@ -145,7 +148,7 @@ class Stage:
             return None
         if isinstance(self.aligner.reference, Mapping):
             return placing.to(self.aligner.reference)
-        if not states:
+        if not states or self.private:
             return placing.to(global_state)
         if self.aligner.reference == "auto":
             by_node = {reply.node_id: state for reply, state in zip(replies, states, strict=True)}

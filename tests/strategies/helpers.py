@@ -57,6 +57,9 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "DP-client": lambda: DifferentialPrivacyClientSideFixedClipping(FedAvg(**COMMON), 0.0, 1.0, CLIENTS),
 }
 
+#: Where clients clip, they align as well, and the server does not.
+ALIGNABLE = [name for name in STRATEGIES if name != "DP-client"]
+
 
 def make_state(seed: int, width: int = 6, integers: bool = True) -> dict[str, Tensor]:
     """Linear(4, w), BatchNorm(w), Linear(w, 3): floats, statistics and, if wanted, an integer counter."""

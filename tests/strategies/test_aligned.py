@@ -102,6 +102,10 @@ def test_one_round_with_the_identity_aligner_differs_by_the_dtype_only(name):
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("strategy", [FedRebasin, FedMergeMany])
 def test_any_inner_strategy_aggregates_aligned_models(strategy, name):
+    if name == "DP-client" or (name == "DP-server" and strategy is FedMergeMany):
+        with pytest.raises(RebasinError, match="DifferentialPrivacy"):  # see test_orders.py
+            strategy(STRATEGIES[name](), spec=SPEC)
+        return
     start = make_state(seed=0)
     result = final(strategy(STRATEGIES[name](), spec=SPEC), start, rounds=2)
     for key, tensor in start.items():
