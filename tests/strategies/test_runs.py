@@ -1,12 +1,6 @@
 """Whole runs: streaming, nodes' own frames, checkpoints."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +14,6 @@ from fedrebasin.strategies import Aligned, CheckpointError, FedRebasin, Frames
 from tests.strategies.helpers import ALIGNABLE, AXES, CLIENTS, STRATEGIES, make_state
 
 SPEC = PermutationSpec.from_axes(AXES)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_app(spread=0.05, own_order=False):
@@ -205,39 +198,3 @@ def test_a_foreign_checkpoint_and_none_that_is_whole_are_refused_by_name(tmp_pat
 def test_only_the_last_two_checkpoints_are_kept(tmp_path):
     run(Aligned(STRATEGIES["FedAvg"](), spec=SPEC, checkpoint=tmp_path), make_state(0), rounds=5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000004", "round-000005"]
-
-
-VICTIM = """
-import sys, time
-from flwr.app import ArrayRecord
-from fedrebasin.simulations import InlineGrid
-from tests.strategies.helpers import CLIENTS, STRATEGIES, make_state
-from tests.strategies.test_runs import SPEC, make_app
-from fedrebasin.strategies import Aligned
-import random
-random.seed(0)
-strategy = Aligned(STRATEGIES["FedAvgM"](), spec=SPEC, checkpoint=sys.argv[1], resume=True)
-print("started", flush=True)
-strategy.start(InlineGrid(make_app(), CLIENTS), ArrayRecord(dict(make_state(0))), num_rounds=6)
-print("finished", flush=True)
-"""
-
-
-def test_a_killed_server_resumes_to_the_same_model(tmp_path):
-    """SIGKILL at random moments until a run comes to its end; never a different model."""
-    whole = run(Aligned(STRATEGIES["FedAvgM"](), spec=SPEC), make_state(0), rounds=6)
-    rng = random.Random(1)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for _ in range(2):
-        victim = subprocess.Popen(
-            [sys.executable, "-c", VICTIM, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, env=environment, text=True
-        )
-        assert victim.stdout is not None
-        while victim.stdout.readline().strip() != "started":
-            pass
-        time.sleep(rng.uniform(0.0, 0.15))
-        victim.send_signal(signal.SIGKILL)
-        victim.wait()
-    last = Aligned(STRATEGIES["FedAvgM"](), spec=SPEC, checkpoint=tmp_path, resume=True)
-    assert_same(whole, run(last, make_state(0), rounds=6))
-    assert not list(tmp_path.glob("round-*/*.tmp"))
