@@ -16,15 +16,12 @@ from torch.utils._pytree import tree_map
 from fedrebasin.errors import TraceError
 from fedrebasin.group import Unpermuted
 from fedrebasin.spec import PermutationSpec
-from fedrebasin.tracing.checking import largest_change
+from fedrebasin.tracing.checking import holds
 from fedrebasin.tracing.groups import Grouping
 from fedrebasin.tracing.inputs import as_call, preserved, tensors_of
 from fedrebasin.tracing.parts import UNIT, Part, Pinned, leaves, pin
 from fedrebasin.tracing.program import Reading
 from fedrebasin.tracing.registry import Value
-
-MEMBERS = 2
-TOLERANCE = 1e-9
 
 
 def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: int = 0) -> PermutationSpec:
@@ -161,10 +158,7 @@ def _proven(spec: PermutationSpec, model: nn.Module, inputs: dict[bool, Any], se
 
 
 def _holds(spec: PermutationSpec, model: nn.Module, inputs: dict[bool, Any], seed: int) -> bool:
-    return all(
-        largest_change(spec, model, given, members=MEMBERS, seed=seed, training=training) <= TOLERANCE
-        for training, given in inputs.items()
-    )
+    return all(holds(spec, model, given, seed=seed, training=training) for training, given in inputs.items())
 
 
 def _without(spec: PermutationSpec, names: list[str]) -> PermutationSpec:
