@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-browser lint bench format clean
+.PHONY: demo test test-browser test-package test-matrix docs lint bench format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,21 @@ test: .venv/installed-dev
 
 test-browser: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/browser
+
+test-package: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m package tests/package
+
+test-matrix:
+	$(PYTHON) tests/package/matrix.py
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+docs: .venv/installed-docs
+	rm -rf build/docs-lib
+	$(BIN)/python -m pip install --quiet --no-deps --target build/docs-lib .
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -37,24 +37,40 @@ def stop_processes_of(home):
 
 @pytest.fixture
 def flower(tmp_path):
-    """Runs ``flwr`` with arguments, from the root of the repository; whatever it started is stopped at the end."""
-    command = shutil.which("flwr", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "FLWR_HOME": str(tmp_path / "flower-home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
-        "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
-        "OMP_NUM_THREADS": "1",
-    }
+    """Runs ``flwr`` with arguments, from the root of the repository; whatever it started is stopped at the end.
 
-    def run(*arguments):
-        return subprocess.run(
-            [command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
-        )
+    ``flower.of(folder)`` is the same for the commands of another environment.
+    """
+    ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(), "FLWR_LOCAL_CONTROL_API_PORT": free_port()}
 
+    def of(commands):
+        path = f"{commands}{os.pathsep}{os.environ.get('PATH', '')}"
+        environment = {
+            **os.environ,
+            "PATH": path,
+            "FLWR_HOME": str(tmp_path / "flower-home"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "OMP_NUM_THREADS": "1",
+            **ports,
+        }
+        command = [shutil.which("flwr", path=path)]
+
+        def run(*arguments):
+            return subprocess.run(
+                [*command, *arguments],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=400,
+                check=False,
+            )
+
+        return run
+
+    run = of(Path(sys.executable).parent)
+    run.of = of
     yield run
     stop_processes_of(tmp_path / "flower-home")

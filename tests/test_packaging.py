@@ -1,5 +1,6 @@
 """The wheel installs one package, with strategies and simulations inside of it."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -54,3 +55,18 @@ def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
     )
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert done.stdout.strip() == version
+
+
+def test_one_version_of_ruff_everywhere():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
+    (pinned,) = [requirement for requirement in extra if requirement.startswith("ruff")]
+    assert re.fullmatch(r"ruff==[0-9.]+", pinned)
+    hooks = re.findall(r"ruff==[0-9.]+", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert set(hooks) == {pinned}
+
+
+def test_the_workflow_runs_targets_that_there_are():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    used = re.findall(r"run: make ([a-z-]+)", (ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    assert set(used) == {"test", "lint", "test-browser", "test-package", "test-matrix", "docs"}
+    assert set(used) <= set(targets)

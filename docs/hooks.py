@@ -1,0 +1,69 @@
+"""Pages that lie outside of docs/: they are part of the site as well, and links between all of them keep working."""
+
+import importlib
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+#: Pages of the site that are files elsewhere in the repository; their place in the site is their place in it.
+OUTSIDE = ("CHANGELOG.md", "benchmarks/RESULTS.md")
+LINK = re.compile(r"(?P<before>!?\[[^\]]*\]\()(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
+
+NAMES = re.compile(r"<!-- names of (?P<package>[a-z.]+)(?: that lie in: (?P<parts>[a-z_ ]+))? -->")
+
+
+def names(package: str, parts: str | None) -> list[str]:
+    """The public names of a package; those that lie in some of its parts where these are given."""
+    module = importlib.import_module(package)
+    if parts is None:
+        return list(module.__all__)
+    wanted = parts.split()
+    return [name for name in module.__all__ if part_of(getattr(module, name)) in wanted]
+
+
+def part_of(thing: object) -> str:
+    """The part of fedrebasin that defines a thing; what is only a name for a type is put to batches."""
+    path = str(getattr(thing, "__module__", "")).split(".")
+    return path[1] if path[0] == "fedrebasin" and len(path) > 1 else "batches"
+
+
+def outside() -> list[str]:
+    """The pages by their path in the repository."""
+    return [*OUTSIDE, *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").rglob("*.md")))]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages."""
+    for path in outside():
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links point to pages of the site; what is no page of it is named instead."""
+    place = page.file.src_uri
+    source = place if place in outside() else f"docs/{place}"
+
+    def moved(link: re.Match[str]) -> str:
+        target = link["target"]
+        if re.match(r"[a-z]+:", target):
+            return link[0]
+        path = os.path.normpath(PurePosixPath(source).parent / target)
+        uri = path.removeprefix("docs/")
+        if files.get_file_from_path(uri) is not None:
+            relative = os.path.relpath(uri, PurePosixPath(place).parent)
+            return f"{link['before']}{relative}{link['anchor'] or ''})"
+        if (ROOT / path).exists():
+            return f"{link['before'][1:-2]} (`{path}`)"
+        return link[0]  # strict mode complains about it
+
+    markdown = NAMES.sub(
+        lambda found: "\n\n".join(f"::: {found['package']}.{name}" for name in names(found["package"], found["parts"])),
+        markdown,
+    )
+    return LINK.sub(moved, markdown)

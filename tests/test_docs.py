@@ -1,0 +1,107 @@
+"""The code in docs/ runs page by page as written, its commands exist, and the site has every page and public name."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fedrebasin.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+#: What pages speak of without making it: trained models, data, a running app.
+WORLD = """
+import torch
+from fedrebasin import PermutationSpec
+from fedrebasin.models import MLP
+from fedrebasin.simulations import InlineGrid, SimulationConfig, load_dataset
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+torch.manual_seed(0)
+model = MLP(64, width=16)
+spec = PermutationSpec.trace(model, torch.zeros(2, 64))
+a, b = MLP(64, width=16).state_dict(), MLP(64, width=16).state_dict()
+digits = load_dataset("digits")
+batches = [(digits.train_inputs[:64].flatten(1), digits.train_labels[:64])]
+held_out = [(digits.train_inputs[64:128].flatten(1), digits.train_labels[64:128])]
+arrays = ArrayRecord(model.state_dict())
+clients = ClientApp()
+
+@clients.train()
+def train(message, context):
+    content = {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}
+    return Message(RecordDict(content), reply_to=message)
+
+grid = InlineGrid(clients, 2)
+"""
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands():
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for line in block.splitlines():
+                command = line.partition("#")[0].strip()
+                if command.startswith("fedrebasin "):
+                    yield pytest.param(command, id=f"{page.stem}: {command}")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs_from_its_beginning_to_its_end(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(compile(WORLD, "world", "exec"), namespace)
+    for number, block in enumerate(blocks(page, "python")):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("command", list(commands()))
+def test_commands_and_their_options_exist(command, capsys, monkeypatch):
+    """What they do is tested elsewhere; whether a page names an option that is none is seen here."""
+    monkeypatch.setenv("COLUMNS", "300")
+    _, name, *arguments = shlex.split(command)
+    assert main([name, "--help"]) == 0
+    offered = capsys.readouterr().out
+    assert [option for option in arguments if option.startswith("--") and option not in offered] == []
+
+
+def test_the_contributing_page_names_targets_that_there_are():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z-]+)", (ROOT / "docs" / "contributing.md").read_text()))
+    assert named <= targets
+
+
+def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    outside = [ROOT / "CHANGELOG.md", *(ROOT / "examples").rglob("*.md")]
+    for page in (*PAGES, *outside):
+        inside = page.relative_to(ROOT / "docs") if page in PAGES else page.relative_to(ROOT)
+        assert f": {inside.as_posix()}" in navigation, f"{inside} is not in mkdocs.yml"
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)", page.read_text()):
+            assert re.match(r"[a-z]+:", target) or (page.parent / target).exists(), f"{inside}: {target}"
+
+
+def test_every_public_name_is_on_one_page_of_the_api(monkeypatch):
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    listed = [
+        f"{found['package']}.{name}"
+        for page in (ROOT / "docs" / "api").glob("*.md")
+        for found in hooks.NAMES.finditer(page.read_text())
+        for name in hooks.names(found["package"], found["parts"])
+    ]
+    public = [
+        f"{package}.{name}"
+        for package in ("fedrebasin", "fedrebasin.strategies", "fedrebasin.simulations")
+        for name in importlib.import_module(package).__all__
+    ]
+    assert sorted(listed) == sorted(public)
