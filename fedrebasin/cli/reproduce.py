@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,16 +28,16 @@ def reproduce(
     data_dir: opt.DataDir = "",
     device: opt.Device = "auto",
     seeds: Annotated[int, typer.Option(help="How many; 0: as many as the experiment says.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for NAME.json, NAME.svg and the trained models.")] = Path("out"),
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json, .svg, .html and the trained models.")] = Path("out"),
     json: Annotated[bool, AsJson] = False,
 ) -> None:
-    """Run an experiment of a paper: train what it needs, print its table, draw its figure, write JSON.
+    """Run an experiment of a paper: train what it needs, print its table, write figure, report and JSON.
 
     Models are kept in OUT/trained: a second run, and experiments that share them, start from there.
 
     Example: fedrebasin reproduce lewc-width --out out
     """
-    from fedrebasin.simulations import EXPERIMENTS, draw
+    from fedrebasin.simulations import EXPERIMENTS, write_experiment
     from fedrebasin.simulations import reproduce as run
 
     console = Console(stderr=json)
@@ -68,8 +69,9 @@ def reproduce(
         sys.stdout.write(written.read_text(encoding="utf-8"))
     else:
         console.print(table_of(record))
-    for path in (written, draw(record, out)):
-        if path is not None:
+    page = write_experiment(out, record, shlex.join(["fedrebasin", *sys.argv[1:]]))
+    for path in (written, out / f"{name}.svg", page):
+        if path.exists():
             console.print(f"written: {path}", soft_wrap=True, highlight=False)
 
 

@@ -23,6 +23,7 @@ def test_a_run_prints_a_table_and_writes_its_files(tmp_path, capsys):
     content = json.loads((out / "grb-counterexample.json").read_text())
     assert content["result"]["claims"][0]["verdict"] == "holds"
     assert (out / "grb-counterexample.svg").read_text().startswith("<svg")
+    assert (out / "grb-counterexample.html").read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize(
