@@ -26,7 +26,7 @@ GRIDS: Mapping[str, tuple[str, Sequence[str], Mapping[str, Sequence[Any]]]] = {
     "one-round": (
         "One round, every client from its own initialisation",
         ONE_ROUND,
-        {"partition": ["iid", "dirichlet", "label-skew"], "width": [64.0, 512.0], "seed": [0, 1, 2]},
+        {"partition": ["iid", "dirichlet"], "width": [64.0, 512.0], "seed": [0, 1, 2]},
     ),
     "many-rounds": (
         "Ten rounds of three epochs from a shared start",
@@ -55,7 +55,7 @@ GRIDS: Mapping[str, tuple[str, Sequence[str], Mapping[str, Sequence[Any]]]] = {
 }
 
 
-def measure(name: str, out: Path, options: Mapping[str, Sequence[Any]], strategies: Sequence[str]) -> Study:
+def measure(name: str, out: Path, options: Mapping[str, Sequence[Any]], strategies: Sequence[str], jobs: int) -> Study:
     """The study of one grid, from the folder as far as it is there."""
     folder = out / name
     known = read_results(folder) if (folder / "results.json").exists() else Study(())
@@ -64,7 +64,7 @@ def measure(name: str, out: Path, options: Mapping[str, Sequence[Any]], strategi
         write_results(folder, study)
         print(f"{name}: {len(study.comparisons)} comparisons, {study.seconds:.0f} s", flush=True)
 
-    return run_study(expand(options), strategies, known=known, finished=save)
+    return run_study(expand(options), strategies, jobs=jobs, known=known, finished=save)
 
 
 def table(setting: Setting, against_fedavg: bool) -> list[str]:
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--fashion-mnist", default="", help="its folder; without it those rows are left out")
     parser.add_argument("--only", default=",".join(GRIDS), help="grids, with commas")
+    parser.add_argument("--jobs", type=int, default=0, help="comparisons at the same time; 0: one a core")
     parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
     arguments = parser.parse_args()
     studies = {}
@@ -127,7 +128,7 @@ def main() -> None:
             if not arguments.fashion_mnist:
                 continue
             options = {**options, "data_dir": [arguments.fashion_mnist]}
-        studies[name] = measure(name, arguments.out, options, strategies)
+        studies[name] = measure(name, arguments.out, options, strategies, arguments.jobs)
     lines = section(studies)
     print("\n".join(lines))
     if arguments.write:

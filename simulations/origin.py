@@ -40,7 +40,7 @@ class Origin:
         return Origin(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-            machine=f"{platform.system()} {platform.machine()}, {usable_cores()} cores",
+            machine=f"{platform.system()} {platform.machine()}, {_counted(usable_cores(), 'core')}",
             engine=engine,
             versions={
                 "python": platform.python_version(),
@@ -55,3 +55,7 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
