@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-browser test-package test-matrix docs lint bench format clean
+.PHONY: demo test test-browser test-deploy test-package test-matrix docs lint bench format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/fedrebasin compare
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not cuda and not network and not browser and not package"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not cuda and not network and not browser and not package and not deploy"
 
 test-browser: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/browser
@@ -37,6 +37,10 @@ docs: .venv/installed-docs
 	rm -rf build/docs-lib
 	$(BIN)/python -m pip install --quiet --no-deps --target build/docs-lib .
 	$(BIN)/mkdocs build --strict --quiet
+
+# Minutes: a SuperLink and three SuperNodes on this machine, some of which are killed.
+test-deploy: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m deploy tests/deploy
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
