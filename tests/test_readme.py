@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedrebasin.cli import main
+from tests.cli.pairs import write_mlps
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,6 +37,11 @@ def test_the_commands_run(command, tmp_path, monkeypatch, capsys):
     (tmp_path / "DIR").mkdir()
     monkeypatch.chdir(tmp_path)
     _, *arguments = shlex.split(command)
+    if arguments[0] in ("merge", "barrier"):
+        small = {"torchvision:resnet18": "tests.cli.pairs:mlp", "cifar10": "digits"}
+        write_mlps(tmp_path)
+        arguments = [small.get(argument, argument) for argument in arguments]
+        arguments += ["--input", "2,64"] if arguments[0] == "merge" else ["--points", "3"]
     if arguments[0] == "compare":
         arguments += [*QUICK, "--width", "0.125" if "--model" in arguments else "8"]
     assert main(arguments) == 0, capsys.readouterr().err
