@@ -9,6 +9,7 @@ import pytest
 from fedrebasin import PermutationSpec
 from fedrebasin.cli import main
 
+COMMANDS = ("compare", "merge", "barrier", "spec", "reproduce", "simulate", "doctor")
 QUICK = ["compare", "--width", "16", "--clients", "2", "--local-epochs", "1", "--strategies", "fedavg,rebasin"]
 
 
@@ -20,6 +21,47 @@ def test_compare_prints_a_table_and_writes_its_files(tmp_path, capsys):
     results = json.loads((tmp_path / "new" / "folder" / "results.json").read_text())
     assert results["comparisons"][0]["config"]["clients"] == 2
     assert (tmp_path / "new" / "folder" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_json_is_all_there_is_on_standard_output(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*QUICK, "--json", "--out", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["strategy"] for row in found["comparisons"][0]["rows"]][:2] == ["fedavg", "rebasin"]
+    assert found == json.loads((out / "results.json").read_text())
+    assert main(["compare", "--from", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_every_command_shows_an_example(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        assert f"Example: fedrebasin {name}" in capsys.readouterr().out
+
+
+def test_the_shell_completes_commands(monkeypatch, capsys):
+    monkeypatch.setenv("_FEDREBASIN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "fedrebasin mer")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().out.split() == ["merge"]
+
+
+def test_interrupted_it_says_what_is_left(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedrebasin.simulations.run_study", interrupted)
+    assert main(QUICK) == 130
+    assert "interrupted: nothing is kept without --out" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    assert main([*QUICK, "--out", str(tmp_path / "out")]) == 130
+    assert "no comparison was finished" in capsys.readouterr().err
+    monkeypatch.setattr("fedrebasin.simulations.reproduce", interrupted)
+    assert main(["reproduce", "grb-counterexample", "--out", str(tmp_path)]) == 130
+    assert f"models that are trained are in {tmp_path}" in capsys.readouterr().err
 
 
 def test_every_option_mirrors_a_key_of_the_run_config(capsys):
@@ -84,6 +126,8 @@ def test_the_version(capsys):
         (["spec", "--model", "torchvision:resnet81"], "close to it: resnet18"),
         (["spec", "--model", "no_such_package:make"], "No module named"),
         (["spec", "--model", "fedrebasin.models:nothing"], "nothing"),
+        (["spec", "--model", "fedrebasin.models:VGG61"], "close to it: VGG16"),
+        (["spec", "--model", "torchvison:resnet18"], "did you mean torchvision?"),
         (["spec", "--model", "fedrebasin.models:MLP"], "in_features"),
         (["spec", "--model", "builtins:dict"], "not a torch.nn.Module"),
         (["spec", "--model", "fedrebasin.models:ResNet20", "--input", "1,3,x"], "1,3,224,224"),
@@ -106,12 +150,14 @@ def test_a_folder_that_cannot_be_made_is_noticed_before_the_training(tmp_path, c
 
 def test_spec_prints_and_writes_the_spec(tmp_path, capsys):
     file = tmp_path / "spec.json"
-    arguments = ["spec", "--model", "fedrebasin.models:ResNet20", "--input", "1,3,32,32", "--json", str(file)]
+    arguments = ["spec", "--model", "fedrebasin.models:ResNet20", "--input", "1,3,32,32", "--out", str(file)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "12 groups" in printed
     assert "traced and checked in" in printed
     assert len(PermutationSpec.load(file).groups) == 12
+    assert main([*arguments[:5], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(file.read_text())
 
 
 def test_the_installed_command_is_this_one():

@@ -14,6 +14,13 @@ def test_the_list_names_every_experiment(capsys):
     assert [name for name in EXPERIMENTS if name not in printed] == []
 
 
+def test_the_list_and_a_run_as_json(tmp_path, capsys):
+    assert main(["reproduce", "--list", "--json"]) == 0
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)] == list(EXPERIMENTS)
+    assert main(["reproduce", "grb-counterexample", "--out", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "grb-counterexample.json").read_text())
+
+
 def test_a_run_prints_a_table_and_writes_its_files(tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     assert main(["reproduce", "grb-counterexample", "--out", str(out)]) == 0

@@ -14,7 +14,7 @@ echo "$@" >> {folder}/calls
 case "$1" in
 run) cp "$2/pyproject.toml" {folder}/app.toml
      [ -d {folder}/made ] && cp {folder}/made/results.json "$(sed -n 's/^out = "\\(.*\\)"/\\1/p' "$2/pyproject.toml")"
-     echo 'some words before {run}';;
+     printf '%s\\n' 'some words before {run}';;
 list) echo '{list}';;
 log) echo 'a line of the log';;
 esac
