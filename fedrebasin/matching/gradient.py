@@ -123,15 +123,17 @@ class Gradient:
             reference, candidate = self._problem.reference[term.key], self._problem.candidate[term.key]
             device = reference.device
             if self._in_pieces(term):
-                for a, b in self._pieces(term, others):
-                    ours, worth = _rows(term, a, places.to(device), {}), _rows(term, b, new[places].to(device), {})
-                    worth = worth.double().sub_(_rows(term, b, old[places].to(device), {}))
-                    total += float(worth.mul_(ours).sum())
-                continue
-            a = _rows(term, reference, places.to(device), {})
-            b_new = _rows(term, candidate, new[places].to(device), others)
-            b_old = _rows(term, candidate, old[places].to(device), others)
-            total += float((a.double() * (b_new.double() - b_old.double())).sum())
+                parts, pairs = [places], self._pieces(term, others)
+                others = {}
+            else:
+                parts = list(torch.split(places, max(1, LARGE * len(old) // reference.numel())))
+                pairs = iter([(reference, candidate)])
+            for ours, theirs in pairs:
+                for part in parts:
+                    a = _rows(term, ours, part.to(device), {})
+                    b_new = _rows(term, theirs, new[part].to(device), others)
+                    b_old = _rows(term, theirs, old[part].to(device), others)
+                    total += float((a.double() * (b_new.double() - b_old.double())).sum())
         return total
 
 

@@ -51,10 +51,13 @@ class Prepared(Mapping[str, Tensor]):
         if self._like is not None:
             wide = wide.to(self._like[key].device, self._like[key].dtype)
         wide = wide.contiguous()
-        moved = wide.device != tensor.device
-        if wide is not tensor and wide.data_ptr() != tensor.data_ptr() and (moved or wide.nbytes <= self._room):
+        if wide.device == tensor.device and wide.data_ptr() == tensor.data_ptr():
+            keep = isinstance(self._state, dict)  # what a mapped file gives out, it wants to let go of again
+        else:
+            keep = wide.device != tensor.device or wide.nbytes <= self._room
+            self._room -= wide.nbytes if keep and wide.device == tensor.device else 0
+        if keep:
             self._kept[key] = wide
-            self._room -= 0 if moved else wide.nbytes
         return wide
 
     def __iter__(self) -> Iterator[str]:

@@ -25,7 +25,7 @@ from fedrebasin.spec import PermutationSpec
 Indices = dict[str, Tensor]
 
 # Tensors of more entries than this are worked through in pieces, so that no copy of them is needed.
-LARGE = 2**24
+LARGE = 2**22
 # Turned copies of convolutions are kept up to this many bytes in all.
 _TURNED_BYTES = 2**28
 

@@ -15,7 +15,7 @@ from fedrebasin.matching import Alignment, State, Trace
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
-_ENTRIES = 2**24
+_ENTRIES = 2**22
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Large models: worked through in pieces, with little kept, the result is the same."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
@@ -50,6 +52,28 @@ def test_half_precision_is_converted_when_it_is_asked_for(monkeypatch):
     assert found["c"].data_ptr() == state["c"].data_ptr()
     with pytest.raises(KeyError):
         found["d"]
+
+
+def test_what_a_mapped_file_gives_out_is_not_held():
+    class Mapped(Mapping):
+        def __init__(self):
+            self.asked = 0
+
+        def __getitem__(self, key):
+            self.asked += 1
+            return torch.ones(3)
+
+        def __iter__(self):
+            return iter(["a"])
+
+        def __len__(self):
+            return 1
+
+    state = Mapped()
+    found = Prepared(state, ["a"], "reference")
+    before = state.asked
+    assert found["a"].sum() + found["a"].sum() == 6
+    assert state.asked == before + 2
 
 
 def test_values_that_are_not_finite_are_named():
