@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -168,6 +169,31 @@ def from_transformers() -> Iterator[Case]:
         yield name, lambda build=build, inputs=inputs: (build().eval(), inputs)  # type: ignore[misc]
 
 
+def without_weights() -> str:
+    """A Llama of 1.1 billion parameters on the meta device, where no weight is allocated."""
+    import transformers as t
+
+    config = t.LlamaConfig(
+        hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4,
+        vocab_size=32000, use_cache=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model, tokens = t.LlamaForCausalLM(config).eval(), torch.zeros(1, 8, dtype=torch.long)
+    number = sum(parameter.numel() for parameter in model.parameters())
+    before, clock, busy = peak(), time.perf_counter(), time.process_time()
+    spec = PermutationSpec.trace(model, {"input_ids": tokens})
+    return (
+        f"On the meta device a Llama of {number / 1e9:.2f}e9 parameters ({4 * number / 2**30:.1f} GiB, not allocated):"
+        f" {time.perf_counter() - clock:.1f} s by the clock, {time.process_time() - busy:.1f} s of the processor,"
+        f" {peak() - before:.0f} MB of memory; {len(spec.groups)} groups, log10 symmetries {spec.log10_symmetries:.1f}."
+    )
+
+
+def peak() -> float:
+    """This process's largest resident memory so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def from_timm() -> Iterator[Case]:
     """Of every module of timm, which are its families, the first model that is not large."""
     import timm
@@ -213,6 +239,9 @@ def main() -> None:
             print(f"{zoo} is not installed")
             continue
         lines += section(zoo, options.models, options.rows)
+        if zoo == "transformers" and not options.models:
+            lines += [without_weights(), ""]
+            print(lines[-2])
         if options.write:
             write(lines)
 
@@ -231,16 +260,20 @@ def section(zoo: str, only: list[str] | None, kept: Path | None) -> list[str]:
             lines.append(f"| {name} | failed: {str(error).splitlines()[0][:200]} |")
         print(lines[-1], flush=True)
     if rows:
-        seconds = [row.processor for row in rows]
-        without, changed = sum(row.groups == 0 for row in rows), sum(row.change > 1e-9 for row in rows)
         summary = (
-            f"{len(rows)} models: {without} without a group, {changed} changed by more than 1e-9; processor"
-            f" seconds: median {statistics.median(seconds):.2f}, largest {max(seconds):.2f},"
-            f" on {torch.get_num_threads()} thread(s)."
+            f"{len(rows)} models: {sum(row.groups == 0 for row in rows)} without a group,"
+            f" {sum(row.change > 1e-9 for row in rows)} changed by more than 1e-9. Processor seconds on"
+            f" {torch.get_num_threads()} thread(s): export and tracing, median and largest"
+            f" {spread([row.processor - row.check for row in rows])}; with the check"
+            f" {spread([row.processor for row in rows])}."
         )
         lines += ["", summary, ""]
         print(lines[-2], flush=True)
     return lines
+
+
+def spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.2f} and {max(seconds):.2f}"
 
 
 def write(lines: list[str]) -> None:
