@@ -64,7 +64,7 @@ def compare(
     jobs: Annotated[int, typer.Option(help="Comparisons at the same time; 0: one a core, or one on a GPU.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for results.json and report.html; what is there already is not run again."),
+        typer.Option(help="Folder for results.json, report.html, picture.svg; what is there is not run again."),
     ] = None,
     from_: Annotated[
         Path | None, typer.Option("--from", help="Run nothing: table and report of this results.json.")
@@ -149,7 +149,7 @@ def _show(study: Study, folder: Path | None, as_json: bool) -> None:
 
     ``results.json`` was saved on the way, and may hold more.
     """
-    from fedrebasin.simulations import write_page, write_results
+    from fedrebasin.simulations import write_page, write_picture, write_results
 
     console = Console(stderr=as_json)
     if as_json:
@@ -158,8 +158,8 @@ def _show(study: Study, folder: Path | None, as_json: bool) -> None:
     else:
         console.print(table_of(study, console.width))
     if folder is not None:
-        for path in (folder / "results.json", write_page(folder, study)):
-            if path.exists():
+        for path in (folder / "results.json", write_page(folder, study), write_picture(folder, study)):
+            if path is not None and path.exists():
                 console.print(f"written: {path}", soft_wrap=True, highlight=False)
 
 

@@ -34,6 +34,7 @@ METHODS = ("weight-matching", "frank-wolfe", "merge-many", "cycle-consistent", "
 REFERENCED = ("weight-matching", "frank-wolfe", "average")
 # Frank-Wolfe holds three matrices for each group: beyond this many bytes of them weight matching goes without.
 _RELAXED_BYTES = 3e8
+_RELEASE_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,15 @@ def merge_inputs(
     total = sum(tensor.nbytes for tensor in like.values())
 
     def write(content: Merged, like: State, mean: MeanInPieces | None) -> None:
-        save_checkpoint(out, like, mean, content.metadata(), lambda done: bars("writing (MB)", done >> 20, total >> 20))
+        def written(done: int) -> None:
+            bars("writing (MB)", done >> 20, total >> 20)
+            if done - released[-1] > _RELEASE_BYTES:  # one tensor can be most of a file
+                released.append(done)
+                for one in (*inputs.checkpoints, *([inputs.base] if inputs.base else [])):
+                    one.state.release()
+
+        released = [0]
+        save_checkpoint(out, like, mean, content.metadata(), written)
 
     if method in REFERENCED:
         found = _aligned(inputs, spec, method, seed, bars)
@@ -282,10 +291,6 @@ def _calibrated(model: nn.Module, state: State, data: Data, bars: Bars) -> tuple
         data.name,
         examples,
         count,
-        after.accuracy,
-        after.loss,
-        beta,
-        calibrated.loss,
-        before.accuracy,
-        before.loss,
+        *(after.accuracy, after.loss, beta, calibrated.loss),
+        *(before.accuracy, before.loss),
     )

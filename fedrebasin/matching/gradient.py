@@ -133,7 +133,7 @@ class Gradient:
                     a = _rows(term, ours, part.to(device), {})
                     b_new = _rows(term, theirs, new[part].to(device), others)
                     b_old = _rows(term, theirs, old[part].to(device), others)
-                    total += float((a.double() * (b_new.double() - b_old.double())).sum())
+                    total += float(b_new.double().sub_(b_old).mul_(a).sum())
         return total
 
 

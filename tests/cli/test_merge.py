@@ -215,7 +215,7 @@ def test_torchvision_models_take_the_checkpoints_number_of_classes(tmp_path, cap
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_two_checkpoints_merge_in_less_than_three_times_the_memory_of_one(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    sizes = [100_000, 256, 256, 10]
+    sizes = [200_000, 256, 256, 10]
     state = {
         f"{k}.weight": torch.randn(b, a, generator=generator) for k, (a, b) in enumerate(itertools.pairwise(sizes))
     }
