@@ -17,6 +17,7 @@ from .folding import RunningMean, folded, needs_only_the_mean
 from .records import State, Template
 from .screening import Reply, Screener, carrying, form_of, is_a
 from .stage import Stage
+from .strangers import expecting_fewer, expects_attackers, strangers
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,12 @@ class Aggregation:
         tally = Tally()
         if not self.stage.idle:
             merge, mean = self.stage.all_at_once(good, self.global_state, self.server_round, tally)
+            if expects_attackers(self.strategy):
+                good, merge = self._without_strangers(good, merge)
         if not needs_only_the_mean(self.strategy):
             messages = self._messages(good, merge)
-            arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
+            with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
+                arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
             return Aggregate(arrays, metrics, tuple(good), merge, self._measured(tally))
         if mean is None:
             flower_mean = FlowerMean(reply.num_examples for reply in good)
@@ -93,6 +97,21 @@ class Aggregation:
             mean.add(state, reply.num_examples)
             kept.append(_without_arrays(reply))
         return self._of_the_mean(kept, mean.finish(), None, tally) if kept else self._nothing()
+
+    def _without_strangers(self, replies: Sequence[Reply], merge: Merge) -> tuple[list[Reply], Merge]:
+        assert self.stage.spec is not None
+        found = strangers(self.stage.spec, merge.alignments, merge.states)
+        if not found:
+            return list(replies), merge
+        for position, reason in found.items():
+            self.screener.set_aside(replies[position].node_id, reason)
+        kept = [position for position in range(len(replies)) if position not in found]
+        states = tuple(merge.states[position] for position in kept)
+        mean = FlowerMean(replies[position].num_examples for position in kept)
+        for state in states:
+            mean.add(state)
+        alignments = tuple(merge.alignments[position] for position in kept)
+        return [replies[position] for position in kept], Merge(states, alignments, mean.sums, merge.trace)
 
     def _nothing(self) -> Aggregate:
         """The inner strategy still learns that the round is over: it logs errors, and privacy accountants count."""

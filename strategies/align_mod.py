@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 from fedrebasin import Matcher, PermutationSpec, RebasinError, WeightMatching
 
@@ -55,12 +55,12 @@ class AlignMod:
                 f"longer than the clipping norm again: mods=[{clipping[0]}, AlignMod(spec)]"
             )
         records = message.content.array_records
-        received = ArrayRecord(dict(next(iter(records.values())))) if len(records) == 1 else None
+        received = _declared(next(iter(records.values()))) if len(records) == 1 else None
         reply = call_next(message, context)
         if reply.has_error() or received is None or len(reply.content.array_records) != 1:
             return reply
         ((name, trained),) = reply.content.array_records.items()
-        aligned = self._aligned(received, trained)
+        aligned = self._aligned(received, _declared(trained))
         reply.content = RecordDict({key: aligned if key == name else item for key, item in reply.content.items()})
         return reply
 
@@ -98,6 +98,11 @@ def _mods_of(call_next: CallNext) -> set[str]:
         closure = getattr(function, "__closure__", None) if getattr(function, "__name__", "") == "new_ffn" else None
         waiting.extend(cell.cell_contents for cell in closure or ())
     return found
+
+
+def _declared(record: ArrayRecord) -> ArrayRecord:
+    """A copy whose arrays say what they are: Flower's legacy workflow leaves that to the bytes."""
+    return ArrayRecord({key: array if array.dtype else Array(array.numpy()) for key, array in record.items()})
 
 
 def _named(state: State, names: dict[str, str]) -> State:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
@@ -91,7 +91,7 @@ class Aligned(Strategy):
         self._done = 0
         self._arrays = ArrayRecord()
         self._template = Template({})
-        self._asked: frozenset[int] = frozenset()
+        self._asked: dict[int, Metadata] = {}
         self._grid: Grid | None = None
         check_parts(self)
 
@@ -142,7 +142,7 @@ class Aligned(Strategy):
         self._arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
         self._grid = grid
         messages = list(self.strategy.configure_train(server_round + self._done, arrays, config, grid))
-        self._asked = frozenset(message.metadata.dst_node_id for message in messages)
+        self._asked = {message.metadata.dst_node_id: message.metadata for message in messages}
         return self._in_own_coordinates(messages, arrays)
 
     def aggregate_train(

@@ -125,15 +125,17 @@ def of_usual_length(states: Sequence[State]) -> list[State]:
     Where models are aligned to their mean, one that is long enough is that mean, whoever sent it. Permutations that fit
     the shorter model fit the longer one as well.
     """
-    lengths = [math.hypot(*map(_length, state.values())) for state in states]
+    lengths = [length(state) for state in states]
     usual = median(lengths)
     return [
-        {key: t * (usual / length) if t.is_floating_point() else t for key, t in state.items()}
-        if length > UNUSUAL * usual
+        {key: t * (usual / size) if t.is_floating_point() else t for key, t in state.items()}
+        if size > UNUSUAL * usual
         else state
-        for state, length in zip(states, lengths, strict=True)
+        for state, size in zip(states, lengths, strict=True)
     ]
 
 
-def _length(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) if tensor.is_floating_point() else 0.0
+def length(state: Mapping[str, Tensor]) -> float:
+    """The Euclidean length of a model, of all that are floats."""
+    floats = (tensor for tensor in state.values() if tensor.is_floating_point())
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in floats))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from logging import WARNING
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 from flwr.common import log
 from flwr.serverapp.strategy import QFedAvg, Strategy
 
@@ -48,10 +48,10 @@ class Screener:
     Args:
         template: the form of the global model.
         strategy: the inner strategy, whose keys and needs count.
-        asked: the nodes that were sent a message this round.
+        asked: the messages that were sent this round, by node: of their metadata, the ids that the grid gave them.
     """
 
-    def __init__(self, template: Template, strategy: Strategy, asked: frozenset[int]) -> None:
+    def __init__(self, template: Template, strategy: Strategy, asked: Mapping[int, Metadata]) -> None:
         self._template = template
         self._weighted_by: str = find_attribute(strategy, "weighted_by_key", "num-examples")
         self._loss_key = find_attribute(strategy, "train_loss_key", None) if is_a(strategy, QFedAvg) else None
@@ -71,6 +71,9 @@ class Screener:
                 raise RecordError("a reply from a node that was not asked this round")
             if node_id in self._seen:
                 raise RecordError("a second reply from the same node")
+            sent = self._asked[node_id].message_id  # empty where no grid has sent it
+            if sent and message.metadata.reply_to_message_id != sent:
+                raise RecordError("a reply to another message than this round's")
             self._seen.add(node_id)
             state, num_examples = _read(message.content, self._template, self._weighted_by, self._loss_key)
             return Reply(message, node_id, state, num_examples)

@@ -1,0 +1,111 @@
+"""Strangers: models that do not agree with the others, which robust strategies need not even see.
+
+Networks trained on the same task agree with one another about equally well once they are aligned: their cosines to the
+reference lie within a few hundredths. One that was trained on something else, had its signs turned or is noise does
+not, and robust strategies, which look at one coordinate or one distance at a time, see far less of that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from logging import INFO
+from statistics import median
+
+import torch
+from flwr.common import log
+from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
+from torch import Tensor
+
+from fedrebasin import Alignment, PermutationSpec
+
+from .placing import UNUSUAL, length
+from .screening import is_a, unwrap
+
+#: Strategies that were chosen because some clients may be attackers. Krum is a MultiKrum.
+ROBUST = (FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
+
+FEWEST = 5  # models among which the usual spread can be told
+DEVIATIONS = 6.0  # median absolute deviations: four standard deviations
+JUDGES = 21  # of many models, to which each is compared
+GAP = 0.05  # of the usual cosine: nearer ones are no strangers, however alike the others are
+
+
+def expects_attackers(strategy: Strategy) -> bool:
+    """Whether a strategy, or one that it wraps, is a robust one."""
+    return is_a(strategy, ROBUST)
+
+
+def strangers(
+    spec: PermutationSpec, alignments: Sequence[Alignment], states: Sequence[Mapping[str, Tensor]]
+) -> dict[int, str]:
+    """The models that agree with the reference, or with one another, far less than most, or are far longer.
+
+    With the reference alone is not enough: who copies a part of that model agrees with it and with nobody else.
+    Never half of the models or more for one reason: the usual cosine and length are medians.
+
+    Args:
+        spec: of the models.
+        alignments: of the models; one that is the reference has a cosine of 1 and says nothing of the usual.
+        states: the models, aligned.
+
+    Returns:
+        the reasons, by position.
+    """
+    if len(states) < FEWEST:
+        return {}
+    found = {}
+    lengths = [length(state) for state in states]
+    usual = median(lengths)
+    for position, size in enumerate(lengths):
+        if size > UNUSUAL * usual:
+            found[position] = f"a stranger: {size / usual:.1f} times as long as most"
+    to_reference = [alignment.similarity for alignment in alignments]
+    for who, cosines in (("the reference", to_reference), ("the others", _agreement(spec, states))):
+        told = [cosine for cosine in cosines if cosine < 1.0] or cosines
+        usual = median(told)
+        least = usual - max(DEVIATIONS * median(abs(cosine - usual) for cosine in told), GAP * abs(usual))
+        for position, cosine in enumerate(cosines):
+            if cosine < least:
+                found[position] = f"a stranger: its cosine to {who} is {cosine:.3f}, usual is {usual:.3f}"
+    return found
+
+
+def _agreement(spec: PermutationSpec, states: Sequence[Mapping[str, Tensor]]) -> list[float]:
+    """The median cosine of each model to the others, as they are, or to some of them where there are many."""
+    keys = [key for key in spec.shapes if key not in spec.statistics and states[0][key].is_floating_point()]
+    flat = [[state[key].float().flatten() for key in keys] for state in states]  # views, no copies
+
+    def inner(a: list[Tensor], b: list[Tensor]) -> float:
+        return sum(float(torch.dot(x, y)) for x, y in zip(a, b, strict=True))
+
+    def cosine(a: int, b: int) -> float:
+        found = inner(flat[a], flat[b]) / norms[a] / norms[b]
+        return found if math.isfinite(found) else 0.0  # numbers too large for products agree with nothing
+
+    norms = [max(inner(model, model) ** 0.5, 1e-30) for model in flat]
+    judges = torch.randperm(len(flat), generator=torch.Generator().manual_seed(len(flat)))[:JUDGES].tolist()
+    return [median(cosine(position, judge) for judge in judges if judge != position) for position in range(len(flat))]
+
+
+@contextmanager
+def expecting_fewer(strategy: Strategy, set_aside: int, left: int) -> Iterator[None]:
+    """Bulyan gives up a round of fewer than 4 f + 3 replies; attackers that were set aside are not to be expected.
+
+    Args:
+        strategy: the inner strategy.
+        set_aside: replies that were, each one attacker less, if that lets the round go on.
+        left: replies that were not.
+    """
+    bulyan = next((layer for layer in unwrap(strategy) if isinstance(layer, Bulyan)), None)
+    if bulyan is None or left >= 4 * bulyan.num_malicious_nodes + 3:
+        yield
+        return
+    before = bulyan.num_malicious_nodes
+    bulyan.num_malicious_nodes = max(before - set_aside, min(before, (left - 3) // 4), 0)
+    log(INFO, "aggregate_train: Bulyan expects %d attackers among %d replies", bulyan.num_malicious_nodes, left)
+    try:
+        yield
+    finally:
+        bulyan.num_malicious_nodes = before
