@@ -51,8 +51,9 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# FASHION_MNIST=FOLDER for the rows that need it
 bench: .venv/installed-dev
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/all.py --out build/bench $(if $(FASHION_MNIST),--fashion-mnist $(FASHION_MNIST))
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

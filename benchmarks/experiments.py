@@ -1,17 +1,20 @@
 """Write the section "Experiments" of RESULTS.md from what ``fedrebasin reproduce`` wrote.
 
 Run: ``fedrebasin reproduce NAME --out FOLDER`` for the experiments of interest, then
-``python benchmarks/experiments.py FOLDER [FOLDER ...]``. The section replaces the one that is there.
+``python benchmarks/experiments.py FOLDER [FOLDER ...]``. ``--run FOLDER`` runs those that it does not have yet. The
+section replaces the one that is there.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import re
-import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+from support.section import stamp, write_section
+
+from fedrebasin.simulations import EXPERIMENTS, reproduce
+
 HEADING = "## Experiments"
 INTRODUCTION = """
 What `fedrebasin reproduce NAME` finds at small scale, beside what the papers say. `±` is the sample standard deviation
@@ -22,11 +25,13 @@ each of them.
 """
 
 
-def section(folders: list[Path]) -> str:
+def section(folders: list[Path]) -> list[str]:
     records = [json.loads(file.read_text()) for folder in folders for file in sorted(folder.glob("*.json"))]
     lines = [
-        HEADING,
-        INTRODUCTION,
+        INTRODUCTION.strip(),
+        "",
+        f"Written on {stamp()}",
+        "",
         "| experiment | data | claim | verdict | seconds | device |",
         "|---|---|---|---|---|---|",
     ]
@@ -51,15 +56,20 @@ def section(folders: list[Path]) -> str:
             value = "not finite" if figure["mean"] is None else f"{figure['mean']:.4g}{spread} {figure['unit']}".strip()
             name = f"`{record['name']}`" if number == 0 else ""
             lines.append(f"| {name} | {data if number == 0 else ''} | {figure['what']} | {value} | {figure['paper']} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> None:
-    text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
-    found = section([Path(folder) for folder in sys.argv[1:]] or [Path("out")])
-    pattern = re.compile(rf"^{HEADING}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-    text = pattern.sub(lambda _: found + "\n", text) if pattern.search(text) else f"{text.rstrip()}\n\n{found}"
-    RESULTS.write_text(text.rstrip() + "\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, default=[Path("out")], help="with NAME.json")
+    parser.add_argument("--run", type=Path, help="first run the experiments that this folder has no NAME.json of")
+    arguments = parser.parse_args()
+    folders = [arguments.run] if arguments.run else arguments.folders
+    for name in EXPERIMENTS if arguments.run else ():
+        if not (arguments.run / f"{name}.json").exists():
+            reproduce(name, arguments.run).write(arguments.run)
+            print(name, flush=True)
+    write_section(HEADING, section(folders))
 
 
 if __name__ == "__main__":
