@@ -17,6 +17,7 @@ from .origin import Origin
 from .partitions import dirichlet, from_partitioner, iid, label_skew, make_partition, shards
 from .replay import ReplayGrid
 from .report import write_experiment, write_page, write_report
+from .report_picture import write_picture
 from .report_path import draw_paths
 from .results import read_results, write_results
 from .study import Setting, Study, Summary, expand
@@ -81,6 +82,7 @@ __all__ = [
     "shards",
     "write_experiment",
     "write_page",
+    "write_picture",
     "write_report",
     "write_results",
 ]

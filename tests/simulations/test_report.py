@@ -18,6 +18,7 @@ from fedrebasin.simulations import (
     in_words,
     reproduce,
     write_experiment,
+    write_picture,
     write_report,
 )
 
@@ -166,3 +167,17 @@ def test_an_experiment_has_a_page(tmp_path):
     assert "hold here" in text
     assert "svg" in page.tags
     assert [link for link in page.links if "w3.org" not in link] == []
+
+
+def test_the_picture_is_drawn_with_what_it_shows_in_words(study, tmp_path):
+    picture = write_picture(tmp_path / "new", study)
+    page = Page(picture.read_text())
+    assert (page.tags.count("svg"), page.tags.count("desc")) == (1, 1)
+    words = " ".join(page.text)
+    assert f"rebasin+head {100 * study.comparisons[0].row('rebasin+head').figures.accuracy:.1f} %" in words
+    assert f"rises by {study.comparisons[0].paths['before'].value:.2f} as trained" in words
+    assert write_picture(tmp_path, study).read_text() == picture.read_text()
+
+
+def test_without_paths_there_is_no_picture(study, tmp_path):
+    assert write_picture(tmp_path, Study((replace(study.comparisons[0], paths={}),))) is None
