@@ -25,8 +25,8 @@ from fedrebasin.plain_stack import plain_stack
 NOISE = 0.5
 
 
-def mlp(width: int, depth: int) -> tuple[nn.Module, PermutationSpec]:
-    model = MLP(784, width=width, depth=depth)
+def mlp(entries: int, width: int, depth: int) -> tuple[nn.Module, PermutationSpec]:
+    model = MLP(entries, width=width, depth=depth)
     return model, plain_stack(model.state_dict())
 
 
@@ -39,8 +39,9 @@ def vgg() -> tuple[nn.Module, PermutationSpec]:
 
 PAIRS = {
     "VGG-16": ("torchvision:vgg16", vgg),
-    "MLP, 64 x 2048": ("", lambda: mlp(2048, 64)),
-    "MLP, 17 x 4096": ("", lambda: mlp(4096, 17)),
+    "MLP, 120000 to 3 x 2048": ("", lambda: mlp(120_000, 2048, 3)),
+    "MLP, 64 x 2048": ("", lambda: mlp(784, 2048, 64)),
+    "MLP, 17 x 4096": ("", lambda: mlp(784, 4096, 17)),
 }
 
 

@@ -64,7 +64,7 @@ class Inputs:
             return PermutationSpec.load(file).bind(self.first)
         if self.model is not None:
             return traced_spec(self.name, self.model, shape).bind(self.first)
-        return plain_stack(self.first, ordered=self.checkpoints[0].form == "torch")
+        return plain_stack(self.first, ordered=(self.base or self.checkpoints[0]).form == "torch")
 
     def no_groups(self) -> PermutationSpec:
         """A spec that moves nothing, for methods that do not align."""
