@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["weight-matching"])
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    print("| pair | file | method | GB each | peak GB | times one | seconds | of a processor | estimated | similarity |")
+    print("| pair | file | method | GB each | peak GB | times one | seconds | processor | estimated | similarity |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name in options.pairs:
         for form in options.forms:
