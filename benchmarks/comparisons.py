@@ -2,7 +2,8 @@
 
     python benchmarks/comparisons.py --out DIR [--fashion-mnist FOLDER] [--write]
 
-What lies in DIR is not run again. ``--write`` puts the section "Comparisons" into RESULTS.md.
+What lies in DIR is not run again; ``--kept`` runs nothing at all. ``--write`` puts the section "Comparisons" into
+RESULTS.md.
 """
 
 from __future__ import annotations
@@ -58,13 +59,30 @@ GRIDS: Mapping[str, tuple[str, Sequence[str], Mapping[str, Sequence[Any]]]] = {
 def measure(name: str, out: Path, options: Mapping[str, Sequence[Any]], strategies: Sequence[str], jobs: int) -> Study:
     """The study of one grid, from the folder as far as it is there."""
     folder = out / name
-    known = read_results(folder) if (folder / "results.json").exists() else Study(())
+    known = kept(folder)
 
     def save(study: Study) -> None:
         write_results(folder, study)
         print(f"{name}: {len(study.comparisons)} comparisons, {study.seconds:.0f} s", flush=True)
 
     return run_study(expand(options), strategies, jobs=jobs, known=known, finished=save)
+
+
+def kept(folder: Path) -> Study:
+    """What a folder has."""
+    return read_results(folder) if (folder / "results.json").exists() else Study(())
+
+
+def missing(name: str, study: Study) -> str:
+    """Which seeds or settings of a grid were not run, in words; empty for a complete one."""
+    _, _, options = GRIDS[name]
+    there = {(one.config.partition, one.config.width, one.config.seed) for one in study.comparisons}
+    lacking = [
+        f"{config.partition} width {config.width or 512:g} seed {config.seed}"
+        for config in expand({key: value for key, value in options.items() if key != "dataset"})
+        if (config.partition, config.width, config.seed) not in there
+    ]
+    return f"Not run: {', '.join(lacking)}." if lacking else ""
 
 
 def table(setting: Setting, against_fedavg: bool) -> list[str]:
@@ -94,16 +112,20 @@ def section(studies: Mapping[str, Study]) -> list[str]:
     lines = [
         "`python benchmarks/comparisons.py --out DIR --fashion-mnist FOLDER --write` writes this section anew.",
         stamp(),
+        "Server seconds are of the clock: where other work shares the machine they are inflated.",
         "Four clients, `mlp`, accuracy on 80 % of the test set; ± is the sample standard deviation over the seeds.",
     ]
     for name, study in studies.items():
         title, _, _ = GRIDS[name]
         many = name.startswith("many")
         lines += ["", f"### {title}"]
+        if lacking := missing(name, study):
+            lines += ["", lacking]
         for setting in study.settings:
             config, seeds = setting.config, len(setting.comparisons)
-            lines += ["", f"{config.dataset}, {setting.label}, {seeds} seeds:", "", *table(setting, many)]
-        if many:
+            label = setting.label or f"partition {config.partition}, width {config.width or 512:g}"
+            lines += ["", f"{config.dataset}, {label}, {seeds} seeds:", "", *table(setting, many)]
+        if many and study.comparisons:
             strategies = [strategy for strategy in MANY_ROUNDS if strategy != "fedavg"]
             gaps = [gap for one in study.settings for strategy in strategies for gap in gaps_to_fedavg(one, strategy)]
             verdict = "holds" if min(gaps) >= -LARGEST_LOSS else "fails"
@@ -118,12 +140,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--fashion-mnist", default="", help="its folder; without it those rows are left out")
     parser.add_argument("--only", default=",".join(GRIDS), help="grids, with commas")
+    parser.add_argument("--kept", action="store_true", help="run nothing: the section of what DIR has")
     parser.add_argument("--jobs", type=int, default=0, help="comparisons at the same time; 0: one a core")
     parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
     arguments = parser.parse_args()
     studies = {}
     for name in arguments.only.split(","):
         _, strategies, options = GRIDS[name]
+        if arguments.kept:
+            studies[name] = kept(arguments.out / name)
+            continue
         if "dataset" in options:
             if not arguments.fashion_mnist:
                 continue
