@@ -28,14 +28,22 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
+from support.section import stamp, write_section
 from torch import nn
 
 from fedrebasin import PermutationSpec, RebasinError
 from fedrebasin.tracing import largest_change
 
 MODERATE = 30_000_000  # parameters
-RESULTS = Path(__file__).with_name("RESULTS.md")
-HEADING = "## Zoo"
+MEANS = """\
+`python benchmarks/zoo.py torchvision transformers timm --memory NAME ... --rows DIR --write` writes this section. The
+input is 1 x 3 x 224 x 224, or what the model wants. The models were traced beside other work on the machine: the
+clock's seconds are inflated by that, the processor's less so. The check runs the model three times in float64. (timm's
+StarNet multiplies activations with each other, layer after layer: moving its parameters by rounding errors changes its
+outputs as much as a member does, which the check allows for.)"""
+GROWTH_MEANS = """\
+Growth of the peak of a process's resident memory while it traces, in multiples of the model's size; the model itself,
+and a peak while it was built, are not counted."""
 COLUMNS = (
     "| model | seconds | processor seconds | of which check | groups | coverage | log10 symmetries | largest change"
     " | without a rule |"
@@ -223,18 +231,15 @@ def main() -> None:
     parser.add_argument("zoos", nargs="*", help=f"of {', '.join(ZOOS)}; by default the first two that are installed")
     parser.add_argument("--models", nargs="+", help="only these")
     parser.add_argument("--rows", type=Path, help="a folder that keeps the rows, to go on from after a break")
-    parser.add_argument("--memory", nargs="+", metavar="NAME", help="measure these torchvision models' memory only")
+    parser.add_argument("--memory", nargs="+", default=[], metavar="NAME", help="measure these torchvision models' too")
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    if options.memory:
-        for name in options.memory:
-            print(memory(name), flush=True)
-        return
     # The first export of a process loads much of torch: not the first model's time.
     PermutationSpec.trace(nn.Linear(2, 2), torch.zeros(1, 2))
     lines: list[str] = []
-    for zoo in options.zoos or ["torchvision", "transformers"]:
+    zoos = options.zoos or ([] if options.memory else ["torchvision", "transformers"])
+    for zoo in zoos:
         if importlib.util.find_spec(zoo) is None:
             print(f"{zoo} is not installed")
             continue
@@ -242,8 +247,11 @@ def main() -> None:
         if zoo == "transformers" and not options.models:
             lines += [without_weights(), ""]
             print(lines[-2])
-        if options.write:
-            write(lines)
+    if options.memory:
+        lines += ["### Memory", "", GROWTH_MEANS, "", *(f"- {memory(name)}" for name in options.memory)]
+        print("\n".join(lines[-len(options.memory) :]))
+    if options.write:
+        write_section("## Zoo", [MEANS, stamp(), "", *lines])
 
 
 def section(zoo: str, only: list[str] | None, kept: Path | None) -> list[str]:
@@ -274,15 +282,6 @@ def section(zoo: str, only: list[str] | None, kept: Path | None) -> list[str]:
 
 def spread(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.2f} and {max(seconds):.2f}"
-
-
-def write(lines: list[str]) -> None:
-    """Replace this script's section of the results, and nothing else."""
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
-    before, found, rest = text.partition(f"{HEADING}\n")
-    after = rest.partition("\n## ")
-    tail = f"\n## {after[2]}" if found and after[1] else ""
-    RESULTS.write_text("\n".join([before.rstrip(), "", HEADING, "", *lines]).rstrip() + "\n" + tail, encoding="utf-8")
 
 
 if __name__ == "__main__":
