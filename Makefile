@@ -34,7 +34,7 @@ test-matrix:
 	touch $@
 
 docs: .venv/installed-docs
-	rm -rf build/docs-lib
+	rm -rf build/docs-lib build/lib
 	$(BIN)/python -m pip install --quiet --no-deps --target build/docs-lib .
 	$(BIN)/mkdocs build --strict --quiet
 

@@ -11,7 +11,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 #: Pages of the site that are files elsewhere in the repository; their place in the site is their place in it.
-OUTSIDE = ("CHANGELOG.md", "benchmarks/RESULTS.md")
+OUTSIDE = ("CHANGELOG.md", "benchmarks/RESULTS.md", "examples/existing-app.md", "examples/quickstart/README.md")
 LINK = re.compile(r"(?P<before>!?\[[^\]]*\]\()(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 NAMES = re.compile(r"<!-- names of (?P<package>[a-z.]+)(?: that lie in: (?P<parts>[a-z_ ]+))? -->")
@@ -32,14 +32,9 @@ def part_of(thing: object) -> str:
     return path[1] if path[0] == "fedrebasin" and len(path) > 1 else "batches"
 
 
-def outside() -> list[str]:
-    """The pages by their path in the repository."""
-    return [*OUTSIDE, *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").rglob("*.md")))]
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages."""
-    for path in outside():
+    for path in OUTSIDE:
         files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 
@@ -47,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links point to pages of the site; what is no page of it is named instead."""
     place = page.file.src_uri
-    source = place if place in outside() else f"docs/{place}"
+    source = place if place in OUTSIDE else f"docs/{place}"
 
     def moved(link: re.Match[str]) -> str:
         target = link["target"]
