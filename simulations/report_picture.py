@@ -30,7 +30,8 @@ def write_picture(folder: Path, study: Study) -> Path | None:
         return None
     with matplotlib.rc_context(SETTINGS | {"svg.fonttype": "path", "svg.hashsalt": FILE, "font.size": 10}):
         figure = Figure(figsize=(12.5, 3.8), layout="constrained", facecolor="white")
-        units, path, accuracy = figure.subfigures(1, 3, width_ratios=(1, 1, 1.25), wspace=0.05)
+        panels: Any = figure.subfigures(1, 3, width_ratios=(1, 1, 1.25), wspace=0.05)
+        units, path, accuracy = panels
         _units(units)
         _path(path, setting)
         _accuracy(accuracy, setting)
