@@ -17,8 +17,8 @@ from .origin import Origin
 from .partitions import dirichlet, from_partitioner, iid, label_skew, make_partition, shards
 from .replay import ReplayGrid
 from .report import write_experiment, write_page, write_report
-from .report_picture import write_picture
 from .report_path import draw_paths
+from .report_picture import write_picture
 from .results import read_results, write_results
 from .study import Setting, Study, Summary, expand
 from .table import COLUMNS, cells

@@ -54,7 +54,8 @@ def run_study(
         strategies: names, each once; see :func:`make_strategy`.
         engine: ``inline`` or ``flower``; the latter uses all cores by itself, so that comparisons follow each other.
         jobs: comparisons that run at the same time, each in a process with one thread; 0 for one a core, and for one
-            only where clients train on a GPU.
+            only where clients train on a GPU. A script that uses several keeps its call behind
+            ``if __name__ == "__main__":``, since the processes import it.
         known: comparisons that are there already.
         finished: called after each comparison with everything that is known by then: the place to save it.
         progress: called with who is at work, how much is done, and of how much.
