@@ -19,7 +19,7 @@ from fedrebasin.spec import PermutationSpec
 _PASSES = {"weight-matching": 5, "frank-wolfe": 14, "merge-many": 12, "cycle-consistent": 40, "average": 0}
 _STREAMED = ("weight-matching", "frank-wolfe", "average")
 _PROBE = 384  # units of the assignment problem that is timed
-_BASE_BYTES = 4e8  # Python, torch and the pieces of tensors that are worked on
+_BASE_BYTES = 5e8  # Python, torch and the pieces of tensors that are worked on
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ def in_words(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def estimate(spec: PermutationSpec, method: str, inputs: int, nbytes: int, matched: int) -> Estimate:
+def estimate(
+    spec: PermutationSpec, method: str, inputs: int, nbytes: int, matched: int, largest_tensor: int
+) -> Estimate:
     """From the sizes of the groups and the speed of this machine, which is measured in half a second.
 
     Args:
@@ -55,6 +57,7 @@ def estimate(spec: PermutationSpec, method: str, inputs: int, nbytes: int, match
         inputs: models that are merged.
         nbytes: of one of them.
         matched: how many are aligned.
+        largest_tensor: bytes of the largest tensor, whose pages are in memory as long as it is looked at.
     """
     cubes, products, matrices, largest = 0.0, 0.0, 0.0, 0.0
     for name, group in spec.groups.items():
@@ -70,7 +73,8 @@ def estimate(spec: PermutationSpec, method: str, inputs: int, nbytes: int, match
     memory = _BASE_BYTES + 2.5 * largest + min(matrices, 5e8) * (method != "average")
     if method == "frank-wolfe":
         memory += 2 * matrices
-    memory += min(nbytes, 2**28) * 2 if method in _STREAMED else nbytes * (2 * inputs + 8) + inputs * matrices
+    window = min(nbytes, max(2**28, largest_tensor + 2**26))
+    memory += 2 * window if method in _STREAMED else nbytes * (2 * inputs + 8) + inputs * matrices
     return Estimate(seconds, memory)
 
 

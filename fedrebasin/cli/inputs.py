@@ -42,6 +42,11 @@ class Inputs:
         return max(checkpoint.state.nbytes for checkpoint in self.checkpoints)
 
     @property
+    def largest_tensor(self) -> int:
+        """Bytes of the largest tensor."""
+        return max((tensor.nbytes for tensor in self.first.values()), default=0)
+
+    @property
     def notes(self) -> list[str]:
         """What was passed over in the files."""
         opened = [*self.checkpoints, *([self.base] if self.base else [])]

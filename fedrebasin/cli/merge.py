@@ -69,12 +69,19 @@ def merge(
     if not model and spec is None and method != "average":
         say(f"without --model, by names and shapes: a plain stack with {len(groups.groups)} hidden layers")
     matched = len(checkpoints) - (method in REFERENCED and base is None)
-    expected = estimate(groups, method, len(checkpoints), opened.nbytes, matched)
+    expected = estimate(groups, method, len(checkpoints), opened.nbytes, matched, opened.largest_tensor)
     say(f"merging {len(checkpoints)} checkpoints of {opened.nbytes / 1e6:.0f} MB by {method}: {expected}")
     with leaving(lambda: f"nothing was written to {out}"), Bars() as bars:
         merged = merge_inputs(opened, groups, method, shares, seed, out, found, bars)
     if json:
-        print_json({**merged.to_json(), "estimated_seconds": expected.seconds, "output": str(out)})
+        print_json(
+            {
+                **merged.to_json(),
+                "estimated_seconds": expected.seconds,
+                "estimated_bytes": expected.memory,
+                "output": str(out),
+            }
+        )
         return
     print_table(table_of(merged, groups), _lines(merged, out, opened, found))
 
