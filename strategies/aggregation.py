@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from logging import INFO
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.common import log
 from flwr.serverapp.strategy import QFedAvg, Strategy
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from fedrebasin import Merge
 
 from .alignment_metrics import Tally
 from .flower_mean import FlowerMean
-from .folding import RunningMean, folded, needs_only_the_mean
+from .folding import RunningMean, folded, is_the_mean, mean_metrics, needs_only_the_mean
 from .records import State, Template
 from .screening import Reply, Screener, carrying, form_of, is_a
 from .stage import Stage
@@ -120,9 +122,15 @@ class Aggregation:
     def _of_the_mean(
         self, replies: Sequence[Reply], mean: Mapping[str, Tensor], merge: Merge | None, tally: Tally
     ) -> Aggregate:
-        message, metrics = folded(replies, mean, self.template, self.strategy)
+        metrics = mean_metrics(replies, self.strategy)
+        measured = self._measured(tally)
+        failed = len(self.screener.errors)
+        if is_the_mean(self.strategy):  # there is nothing that the strategy would do to it
+            log(INFO, "aggregate_train: Received %d results and %d failures", len(replies), failed)
+            return Aggregate(self.template.encode_mean(mean), metrics, tuple(replies), merge, measured)
+        message = folded(replies, mean, self.template, self.strategy, metrics)
         arrays, _ = self.strategy.aggregate_train(self.server_round, [message, *self.screener.errors])
-        return Aggregate(arrays, metrics, tuple(replies), merge, self._measured(tally))
+        return Aggregate(arrays, metrics, tuple(replies), merge, measured)
 
     def _measured(self, tally: Tally) -> dict[str, float]:
         measured = tally.metrics()

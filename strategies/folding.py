@@ -18,7 +18,13 @@ from .records import Template
 from .screening import Reply, find_attribute
 
 #: Exactly these classes: one derived from them may look at replies in another way.
-FOLDABLE = (FedAvg, FedProx, FedAvgM, FedAdam, FedAdagrad, FedYogi)
+NOTHING_BUT_THE_MEAN = (FedAvg, FedProx)
+FOLDABLE = (*NOTHING_BUT_THE_MEAN, FedAvgM, FedAdam, FedAdagrad, FedYogi)
+
+
+def is_the_mean(strategy: Strategy) -> bool:
+    """Whether a strategy's aggregate is the replies' weighted mean and nothing else."""
+    return type(strategy) in NOTHING_BUT_THE_MEAN
 
 
 def needs_only_the_mean(strategy: Strategy) -> bool:
@@ -50,25 +56,33 @@ class RunningMean:
         return {key: tensor / self.total for key, tensor in self.sums.items()}
 
 
+def mean_metrics(replies: Sequence[Reply], strategy: Strategy) -> MetricRecord:
+    """The replies' metrics, aggregated as the inner strategy does it."""
+    aggregate = strategy.train_metrics_aggr_fn  # type: ignore[attr-defined]  # every foldable strategy has it
+    metrics: MetricRecord = aggregate([reply.message.content for reply in replies], _weighted_by(strategy))
+    return metrics
+
+
 def folded(
-    replies: Sequence[Reply], mean: Mapping[str, Tensor], template: Template, strategy: Strategy
-) -> tuple[Message, MetricRecord]:
-    """One message that stands for all replies, and their aggregated metrics.
+    replies: Sequence[Reply], mean: Mapping[str, Tensor], template: Template, strategy: Strategy, metrics: MetricRecord
+) -> Message:
+    """One message that stands for all replies.
 
     Args:
         replies: at least one; their states are not read.
         mean: the weighted mean of their aligned models.
         template: of the global model.
-        strategy: the inner strategy, whose metrics function is used.
+        strategy: the inner strategy.
+        metrics: of all replies.
     """
-    weighted_by = find_attribute(strategy, "weighted_by_key", "num-examples")
-    aggregate = strategy.train_metrics_aggr_fn  # type: ignore[attr-defined]  # every foldable strategy has it
-    metrics: MetricRecord = aggregate([reply.message.content for reply in replies], weighted_by)
     first = replies[0].message
     (array_name,) = first.content.array_records
     (metric_name,) = first.content.metric_records
     combined = MetricRecord(dict(metrics))
-    combined[weighted_by] = float(sum(reply.num_examples for reply in replies))
-    arrays = template.encode_mean(mean)
-    message = Message(RecordDict({array_name: arrays, metric_name: combined}), reply_to=first)
-    return message, metrics
+    combined[_weighted_by(strategy)] = float(sum(reply.num_examples for reply in replies))
+    return Message(RecordDict({array_name: template.encode_mean(mean), metric_name: combined}), reply_to=first)
+
+
+def _weighted_by(strategy: Strategy) -> str:
+    name: str = find_attribute(strategy, "weighted_by_key", "num-examples")
+    return name
