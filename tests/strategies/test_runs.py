@@ -121,6 +121,19 @@ def test_matching_again_finds_the_same_permutations_on_the_client_frame():
     assert_same(result, once, atol=1e-5)
 
 
+def test_fixed_points_are_the_share_of_units_that_stay_when_matched_again():
+    frames, spec = Frames(), SPEC.bind(make_state(0, width=10))
+    before = Permutation.identity(spec)
+    swapped = Permutation(spec, {"P": torch.tensor([1, 0, *range(2, 10)])})
+    frames.learn(1, before)
+    assert frames.fixed_points() == 1.0, "nothing was matched again"
+    frames.learn(1, swapped)
+    frames.learn(2, swapped)  # a node's first permutation is compared with nothing
+    assert frames.fixed_points() == 0.8
+    frames.learn(1, Permutation(spec, dict(swapped)))
+    assert frames.fixed_points() == 1.0, "since last asked"
+
+
 def test_a_node_that_drifted_is_matched_again():
     frames = Frames(rematch_below=2.0)  # always
     run(Aligned(STRATEGIES["FedAvg"](), spec=SPEC, frame=frames), make_state(0, width=24), rounds=2)
