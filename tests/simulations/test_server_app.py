@@ -1,12 +1,11 @@
 """The ServerApp of ``flwr run .`` in this process: its run config, its files, its refusals."""
 
 import importlib
-import json
 
 import pytest
 
 from fedrebasin import RebasinError
-from fedrebasin.simulations import make_client_app, run_inline
+from fedrebasin.simulations import make_client_app, read_results, run_inline
 
 server_app = importlib.import_module("fedrebasin.simulations.server_app").app  # as Flower finds it
 QUICK = {"width": 8.0, "clients": 2, "local-epochs": 1, "strategy": "fedavg"}
@@ -14,9 +13,9 @@ QUICK = {"width": 8.0, "clients": 2, "local-epochs": 1, "strategy": "fedavg"}
 
 def test_results_go_to_out(tmp_path):
     run_inline(server_app, make_client_app(), 2, {**QUICK, "out": str(tmp_path / "out"), "rounds": 2})
-    content = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["round"] for row in content["rows"]] == [1, 2]
-    assert content["config"]["clients"] == 2
+    (found,) = read_results(tmp_path / "out").comparisons
+    assert [row.round for row in found.rows] == [1, 2]
+    assert (found.config.clients, found.strategies) == (2, ("fedavg",))
 
 
 @pytest.mark.parametrize(
