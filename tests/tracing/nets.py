@@ -178,6 +178,7 @@ def conv_net(*middle: nn.Module, width: int = 6, after: int | None = None) -> nn
 
 VECTOR, IMAGE, SEQUENCE = (4, 3), (2, 2, 8, 8), (2, 5, 3)
 
+GROUPED, PACKED = members((2,), (2, 3), (2, 4), (2, 4)), members((3,), (3, 4), (3, 4))
 NETS: dict[str, Net] = {
     "linear": Net(lambda: mlp(nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), width=6, after=5), VECTOR, members((6,), (5,))),
     "layer-norm": Net(lambda: mlp(nn.LayerNorm(6), nn.GELU()), VECTOR, members((6,))),
@@ -275,17 +276,12 @@ NETS: dict[str, Net] = {
         members((6,), (4,)),
     ),
     "attention": Net(lambda: Attention(3, 4, 4, 5, "expand"), SEQUENCE, members((4,), (4, 5), (4, 5))),
-    "grouped-query": Net(lambda: Attention(3, 6, 2, 4, "expand"), SEQUENCE, members((2,), (2, 3), (2, 4), (2, 4))),
-    "grouped-query-fused": Net(lambda: Attention(3, 6, 2, 4, "gqa"), SEQUENCE, members((2,), (2, 3), (2, 4), (2, 4))),
-    "grouped-query-interleave": Net(
-        lambda: Attention(3, 6, 2, 4, "interleave"), SEQUENCE, members((2,), (2, 3), (2, 4), (2, 4))
-    ),
-    **{
-        f"packed-{order}": Net(
-            lambda order=order: PackedAttention(12, 3, order), (2, 5, 12), members((3,), (3, 4), (3, 4))
-        )
-        for order in ("chunk", "unbind", "heads-first")
-    },
+    "grouped-query": Net(lambda: Attention(3, 6, 2, 4, "expand"), SEQUENCE, GROUPED),
+    "grouped-query-fused": Net(lambda: Attention(3, 6, 2, 4, "gqa"), SEQUENCE, GROUPED),
+    "grouped-query-interleave": Net(lambda: Attention(3, 6, 2, 4, "interleave"), SEQUENCE, GROUPED),
+    "packed-chunk": Net(lambda: PackedAttention(12, 3, "chunk"), (2, 5, 12), PACKED),
+    "packed-unbind": Net(lambda: PackedAttention(12, 3, "unbind"), (2, 5, 12), PACKED),
+    "packed-heads-first": Net(lambda: PackedAttention(12, 3, "heads-first"), (2, 5, 12), PACKED),
     "encoder-layer": Net(
         lambda: mlp(nn.TransformerEncoderLayer(12, 3, 7, batch_first=True), width=12),
         SEQUENCE,
