@@ -44,6 +44,8 @@ STRATEGIES = (
     "merge-many+regmean+head+temperature",
     "merge-many+seqreg+head+temperature",
     "fedavg+head+temperature",
+    "rebasin+activations",
+    "rebasin+activations+seqreg+head+temperature",
 )
 REFERENCES = ("mean client", "ensemble of logits", "ensemble of probabilities", "one model on all the data")
 

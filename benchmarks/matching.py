@@ -161,7 +161,7 @@ def growth(largest_width: int, most_clients: int, plot: Path) -> list[str]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.5))
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.8))
     lines = []
     sizes = {"width": [128 * 2**k for k in range(6)], "clients": [2, 4, 8, 16, 32, 64]}
     limits = {"width": largest_width, "clients": most_clients}
@@ -188,7 +188,9 @@ def growth(largest_width: int, most_clients: int, plot: Path) -> list[str]:
         table = ", ".join(f"{value}: {taken:.2f} s" for value, taken in zip(values, seconds, strict=True))
         lines.append(f"- {what} ({found}): {table}; exponent {exponent:.2f}, {last:.2f} at the end")
         panel.loglog(values, seconds, "o-")
-        panel.set(xlabel=what, ylabel="seconds", title=f"exponent {exponent:.2f}")
+        panel.set(xlabel=what, ylabel="seconds", title=f"{found}: exponent {exponent:.2f}")
+        panel.set_xticks(values, [str(value) for value in values])
+        panel.minorticks_off()
     figure.tight_layout()
     figure.savefig(plot)
     return lines
@@ -228,7 +230,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="also time against width and clients")
     parser.add_argument("--largest-width", type=int, default=4096)
     parser.add_argument("--most-clients", type=int, default=64)
-    parser.add_argument("--plot", type=Path, default=Path("out/matching-growth.png"))
+    parser.add_argument("--plot", type=Path, default=Path("out/matching-growth.svg"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.data_dir:
