@@ -103,6 +103,7 @@ from fedrebasin.errors import (
     RebasinError,
     SpecError,
     TraceError,
+    choose,
 )
 from fedrebasin.group import Group, Unpermuted
 from fedrebasin.matching import (
@@ -221,6 +222,7 @@ __all__ = [
     "average",
     "barrier_value",
     "check",
+    "choose",
     "collect_sums",
     "commutativity",
     "commutativity_objective",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class RebasinError(ValueError):
     """Base class of every error that fedrebasin raises on purpose."""
@@ -29,3 +32,25 @@ class CalibrationError(RebasinError):
 
 class DataError(RebasinError):
     """A data set, a partition or a file cannot be read as what it should be."""
+
+
+def choose(option: str, value: str, allowed: Iterable[str]) -> str:
+    """The value of an option, if it is one of those allowed.
+
+    Args:
+        option: its name, for the message.
+        value: what was asked for.
+        allowed: the names to choose from.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        RebasinError: with what is allowed and the closest name.
+    """
+    names = list(allowed)
+    if value in names:
+        return value
+    close = difflib.get_close_matches(value, names, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise RebasinError(f"unknown {option} {value!r}: choose from {', '.join(names)}{hint}")

@@ -7,7 +7,6 @@ convolution), or ``"batch"``.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.errors import RebasinError
+from fedrebasin.errors import RebasinError, choose
 
 Norm = Literal["layer", "batch"]
 
@@ -219,11 +218,7 @@ def make_model(
     Raises:
         RebasinError: for a name that is not in the registry, with the closest one, or a width that is not positive.
     """
-    if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise RebasinError(f"unknown model {name!r}: choose from {', '.join(MODELS)}{hint}")
-    architecture = MODELS[name]
+    architecture = MODELS[choose("model", name, MODELS)]
     width = architecture.width if width is None else width
     if width <= 0 or (name == "mlp" and round(width) < 1):
         raise RebasinError(f"width {width} of {name}: it must be positive")

@@ -19,6 +19,7 @@ from fedrebasin import (
     RebasinError,
     StraightThrough,
     WeightMatching,
+    choose,
 )
 from fedrebasin.strategies import (
     ActivationAlignment,
@@ -33,7 +34,6 @@ from fedrebasin.strategies import (
     TemperatureCalibration,
 )
 
-from .config import choose
 from .federation import Federation
 
 SERVER_BATCH = 256

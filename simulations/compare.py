@@ -11,12 +11,12 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from fedrebasin import Barrier, RebasinError
+from fedrebasin import Barrier, RebasinError, choose
 from fedrebasin.strategies import Aligned
 
 from .choices import make_strategy, parse_strategy
 from .client_app import make_client_app
-from .config import SimulationConfig, choose
+from .config import SimulationConfig
 from .engines import ENGINES, on_engine
 from .federation import Federation
 from .measure import REFERENCES, Bin, Row, Stopwatch

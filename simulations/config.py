@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fedrebasin import RebasinError
+from fedrebasin import RebasinError, choose
 from fedrebasin.models import MODELS
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "image-folder")
@@ -104,20 +103,6 @@ class SimulationConfig:
     def to_flower(self) -> dict[str, str | int | float]:
         """With kebab-case keys, for a run config or a ConfigRecord."""
         return {_kebab(name): value for name, value in asdict(self).items()}
-
-
-def choose(option: str, value: str, allowed: Iterable[str]) -> str:
-    """The value, if it is allowed.
-
-    Raises:
-        RebasinError: with what is allowed and the closest name.
-    """
-    names = list(allowed)
-    if value in names:
-        return value
-    close = difflib.get_close_matches(value, names, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    raise RebasinError(f"unknown {option} {value!r}: choose from {', '.join(names)}{hint}")
 
 
 def _kebab(name: str) -> str:

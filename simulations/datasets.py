@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedrebasin import DataError
+from fedrebasin import DataError, choose
 
-from .config import DATASETS, choose
+from .config import DATASETS
 from .image_folder import image_folder_arrays
 from .named import named_arrays
 

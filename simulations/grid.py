@@ -10,12 +10,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from typing import Any
 
-from fedrebasin import RebasinError
+from fedrebasin import RebasinError, choose
 from fedrebasin.strategies import pick_device
 
 from .choices import parse_strategy
 from .compare import DEFAULT_STRATEGIES, Comparison, compare
-from .config import SimulationConfig, choose
+from .config import SimulationConfig
 from .engines import ENGINES
 from .origin import usable_cores
 from .references import Progress

@@ -20,9 +20,8 @@ from fedrebasin.cli.bars import Bars
 from fedrebasin.cli.data import Data, open_data
 from fedrebasin.cli.inputs import Inputs, open_inputs
 from fedrebasin.cli.merge import DATA_HELP, MODEL_HELP
-from fedrebasin.cli.models import one_of
 from fedrebasin.cli.show import AsJson, finite, leaving, print_json, print_table, say
-from fedrebasin.errors import MergeError
+from fedrebasin.errors import MergeError, choose
 from fedrebasin.matching import State, WeightMatching
 from fedrebasin.matching.weight import Method
 
@@ -59,7 +58,7 @@ def barrier(
     from fedrebasin.simulations import draw_paths
     from fedrebasin.strategies import pick_device
 
-    one_of("method", method, METHODS)
+    choose("method", method, METHODS)
     if points < 2:
         raise MergeError(f"points {points}: a line has at least its two ends")
     place = pick_device(device)

@@ -14,9 +14,8 @@ from fedrebasin.cli.data import Data, open_data
 from fedrebasin.cli.estimate import estimate
 from fedrebasin.cli.inputs import Inputs, open_inputs
 from fedrebasin.cli.merging import METHODS, REFERENCED, Merged, merge_inputs
-from fedrebasin.cli.models import one_of
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
-from fedrebasin.errors import MergeError
+from fedrebasin.errors import MergeError, choose
 from fedrebasin.spec import PermutationSpec
 
 MODEL_HELP = "torchvision:NAME, or package.module:callable, which is called without arguments; not for plain stacks."
@@ -57,7 +56,7 @@ def merge(
 
     Example: fedrebasin merge a.safetensors b.pt --model torchvision:resnet18 -o merged.safetensors
     """
-    one_of("method", method, METHODS)
+    choose("method", method, METHODS)
     shares = _parse_weights(weights, len(checkpoints))
     _demand_sense(checkpoints, out, method, base, data, model)
     opened = open_inputs(checkpoints, model, base)

@@ -123,20 +123,6 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def one_of(option: str, value: str, allowed: Iterable[str]) -> str:
-    """The value, if it is allowed.
-
-    Raises:
-        RebasinError: with what is allowed and the closest name.
-    """
-    names = list(allowed)
-    if value in names:
-        return value
-    close = difflib.get_close_matches(value, names, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    raise RebasinError(f"unknown {option} {value!r}: choose from {', '.join(names)}{hint}")
-
-
 def closest(name: str, known: Iterable[str]) -> str:
     """``; close to it: ...`` with the names that look like this one, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=3)

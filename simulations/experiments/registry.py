@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from fedrebasin import RebasinError
+from fedrebasin import RebasinError, choose
 from fedrebasin.strategies import pick_device
 
-from ..config import choose
 from .lab import Lab, Progress, Recipe
 from .result import Record, Result
 
