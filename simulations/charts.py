@@ -12,16 +12,21 @@ from typing import Any
 INK, GRID = "#1f2933", "#d9dee4"
 STRATEGY_COLOUR, REFERENCE_COLOUR, WARNING_COLOUR = "#1b6ca8", "#9aa5b1", "#c8553d"
 COLOURS = ("#1b6ca8", "#c8553d", "#588b3b", "#8c5aa8", "#b98a1d", "#4a5560", "#2aa198", "#d33682")
-SETTINGS: Any = {
+#: Of every figure: text stays text, and two sides of the frame are enough.
+PLAIN: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+SETTINGS: Any = {
+    **PLAIN,
     "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
     "font.size": 11,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#7b8794",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "grid.color": GRID,
     "axes.axisbelow": True,
 }
@@ -130,7 +135,7 @@ def reliability(title: str, panels: Sequence[Panel]) -> str:
                     axes.bar(left + width / 2, accuracy, width=0.92 * width, color=STRATEGY_COLOUR, alpha=strength)
             axes.plot([0, 1], [0, 1], color=WARNING_COLOUR, linewidth=1.2, linestyle="--")
             axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-            axes.set_title(_folded(panel.name), fontsize=10)
+            axes.set_title(folded(panel.name, 18), fontsize=10)
         for axes in places[len(panels) :]:
             axes.set_visible(False)
         figure.supxlabel("confidence", fontsize=11)
@@ -161,18 +166,51 @@ def stacked(title: str, axis: str, names: Sequence[str], parts: Sequence[Sequenc
         return _svg(figure, title, f"Bars. {spoken}.")
 
 
-def _with_spread(bar: Bar, unit: str) -> str:
-    spread = "" if bar.spread is None else f" ± {bar.spread:.1f}"
-    return f"{bar.value:.1f}{spread}{unit}"
-
-
-def _folded(name: str) -> str:
-    """A strategy's name in lines that fit above a panel."""
+def folded(name: str, letters: int) -> str:
+    """A strategy's name in lines of at most this many letters, cut before a + only."""
     lines = [""]
     for part in name.split("+"):
         joined = f"{lines[-1]}+{part}" if lines[-1] else part
-        lines = [*lines[:-1], joined] if len(joined) <= 18 else [*lines, f"+{part}"]
+        lines = [*lines[:-1], joined] if len(joined) <= letters else [*lines, f"+{part}"]
     return "\n".join(line for line in lines if line)
+
+
+def drawn(figure: Any, salt: str, transparent: bool = False) -> str:
+    """A matplotlib figure as an SVG element, the same every time.
+
+    Args:
+        figure: to draw, inside the settings that it was made with.
+        salt: figures with the same one get the same ids.
+        transparent: whether the page's background shows through.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=transparent)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def described(svg: str, title: str, description: str, prefix: str = "") -> str:
+    """An SVG element with a title and a description for those who cannot see it.
+
+    Args:
+        svg: beginning with its tag, see :func:`drawn`.
+        title: what it shows.
+        description: what can be seen in it.
+        prefix: of both ids, which differ on a page with several figures.
+    """
+    ids = f"{prefix}title", f"{prefix}text"
+    start = svg.index(">") + 1
+    head = svg[:start].replace("<svg", f'<svg role="img" aria-labelledby="{" ".join(ids)}"', 1)
+    texts = f'<title id="{ids[0]}">{html.escape(title)}</title><desc id="{ids[1]}">{html.escape(description)}</desc>'
+    return head + texts + svg[start:]
+
+
+def _with_spread(bar: Bar, unit: str) -> str:
+    spread = "" if bar.spread is None else f" ± {bar.spread:.1f}"
+    return f"{bar.value:.1f}{spread}{unit}"
 
 
 def _lean(panel: Panel) -> str:
@@ -197,18 +235,9 @@ def _figure(height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[An
 
 
 def _svg(figure: Any, title: str, description: str) -> str:
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": title}):  # the same ids every time, others in every chart
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    text = buffer.getvalue()
-    name = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
-    text = text[text.index("<svg") :].replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-")
-    text = text.replace('href="#', f'href="#{name}-')
-    start = text.index(">") + 1
-    head = text[:start].replace("<svg", f'<svg role="img" aria-labelledby="{name}-title {name}-text"', 1)
-    spoken = (
-        f'<title id="{name}-title">{html.escape(title)}</title><desc id="{name}-text">{html.escape(description)}</desc>'
-    )
-    return head + spoken + text[start:]
+    """A chart for a page that has others: all of its ids begin with its title."""
+    prefix = "".join(letter if letter.isalnum() else "-" for letter in title.lower()) + "-"
+    text = drawn(figure, salt=title, transparent=True)
+    for reference in ('id="', "url(#", 'href="#'):
+        text = text.replace(reference, reference + prefix)
+    return described(text, title, description, prefix)

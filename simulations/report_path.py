@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from fedrebasin import Barrier
 
-from .charts import SETTINGS, STRATEGY_COLOUR, WARNING_COLOUR
+from .charts import SETTINGS, STRATEGY_COLOUR, WARNING_COLOUR, described, drawn
 
 LABELS = {"before": "as they are", "after": "B permuted to match A"}
 COLOURS = {"before": WARNING_COLOUR, "after": STRATEGY_COLOUR}
@@ -31,8 +30,8 @@ def draw_paths(paths: Mapping[str, Barrier], folder: Path, names: tuple[str, str
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    svg, png = folder / "barrier.svg", folder / "barrier.png"
-    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": "barrier"}):
+    file, png = folder / "barrier.svg", folder / "barrier.png"
+    with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(9.6, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         _panel(left, paths, "loss (nats)", lambda path: list(path.losses))
@@ -40,14 +39,9 @@ def draw_paths(paths: Mapping[str, Barrier], folder: Path, names: tuple[str, str
         left.legend(frameon=False)
         figure.suptitle(f"from A, {names[0]}, to B, {names[1]}")
         figure.savefig(png, dpi=160)
-        figure.savefig(svg, metadata={"Date": None, "Creator": None})
-    text = svg.read_text(encoding="utf-8")
-    text = text[text.index("<svg") :].replace("<svg", '<svg role="img" aria-labelledby="title text"', 1)
-    start = text.index(">") + 1
-    spoken = f'<title id="title">Between {html.escape(" and ".join(names))}</title>'
-    spoken += f'<desc id="text">{html.escape(in_words(paths))}</desc>'
-    svg.write_text(text[:start] + spoken + text[start:], encoding="utf-8")
-    return svg, png
+        svg = drawn(figure, salt="barrier")
+    file.write_text(described(svg, f"Between {' and '.join(names)}", in_words(paths)), encoding="utf-8")
+    return file, png
 
 
 def in_words(paths: Mapping[str, Barrier]) -> str:

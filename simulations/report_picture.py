@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import html
-import io
 import math
 from pathlib import Path
 from typing import Any
 
-from .charts import COLOURS, INK, REFERENCE_COLOUR, SETTINGS, STRATEGY_COLOUR, WARNING_COLOUR
+from .charts import (
+    COLOURS,
+    INK,
+    REFERENCE_COLOUR,
+    SETTINGS,
+    STRATEGY_COLOUR,
+    WARNING_COLOUR,
+    described,
+    drawn,
+    folded,
+)
 from .study import Setting, Study
 
 #: The order of the second network's units in the first panel; its inverse is what the permutation undoes.
@@ -28,26 +36,17 @@ def write_picture(folder: Path, study: Study) -> Path | None:
     setting = study.settings[0]
     if not setting.comparisons[0].paths:
         return None
-    with matplotlib.rc_context(SETTINGS | {"svg.fonttype": "path", "svg.hashsalt": FILE, "font.size": 10}):
+    with matplotlib.rc_context(SETTINGS | {"svg.fonttype": "path", "font.size": 10}):
         figure = Figure(figsize=(12.5, 3.8), layout="constrained", facecolor="white")
         panels: Any = figure.subfigures(1, 3, width_ratios=(1, 1, 1.25), wspace=0.05)
         units, path, accuracy = panels
         _units(units)
         _path(path, setting)
         _accuracy(accuracy, setting)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    start = text.index(">") + 1
-    head = text[:start].replace("<svg", '<svg role="img" aria-labelledby="picture-title picture-text"', 1)
-    spoken = (
-        '<title id="picture-title">Permute, then average</title>'
-        f'<desc id="picture-text">{html.escape(_spoken(setting))}</desc>'
-    )
+        svg = drawn(figure, salt=FILE)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE
-    file.write_text(head + spoken + text[start:], encoding="utf-8")
+    file.write_text(described(svg, "Permute, then average", _in_words(setting), "picture-"), encoding="utf-8")
     return file
 
 
@@ -99,21 +98,13 @@ def _accuracy(panel: Any, setting: Setting) -> None:
     summaries = setting.summaries[::-1]
     values = [100 * summary.figures.accuracy for summary in summaries]
     colours = [REFERENCE_COLOUR if summary.is_reference else STRATEGY_COLOUR for summary in summaries]
-    bars = axes.barh([_folded(summary.strategy) for summary in summaries], values, color=colours, height=0.72)
+    bars = axes.barh([folded(summary.strategy, 20) for summary in summaries], values, color=colours, height=0.72)
     axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=4, color=INK)
     axes.set(xlim=(0, 116), xticks=(0, 50, 100), xlabel="accuracy (%)")
     axes.tick_params(axis="y", length=0)
 
 
-def _folded(name: str) -> str:
-    lines = [""]
-    for part in name.split("+"):
-        joined = f"{lines[-1]}+{part}" if lines[-1] else part
-        lines = [*lines[:-1], joined] if len(joined) <= 20 else [*lines, f"+{part}"]
-    return "\n".join(lines)
-
-
-def _spoken(setting: Setting) -> str:
+def _in_words(setting: Setting) -> str:
     paths = setting.comparisons[0].paths
     values = ", ".join(f"{one.strategy} {100 * one.figures.accuracy:.1f} %" for one in setting.summaries)
     return (

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import html
-import io
 from pathlib import Path
-from typing import Any
 
+from ..charts import COLOURS, PLAIN, described, drawn
 from .result import Chart, Record
-
-SETTINGS: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-COLOURS = ("#1b6ca8", "#c8553d", "#588b3b", "#8c5aa8", "#b98a1d", "#4a5560", "#2aa198", "#d33682")
 
 
 def draw(record: Record, folder: Path) -> Path | None:
@@ -27,22 +16,14 @@ def draw(record: Record, folder: Path) -> Path | None:
     charts = record.result.charts
     if not charts:
         return None
-    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": record.name}):
+    with matplotlib.rc_context(PLAIN):
         canvas = Canvas(figsize=(4.6 * len(charts) + 0.6, 3.6), layout="constrained")
         for axes, chart in zip(canvas.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
             _panel(axes, chart)
-        buffer = io.StringIO()
-        canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    start = text.index(">") + 1
-    head = text[:start].replace("<svg", '<svg role="img" aria-labelledby="title text"', 1)
-    spoken = (
-        f'<title id="title">{html.escape(record.title)}</title><desc id="text">{html.escape(_spoken(record))}</desc>'
-    )
+        svg = drawn(canvas, salt=record.name)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{record.name}.svg"
-    file.write_text(head + spoken + text[start:], encoding="utf-8")
+    file.write_text(described(svg, record.title, _in_words(record)), encoding="utf-8")
     return file
 
 
@@ -69,7 +50,7 @@ def _panel(axes: object, chart: Chart) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _spoken(record: Record) -> str:
+def _in_words(record: Record) -> str:
     lines = (
         f"{chart.title}: {line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}"
         for chart in record.result.charts
