@@ -1,4 +1,4 @@
-"""The papers' architectures with a width multiplier: MLP, VGG-11, VGG-16 and ResNet-20.
+"""The papers' architectures with a width multiplier: MLP, VGG-11, VGG-16, ResNet-20 and a small ConvNeXt.
 
 Every model takes batches ``(batch, channels, height, width)`` and returns logits ``(batch, classes)``. The norm
 is ``"layer"``, LayerNorm over one sample as Git Re-Basin's networks have it (GroupNorm with one group after a
@@ -15,6 +15,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from fedrebasin.errors import RebasinError, choose
 
@@ -166,6 +167,55 @@ class ResNet20(nn.Module):
         return cast(Tensor, self.head(self.pool(hidden).flatten(1)))
 
 
+class _ConvNeXtBlock(nn.Module):
+    """A depth-wise 7x7 convolution, LayerNorm and two 1x1 convolutions with GELU between, beside the stream."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = _norm("layer", channels)
+        self.expand = nn.Conv2d(channels, 4 * channels, 1)
+        self.project = nn.Conv2d(4 * channels, channels, 1)
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 1e-1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The stream after the block."""
+        hidden = gelu(self.expand(self.norm(self.depthwise(inputs))))
+        return cast(Tensor, inputs + self.scale * self.project(hidden))
+
+
+class ConvNeXt(nn.Module):
+    """ConvNeXt (Liu et al. 2022) for small images: two stages of two blocks, 96 and 192 channels times ``width``.
+
+    A depth-wise convolution has one filter a channel and no order of its own to permute, so that only the two streams
+    and the inner channels of the four blocks are groups: few for its size (Git Re-Basin, A.1).
+
+    Args:
+        channels: of the input.
+        width: multiplier of every number of channels.
+        classes: logits.
+    """
+
+    def __init__(self, channels: int = 3, width: float = 1.0, classes: int = 10) -> None:
+        super().__init__()
+        first, second = _scaled(96, width), _scaled(192, width)
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, first, 2, stride=2),
+            _norm("layer", first),
+            *(_ConvNeXtBlock(first) for _ in range(2)),
+            _norm("layer", first),
+            nn.Conv2d(first, second, 2, stride=2),
+            *(_ConvNeXtBlock(second) for _ in range(2)),
+            nn.AdaptiveAvgPool2d(1),
+            _norm("layer", second),
+        )
+        self.head = nn.Linear(second, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(batch, classes)``."""
+        return cast(Tensor, self.head(self.features(inputs).flatten(1)))
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How the registry builds one architecture.
@@ -187,6 +237,10 @@ def _vgg(kind: type[VGG11] | type[VGG16], norm: Norm, shape: Sequence[int], clas
     return kind(shape, width=width, classes=classes, norm=norm)
 
 
+def _convnext(sample_shape: Sequence[int], classes: int, width: float) -> nn.Module:
+    return ConvNeXt(sample_shape[0], width=width, classes=classes)
+
+
 def _resnet20(norm: Norm, sample_shape: Sequence[int], classes: int, width: float) -> nn.Module:
     return ResNet20(sample_shape[0], width=width, classes=classes, norm=norm)
 
@@ -199,6 +253,7 @@ MODELS: dict[str, Architecture] = {
     "vgg16-bn": Architecture(partial(_vgg, VGG16, "batch"), 1),
     "resnet20": Architecture(partial(_resnet20, "layer"), 1),
     "resnet20-bn": Architecture(partial(_resnet20, "batch"), 1),
+    "convnext": Architecture(_convnext, 1),
 }
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fedrebasin import Permutation, PermutationSpec, State, WeightMatching, loss_barrier
 
-from .lab import Lab, Recipe
+from .lab import Lab
 from .pairs import pair
+from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Line, Result
 

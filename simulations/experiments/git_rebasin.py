@@ -14,8 +14,9 @@ from fedrebasin import (
 )
 from fedrebasin.models import make_model
 
-from .lab import Lab, Recipe
+from .lab import Lab
 from .pairs import by_width, pair
+from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Result, curve
 

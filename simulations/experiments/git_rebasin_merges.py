@@ -17,7 +17,8 @@ from fedrebasin import (
     logits_of,
 )
 
-from .lab import Lab, Recipe
+from .lab import Lab
+from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Line, Result
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,57 +22,14 @@ from fedrebasin.strategies import pick_device
 from ..config import SimulationConfig
 from ..datasets import Dataset, load_dataset
 from ..training import derive_seed, reproducible, train
+from .quasi_newton import quasi_newton
+from .recipe import BATCHES, CHILDREN, INITIALISATION, Recipe
 
 Batches = list[tuple[Tensor, Tensor]]
 Progress = Callable[[str, int, int], None]
-INITIALISATION, BATCHES, CHILDREN = range(3)
 BATCH = 1024
 SECONDS = "cpu-seconds"
 MIN_HELD_OUT = 500
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one model is trained; the same recipe gives the same model.
-
-    Args:
-        dataset: name of the data set.
-        model: name of the architecture.
-        width: units or multiplier, 0 for the papers' width.
-        seed: of the initialisation and, before ``spawn``, of the order of the batches.
-        epochs: in all.
-        learning_rate: constant.
-        weight_decay: an L2 term for adam and sgd, decoupled for adamw.
-        optimizer: adam, adamw or sgd.
-        batch_size: examples in a step.
-        examples: of the training set, 0 for all of it.
-        part: "" for all classes alike; "first" or "second" for the halves of a biased split (Git Re-Basin, 5.4).
-        order: of the batches after ``spawn``; None for one that follows from the seed.
-        spawn: the epoch after which the order of the batches is that of ``order``; the optimizer starts anew there.
-        keep: epochs after which the model is kept besides the last; 0 is the initialisation.
-    """
-
-    dataset: str = "digits"
-    model: str = "mlp"
-    width: float = 0
-    seed: int = 0
-    epochs: int = 60
-    learning_rate: float = 1e-3
-    weight_decay: float = 3e-3
-    optimizer: str = "adam"
-    batch_size: int = 64
-    examples: int = 0
-    part: str = ""
-    order: int | None = None
-    spawn: int = 0
-    keep: tuple[int, ...] = ()
-
-    def digest(self, data: Dataset) -> str:
-        """A name for the file that the model trained on these data is kept in: other data, another file."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
-        for tensor in (data.train_inputs, data.train_labels):
-            digest.update(tensor.numpy().tobytes())
-        return digest.hexdigest()[:20]
 
 
 @dataclass(frozen=True)
@@ -208,7 +164,7 @@ class Lab:
         self, model: nn.Module, recipe: Recipe, epochs: int, order: int, label: str, done: Callable[[int], None]
     ) -> None:
         data = self.data(recipe.dataset)
-        index = _part(data.train_labels, recipe)
+        index = recipe.part_of(data.train_labels)
         device = pick_device(self.device)
         config = SimulationConfig(
             batch_size=recipe.batch_size,
@@ -225,7 +181,10 @@ class Lab:
         if epochs:
             with reproducible():
                 inputs, labels = data.train_inputs[index].to(device), data.train_labels[index].to(device)
-                train(model, inputs, labels, config, order, report)
+                if recipe.optimizer == "lbfgs":
+                    quasi_newton(model, inputs, labels, epochs, recipe.weight_decay, report)
+                else:
+                    train(model, inputs, labels, config, order, report)
         model.eval()
 
     def _test_part(self, dataset: str, part: int) -> Batches:
@@ -269,19 +228,6 @@ def _spec(name: str, shape: Sequence[int], classes: int, width: float) -> Permut
 
 def _copy(model: nn.Module) -> State:
     return {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
-
-
-def _part(labels: Tensor, recipe: Recipe) -> Tensor:
-    """The training examples of a recipe; the biased halves hold 20 % of one half of the classes, 80 % of the other."""
-    index = torch.arange(len(labels))[: recipe.examples or None]
-    if not recipe.part:
-        return index
-    low = labels[index] < (int(labels.max()) + 1) / 2
-    rank = torch.zeros(len(index), dtype=torch.float64)
-    for half in (low, ~low):
-        rank[half] = torch.linspace(0, 1, int(half.sum()) + 1, dtype=torch.float64)[:-1]
-    share = torch.where(low, 0.2, 0.8)
-    return index[rank < share] if recipe.part == "first" else index[rank >= share]
 
 
 def _with_masks(model: nn.Module, mask: State) -> list[tuple[nn.Module, str]]:

@@ -14,8 +14,9 @@ from fedrebasin import (
     weak_additivity,
 )
 
-from .lab import Lab, Recipe, halfway
+from .lab import Lab, halfway
 from .pairs import Pair, by_width
+from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Result, curve
 

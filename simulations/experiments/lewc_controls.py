@@ -19,8 +19,9 @@ from fedrebasin import (
     weight_spectra,
 )
 
-from .lab import Lab, Recipe, halfway
+from .lab import Lab, halfway
 from .pairs import pair
+from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Line, Result, curve
 

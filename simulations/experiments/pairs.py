@@ -20,7 +20,8 @@ from fedrebasin import (
     loss_barrier,
 )
 
-from .lab import Batches, Lab, Recipe
+from .lab import Batches, Lab
+from .recipe import Recipe
 from .registry import Setting
 
 

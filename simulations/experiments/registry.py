@@ -12,7 +12,8 @@ import torch
 from fedrebasin import RebasinError, choose
 from fedrebasin.strategies import pick_device
 
-from .lab import Lab, Progress, Recipe
+from .lab import Lab, Progress
+from .recipe import Recipe
 from .result import Record, Result
 
 SCALES = ("small", "paper")

@@ -17,8 +17,9 @@ from fedrebasin import (
     weak_connectivity,
 )
 
-from .lab import Lab, Recipe
+from .lab import Lab
 from .pairs import pair
+from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Result, curve
 

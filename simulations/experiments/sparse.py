@@ -23,7 +23,8 @@ from fedrebasin import (
     transport_mask,
 )
 
-from .lab import Lab, Recipe
+from .lab import Lab
+from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Result, curve
 

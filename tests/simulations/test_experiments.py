@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fedrebasin.simulations.experiments.lab import Lab, Recipe, _part
+from fedrebasin.simulations.experiments.lab import Lab
+from fedrebasin.simulations.experiments.recipe import Recipe
 from fedrebasin.simulations.experiments.result import Chart, Claim, Figure, Line, Record, Result, curve
 
 from fedrebasin import DataError, RebasinError
@@ -44,7 +45,7 @@ def test_children_share_their_beginning_and_differ_at_the_end(lab):
 
 def test_biased_halves_are_disjoint_and_complete(lab):
     labels = lab.data("digits").train_labels
-    first, second = (_part(labels, replace(TINY, examples=0, part=part)) for part in ("first", "second"))
+    first, second = (replace(TINY, examples=0, part=part).part_of(labels) for part in ("first", "second"))
     assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(labels)))
     low = (labels[first] < 5).double().mean()
     assert 0.1 < low < 0.3
