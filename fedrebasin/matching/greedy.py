@@ -12,9 +12,11 @@ from fedrebasin.matching.problem import Indices, Problem
 
 
 def greedy(problem: Problem, start: Indices, control: Control) -> Indices:
-    """Match every group once, in the spec's order, by the tensors whose other groups are matched or stay.
+    """Match every group once, in the spec's order, by what its units read from groups that are matched or stay.
 
-    A group for which no such tensor is left is matched by all of its tensors.
+    What units read are the tensors that have them in their first dimension, as torch's linear layers and convolutions
+    do, with their biases and norms. A group without such a tensor is matched by others whose groups are settled, and
+    where there is none of these by all of its tensors.
     """
     indices = start
     waiting = list(problem.moved)
@@ -26,7 +28,8 @@ def greedy(problem: Problem, start: Indices, control: Control) -> Indices:
             for key in problem.keys_of[name]
             if not any(owner in waiting and owner not in family for owner, _ in problem.axes[key])
         ]
-        ascent = Ascent(problem.restricted(settled) if settled else problem, indices)
+        read = [key for key in settled if any(owner in family and axis.dim == 0 for owner, axis in problem.axes[key])]
+        ascent = Ascent(problem.restricted(read or settled) if settled else problem, indices)
         ascent.sweep([name], control)
         indices = ascent.indices
         waiting = [other for other in waiting if other not in family]

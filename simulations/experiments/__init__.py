@@ -1,6 +1,16 @@
 """The experiments of the four papers, each a function from a lab and a setting to numbers beside the paper's."""
 
-from . import failures, git_rebasin, git_rebasin_merges, lewc, lewc_controls, llfc, simultaneous, sparse
+from . import (
+    counterexamples,
+    failures,
+    git_rebasin,
+    git_rebasin_merges,
+    lewc,
+    lewc_controls,
+    llfc,
+    simultaneous,
+    sparse,
+)
 from .registry import EXPERIMENTS, SCALES, Experiment, Setting, reproduce
 from .report_figures import draw
 from .result import Chart, Claim, Figure, Line, Record, Result
@@ -16,6 +26,7 @@ __all__ = [
     "Record",
     "Result",
     "Setting",
+    "counterexamples",
     "draw",
     "failures",
     "git_rebasin",

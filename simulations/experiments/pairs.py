@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import nn
@@ -14,9 +14,13 @@ from fedrebasin import (
     Barrier,
     Matcher,
     PermutationSpec,
+    Score,
     State,
     StraightThrough,
     WeightMatching,
+    evaluate,
+    fit_temperature,
+    logits_of,
     loss_barrier,
 )
 
@@ -83,15 +87,33 @@ class Pair:
         return self.alignment.apply(self.b)
 
     def barrier(self, b: State, points: int, calibrated: bool = False) -> Barrier:
-        """From A to a state, on the test set."""
-        calibrate = self.held_out if calibrated else None
-        return loss_barrier(self.model, self.a, b, self.test, points, calibrate=calibrate)
+        """From A to a state, on the test set; BatchNorm's statistics are taken anew at each point."""
+        normalised = any(key.endswith("running_var") for key in self.a)
+        return loss_barrier(
+            self.model,
+            self.a,
+            b,
+            self.test,
+            points,
+            recalibrate=self.lab.training_batches(self.recipe.dataset) if normalised else None,
+            calibrate=self.held_out if calibrated else None,
+        )
+
+    def score(self, state: State, calibrated: bool = False) -> Score:
+        """Loss and accuracy of a state on the test set, with an inverse temperature of the held-out part if asked."""
+        beta = fit_temperature(*logits_of(self.model, state, self.held_out)).beta if calibrated else 1.0
+        return evaluate(self.model, state, self.test, beta)
 
 
 def pair(lab: Lab, setting: Setting, width: float | None = None, seed: int = 0) -> Pair:
     """Two independently trained models of a seed."""
-    recipe = setting.of(width, seed)
-    return Pair(lab, recipe, lab.trained(recipe), lab.trained(setting.of(width, seed, 1)))
+    return pair_of(lab, setting.of(width), seed)
+
+
+def pair_of(lab: Lab, recipe: Recipe, seed: int) -> Pair:
+    """Two independently trained models of a recipe whose own seed is 0."""
+    first, second = (replace(recipe, seed=1000 * seed + number) for number in (0, 1))
+    return Pair(lab, first, lab.trained(first), lab.trained(second))
 
 
 def by_width(

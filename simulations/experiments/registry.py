@@ -31,6 +31,7 @@ class Setting:
         seeds: each gives models of its own.
         models: how many are merged.
         points: positions on a path.
+        others: recipes of other networks that the experiment compares, by name.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -38,6 +39,7 @@ class Setting:
     seeds: tuple[int, ...] = (0, 1, 2)
     models: int = 2
     points: int = 11
+    others: tuple[tuple[str, Recipe], ...] = ()
 
     def of(self, width: float | None = None, seed: int = 0, number: int = 0) -> Recipe:
         """The recipe of model ``number`` of a seed's set."""
@@ -110,7 +112,8 @@ def reproduce(
     chosen = EXPERIMENTS[choose("experiment", name, EXPERIMENTS)]
     setting = chosen.small if choose("scale", scale, SCALES) == "small" else chosen.paper
     if dataset:
-        setting = replace(setting, recipe=_on_dataset(setting.recipe, dataset, scale))
+        others = tuple((name, _on_dataset(recipe, dataset, scale)) for name, recipe in setting.others)
+        setting = replace(setting, recipe=_on_dataset(setting.recipe, dataset, scale), others=others)
     if seeds < 0:
         raise RebasinError(f"seeds {seeds}: it must not be negative")
     if seeds:

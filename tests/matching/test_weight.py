@@ -130,45 +130,51 @@ def test_more_orders_are_no_worse() -> None:
     assert many.trace.objective[-1] >= one.trace.objective[-1]
 
 
-def test_coordinate_ascent_finds_the_swap_that_greedy_misses() -> None:
-    """Git Re-Basin, A.7.2: what a unit reads says little, what it feeds says all."""
-    spec = mlp(1, 2, 1)
-    a = {"0.weight": [[1.0], [1.1]], "0.bias": [0.0, 0.0], "1.weight": [[5.0, -5.0]], "1.bias": [0.0]}
-    reference = {key: torch.tensor(rows) for key, rows in a.items()}
-    candidate = {**reference, "1.weight": torch.tensor([[-5.0, 5.0]])}
-    swap = torch.tensor([1, 0])
-    deep = mlp(1, 2, 2, 1)
-    assert deep.groups.keys() == {"P_0", "P_1"}
-    assert torch.equal(WeightMatching(method="coordinate")(spec, reference, candidate).permutation["P_0"], swap)
-    reference |= {"1.weight": torch.tensor([[5.0, -5.0], [0.1, 0.2]]), "1.bias": torch.zeros(2)}
-    reference |= {"2.weight": torch.tensor([[3.0, -3.0]]), "2.bias": torch.zeros(1)}
-    candidate = {**reference, "1.weight": torch.tensor([[-5.0, 5.0], [0.2, 0.1]])}
-    coordinate = WeightMatching(method="coordinate")(deep, reference, candidate)
-    greedy = WeightMatching(method="greedy")(deep, reference, candidate)
-    assert torch.equal(coordinate.permutation["P_0"], swap)
-    assert torch.equal(greedy.permutation["P_0"], torch.tensor([0, 1]))
-    assert coordinate.trace.objective[-1] > greedy.trace.objective[-1]
+@pytest.mark.parametrize("seed", range(4))
+def test_coordinate_ascent_finds_the_swap_that_greedy_misses(seed: int) -> None:
+    """Git Re-Basin, A.7.2: in every order of the layers; the halfway model computes (1 + eps / 2) x, greedy's 0.5 x."""
+    eps = 1e-2
+    spec = PermutationSpec.from_axes({"0": ("P_1", None), "1": ("P_2", "P_1"), "2": (None, "P_2")})
+    read = torch.tensor([[1.0], [1.0 + eps]])
+    a = {"0": read, "1": torch.tensor([[1.0, 0.0], [0.0, eps]]), "2": torch.tensor([[1.0, 0.0]])}
+    b = {"0": read, "1": torch.tensor([[0.0, 0.0], [0.0, 1.0]]), "2": torch.tensor([[0.0, 1.0]])}
+    swap, stay = torch.tensor([1, 0]), torch.tensor([0, 1])
+    coordinate = WeightMatching(method="coordinate", seed=seed, restarts=1)(spec, a, b)
+    greedy = WeightMatching(method="greedy", seed=seed)(spec, a, b)
+    assert all(torch.equal(coordinate.permutation[name], swap) for name in ("P_1", "P_2"))
+    assert all(torch.equal(greedy.permutation[name], stay) for name in ("P_1", "P_2"))
+    for found, slope in ((coordinate, 1 + eps / 2), (greedy, 0.5)):
+        middle = {key: (a[key] + tensor) / 2 for key, tensor in found.apply(b).items()}
+        assert float(middle["2"] @ middle["1"] @ middle["0"]) == pytest.approx(slope, abs=eps)
 
 
 def test_a_counterexample_has_no_connecting_permutation() -> None:
-    """Git Re-Basin, A.6: two nets of the same function no permutation of which has the same function in between.
+    """Git Re-Basin, A.6: two nets of one function, no permutation of which classifies as they do in between."""
+    spec = PermutationSpec.from_axes(
+        {"0": ("P_1", None), "0b": ("P_1",), "1": ("P_2", "P_1"), "1b": ("P_2",), "2": (None, "P_2")}
+    )
+    outer = torch.tensor([[-1.0, -1.0]])
+    a = {"0": -torch.eye(2), "0b": torch.tensor([1.0, 0.0]), "1": torch.diag(torch.tensor([-1.0, 1.0]))}
+    b = {"0": torch.eye(2), "0b": torch.tensor([0.0, 1.0]), "1": torch.diag(torch.tensor([1.0, -1.0]))}
+    a |= {"1b": a["0b"], "2": outer}
+    b |= {"1b": b["0b"], "2": outer}
+    line = torch.linspace(-0.95, 0.95, 20)
+    points = torch.cartesian_prod(line, line).T
 
-    Both compute |x|: one as relu(x) + relu(-x), one with a unit scaled up and its outgoing weight down, which is a
-    symmetry of relu but no permutation.
-    """
-    spec = PermutationSpec.from_axes({"read": ("P", None), "write": (None, "P")})
-    a = {"read": torch.tensor([[1.0], [-1.0]]), "write": torch.tensor([[1.0, 1.0]])}
-    b = {"read": torch.tensor([[10.0], [-0.1]]), "write": torch.tensor([[0.1, 10.0]])}
-    inputs = torch.tensor([[-1.0, 1.0]])
+    def predicts(state: State) -> torch.Tensor:
+        hidden = torch.relu(state["0"] @ points + state["0b"][:, None])
+        return (state["2"] @ torch.relu(state["1"] @ hidden + state["1b"][:, None]))[0] >= -1e-6
 
-    def function(state: State) -> torch.Tensor:
-        return state["write"] @ torch.relu(state["read"] @ inputs)
-
-    assert torch.allclose(function(a), function(b))
+    labels = (points[0] < 0) & (points[1] > 0)
+    assert torch.equal(predicts(a), labels)
+    assert torch.equal(predicts(b), labels)
+    barriers = []
     for member in members(spec.bind(a)):
         moved = member.apply(b)
-        middle = {key: (a[key] + moved[key]) / 2 for key in a}
-        assert (function(middle) - function(a)).abs().max() > 0.5
+        paths = [{key: (1 - lam) * a[key] + lam * moved[key] for key in a} for lam in (0.25, 0.5, 0.75)]
+        barriers.append(max(float((predicts(state) != labels).float().mean()) for state in paths))
+    assert len(barriers) == 4
+    assert min(barriers) > 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -66,6 +66,11 @@ def test_a_broken_file_is_named(lab, tmp_path):
         lab.trained(TINY)
 
 
+def tiny(width: float) -> float:
+    """Units of an MLP, or a multiplier."""
+    return round(width**0.5) if width > 4 else width / 8
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_on_tiny_networks(name, tmp_path, monkeypatch):
     chosen = EXPERIMENTS[name]
@@ -74,7 +79,11 @@ def test_every_experiment_runs_on_tiny_networks(name, tmp_path, monkeypatch):
     recipe = replace(
         chosen.small.recipe, epochs=epochs, keep=keep, examples=200, spawn=min(1, chosen.small.recipe.spawn)
     )
-    small = replace(chosen.small, recipe=recipe, widths=(8, 16)[-len(chosen.small.widths) :], seeds=(0,), points=3)
+    others = tuple(
+        (label, replace(other, epochs=2, examples=200, width=tiny(other.width))) for label, other in chosen.small.others
+    )
+    widths = tuple(tiny(width) for width in chosen.small.widths[-2:])
+    small = replace(chosen.small, recipe=recipe, widths=widths, seeds=(0,), points=3, others=others)
     monkeypatch.setitem(EXPERIMENTS, name, replace(chosen, small=small))
     record = reproduce(name, tmp_path)
     assert record.result.figures
