@@ -31,6 +31,7 @@ __all__ = [
     "failures",
     "git_rebasin",
     "git_rebasin_merges",
+    "greedy",
     "lewc",
     "lewc_controls",
     "llfc",

@@ -1,17 +1,13 @@
-"""Experiments of Git Re-Basin (Ainsworth, Hayase, Srinivasa, ICLR 2023)."""
+"""Experiments of Git Re-Basin (Ainsworth, Hayase, Srinivasa, ICLR 2023): the path between two models."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 
-from fedrebasin import (
-    Barrier,
-    PermutationSpec,
-    WeightMatching,
-    loss_barrier,
-)
+from fedrebasin import Barrier, PermutationSpec, WeightMatching, loss_barrier
 from fedrebasin.models import make_model
 
 from .lab import Lab
@@ -21,18 +17,34 @@ from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Result, curve
 
 PAPER_MLP = Recipe(dataset="mnist", width=512, epochs=100, weight_decay=0.0)
+PAPER_CONV = Recipe("cifar10", optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, batch_size=128, epochs=250)
 NO_DECAY = Recipe(weight_decay=0.0)
+VGG, RESNET = (replace(NO_DECAY, model=name, epochs=20) for name in ("vgg16", "resnet20"))
 
 
 @experiment(
+    "grb-paths-resnet",
+    "Git Re-Basin, Figures 2 and 9 (ResNet-20)",
+    "The loss between two ResNet-20, before and after each of three matchers",
+    Setting(recipe=RESNET, widths=(2,), points=11),
+    Setting(recipe=replace(PAPER_CONV, model="resnet20"), widths=(32,), points=25),
+)
+@experiment(
+    "grb-paths-vgg",
+    "Git Re-Basin, Figures 2 and 9 (VGG-16)",
+    "The loss between two VGG-16, before and after each of three matchers",
+    Setting(recipe=VGG, widths=(0.25,), points=11),
+    Setting(recipe=replace(PAPER_CONV, model="vgg16"), widths=(4,), points=25),
+)
+@experiment(
     "grb-paths",
-    "Git Re-Basin, Figures 2 and 9",
-    "The loss between two models, before and after each of three matchers",
+    "Git Re-Basin, Figures 2 and 9 (MLP)",
+    "The loss between two MLPs, before and after each of three matchers",
     Setting(recipe=NO_DECAY, widths=(256,), points=25),
     Setting(recipe=PAPER_MLP, widths=(512,), points=25),
 )
 def paths(lab: Lab, setting: Setting) -> Result:
-    """The barrier of two MLPs, naive and aligned by each of the three matchers."""
+    """The barrier of two models, naive and aligned by each of the three matchers."""
     found: dict[str, list[Barrier]] = {}
     for seed in setting.seeds:
         p = pair(lab, setting, seed=seed)
@@ -42,19 +54,31 @@ def paths(lab: Lab, setting: Setting) -> Result:
             found.setdefault(name, []).append(p.barrier(aligned, setting.points))
     values = {name: tuple(barrier.value for barrier in barriers) for name, barriers in found.items()}
     matched = [name for name in values if name != "naive"]
+    zero = {"mlp": "about 0", "resnet20": "about 0 at 32 times the width"}.get(setting.recipe.model, "")
+    left, share = ("removes at least nine tenths of", 0.1) if setting.recipe.model == "mlp" else ("lowers", 1.0)
+    middle = {name: [100 * b.accuracies[len(b.lams) // 2] for b in barriers] for name, barriers in found.items()}
     return Result(
-        figures=tuple(
-            Figure(f"barrier, {name}", found_, "above 0" if name == "naive" else "about 0 for the MLP", "nats")
-            for name, found_ in values.items()
+        figures=(
+            *(
+                Figure(f"barrier, {name}", found_, "above 0" if name == "naive" else zero, "nats")
+                for name, found_ in values.items()
+            ),
+            *(Figure(f"accuracy halfway, {name}", tuple(row), "", "%") for name, row in middle.items()),
         ),
-        claims=tuple(
+        claims=(
+            *(
+                Claim(
+                    f"{name} {left} the barrier",
+                    tuple(after < share * before for after, before in zip(values[name], values["naive"], strict=True)),
+                    "share of it that is left, by seed: "
+                    + ", ".join(f"{y / x:.2f}" for x, y in zip(values["naive"], values[name], strict=True)),
+                )
+                for name in matched
+            ),
             Claim(
-                f"{name} removes at least nine tenths of the MLP's barrier",
-                tuple(after < 0.1 * before for after, before in zip(values[name], values["naive"], strict=True)),
-                "share of it that is left, by seed: "
-                + ", ".join(f"{y / x:.2f}" for x, y in zip(values["naive"], values[name], strict=True)),
-            )
-            for name in matched
+                "the straight-through estimator leaves the lowest barrier (0.02 nats of slack)",
+                tuple(row[-1] <= min(row) + 0.02 for row in zip(*(values[name] for name in matched), strict=True)),
+            ),
         ),
         charts=(
             Chart(
@@ -63,6 +87,15 @@ def paths(lab: Lab, setting: Setting) -> Result:
                 "test loss (nats)",
                 tuple(
                     curve(name, barriers[0].lams, [barrier.losses for barrier in barriers])
+                    for name, barriers in found.items()
+                ),
+            ),
+            Chart(
+                "accuracy between two models",
+                "lam",
+                "test accuracy",
+                tuple(
+                    curve(name, barriers[0].lams, [barrier.accuracies for barrier in barriers])
                     for name, barriers in found.items()
                 ),
             ),
@@ -94,13 +127,16 @@ def onset(lab: Lab, setting: Setting) -> Result:
         found.append(row)
     return Result(
         figures=(
-            Figure(f"relative barrier after epoch {epochs[0]}", tuple(row[0] for row in found), "", ""),
+            Figure(f"relative barrier after epoch {epochs[0]}", tuple(row[0] for row in found), "above 0", ""),
             Figure("relative barrier at the end", tuple(row[-1] for row in found), "about 0", ""),
         ),
         claims=(
             Claim(
-                "the barrier after matching is small soon after the start: by half of the training it is below a tenth "
-                "of a nat or of the loss",
+                "not connected early: after one epoch the barrier after matching exceeds a tenth of the loss",
+                tuple(row[0] > 0.1 for row in found),
+            ),
+            Claim(
+                "by half of the training it is: the barrier after matching is below a tenth of the loss",
                 tuple(min(row[len(row) // 2 :]) < 0.1 for row in found),
             ),
         ),
@@ -118,14 +154,28 @@ def onset(lab: Lab, setting: Setting) -> Result:
 
 
 @experiment(
+    "grb-width-resnet",
+    "Git Re-Basin, Figure 4 (ResNet-20)",
+    "The barrier of two ResNet-20 after matching falls with width",
+    Setting(recipe=RESNET, widths=(0.5, 1, 2), points=11),
+    Setting(recipe=replace(PAPER_CONV, model="resnet20"), widths=(1, 2, 4, 8, 16, 32), points=25),
+)
+@experiment(
+    "grb-width-vgg",
+    "Git Re-Basin, Figure 4 (VGG-16)",
+    "The barrier of two VGG-16 after matching falls with width",
+    Setting(recipe=VGG, widths=(0.125, 0.25, 0.5), points=11),
+    Setting(recipe=replace(PAPER_CONV, model="vgg16"), widths=(0.25, 0.5, 1, 2, 4), points=25),
+)
+@experiment(
     "grb-width",
-    "Git Re-Basin, Figure 4",
+    "Git Re-Basin, Figure 4, for MLPs",
     "The barrier after matching falls with width",
     Setting(recipe=NO_DECAY, widths=(16, 32, 64, 128, 256), points=11),
     Setting(recipe=PAPER_MLP, widths=(32, 64, 128, 256, 512, 1024, 2048), points=25),
 )
 def width(lab: Lab, setting: Setting) -> Result:
-    """The barrier of MLPs of rising width, naive and after weight matching."""
+    """The barrier of models of rising width, naive and after weight matching."""
     naive, aligned = by_width(
         lab,
         setting,
@@ -140,6 +190,7 @@ def width(lab: Lab, setting: Setting) -> Result:
             Claim(
                 "the widest has a lower barrier after matching than the narrowest, by a factor of 2 or more",
                 tuple(row[-1] < 0.5 * row[0] for row in aligned),
+                "factor by seed: " + ", ".join(f"{row[0] / max(row[-1], 1e-12):.1f}" for row in aligned),
             ),
             Claim(
                 "it falls at every step (0.02 nats of slack)",
@@ -149,7 +200,7 @@ def width(lab: Lab, setting: Setting) -> Result:
         charts=(
             Chart(
                 "barrier and width",
-                "hidden units",
+                "hidden units" if setting.recipe.model == "mlp" else "width multiplier",
                 "test loss barrier (nats)",
                 (curve("naive", setting.widths, naive), curve("weight matching", setting.widths, aligned)),
                 log_x=True,
@@ -171,6 +222,7 @@ def symmetries(lab: Lab, setting: Setting) -> Result:
         ("MLP, 3 layers of 512", "mlp", (1, 28, 28), "3498"),
         ("VGG-16", "vgg16", (3, 32, 32), "35160"),
         ("ResNet-20", "resnet20", (3, 32, 32), ""),
+        ("ConvNeXt, two stages", "convnext", (3, 32, 32), ""),
     )
     found = {}
     for label, name, shape, _ in rows:

@@ -1,14 +1,16 @@
-"""Experiments of Git Re-Basin on merging: split data, and many models at once."""
+"""Experiments of Git Re-Basin on merging: split data, many models at once, and what it does to calibration."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from fedrebasin import (
     AlignTo,
     MergeMany,
+    State,
     WeightMatching,
     average,
     ensemble_logits,
@@ -17,13 +19,33 @@ from fedrebasin import (
     logits_of,
 )
 
-from .lab import Lab
+from .lab import Batches, Lab
 from .recipe import Recipe
 from .registry import Setting, experiment
+from .reliability import Predictions, calibration_error, reliability_chart
 from .result import Chart, Claim, Figure, Line, Result
 
 PAPER_MLP = Recipe(dataset="mnist", width=512, epochs=100, weight_decay=0.0)
-NO_DECAY = Recipe(weight_decay=0.0)
+#: Table 3: test loss and accuracy of MergeMany, and of the best of its five members.
+TABLE_3 = {
+    "loss, MergeMany": "0.0727",
+    "accuracy, MergeMany": "0.9831",
+    "loss, best member": "0.1108",
+    "accuracy, best member": "0.9871",
+}
+
+
+def ensemble(model: nn.Module, states: Sequence[State], batches: Batches) -> Predictions:
+    """The mean of the models' logits, and the labels."""
+    members = [logits_of(model, state, batches) for state in states]
+    return ensemble_logits([logits for logits, _ in members]), members[0][1]
+
+
+def calibrated_loss(predict: Callable[[Batches], Predictions], test: Batches, held_out: Batches) -> float:
+    """The mean NLL on test data at the inverse temperature of held-out data, in nats."""
+    beta = fit_temperature(*predict(held_out)).beta
+    logits, labels = predict(test)
+    return float(nn.functional.cross_entropy(beta * logits, labels))
 
 
 @experiment(
@@ -34,8 +56,9 @@ NO_DECAY = Recipe(weight_decay=0.0)
     Setting(recipe=Recipe("cifar100", "resnet20", width=32, epochs=250, optimizer="sgd", learning_rate=0.1)),
 )
 def split(lab: Lab, setting: Setting) -> Result:
-    """Loss of both models, of naive and matched averages, of the logit ensemble, and of training on everything."""
+    """Loss, accuracy and calibration of both models, of their merges and ensemble, and of training on everything."""
     losses: dict[str, list[float]] = {}
+    predictions: dict[str, list[Predictions]] = {}
     for seed in setting.seeds:
         recipe = setting.of(seed=seed)
         a = lab.trained(replace(recipe, part="first"))
@@ -44,28 +67,54 @@ def split(lab: Lab, setting: Setting) -> Result:
         model, spec = lab.model(recipe), lab.spec(recipe)
         test, held_out = lab.test(recipe.dataset), lab.held_out(recipe.dataset)
         aligned = WeightMatching()(spec, reference=a, candidate=b).apply(b)
-        states = {
-            "first half's model": a,
-            "second half's model": b,
-            "naive average": average([a, b]),
-            "matched average": average([a, aligned]),
-            "trained on all data": everything,
+        groups = {
+            "first half's model": [a],
+            "second half's model": [b],
+            "naive average": [average([a, b])],
+            "matched average": [average([a, aligned])],
+            "trained on all data": [everything],
+            "ensemble": [a, b],
         }
-        for name, state in states.items():
-            beta = fit_temperature(*logits_of(model, state, held_out)).beta
-            losses.setdefault(name, []).append(evaluate(model, state, test, beta).loss)
-        members = [logits_of(model, state, test) for state in (a, b)]
-        fitted = [logits_of(model, state, held_out) for state in (a, b)]
-        beta = fit_temperature(ensemble_logits([logits for logits, _ in fitted]), fitted[0][1]).beta
-        logits = ensemble_logits([logits for logits, _ in members])
-        losses.setdefault("ensemble", []).append(float(cross_entropy(beta * logits, members[0][1])))
-    merged, best = losses["matched average"], [min(x) for x in zip(*list(losses.values())[:2], strict=True)]
+        for name, states in groups.items():
+
+            def predict(batches: Batches, states: Sequence[State] = states, model: nn.Module = model) -> Predictions:
+                return ensemble(model, states, batches)
+
+            losses.setdefault(name, []).append(calibrated_loss(predict, test, held_out))
+            predictions.setdefault(name, []).append(predict(test))
+    plain = {
+        name: [float(nn.functional.cross_entropy(*found)) for found in seeds] for name, seeds in predictions.items()
+    }
+    right = {
+        name: [100 * float((logits.argmax(1) == labels).double().mean()) for logits, labels in seeds]
+        for name, seeds in predictions.items()
+    }
+    errors = {name: [calibration_error(found) for found in seeds] for name, seeds in predictions.items()}
+    merged, best = plain["matched average"], [min(x) for x in zip(*list(plain.values())[:2], strict=True)]
+    least = [min(x) for x in zip(*list(errors.values())[:2], strict=True)]
     return Result(
-        figures=tuple(Figure(f"calibrated loss, {name}", tuple(values), "", "nats") for name, values in losses.items()),
+        figures=(
+            *(Figure(f"loss, {name}", tuple(values), "", "nats") for name, values in plain.items()),
+            *(Figure(f"calibrated loss, {name}", tuple(values), "", "nats") for name, values in losses.items()),
+            *(Figure(f"accuracy, {name}", tuple(values), "", "%") for name, values in right.items()),
+            *(Figure(f"calibration error, {name}", tuple(values), "", "% points") for name, values in errors.items()),
+        ),
         claims=(
-            Claim("the matched average beats the naive one", _less(merged, losses["naive average"])),
-            Claim("the matched average beats both models", _less(merged, best)),
-            Claim("training on all data is better still", _less(losses["trained on all data"], merged)),
+            Claim("the matched average has a lower loss than the naive one", _less(merged, plain["naive average"])),
+            Claim("the matched average has a lower loss than both models", _less(merged, best), _said(merged, best)),
+            Claim("training on all data gives a lower loss still", _less(plain["trained on all data"], merged)),
+            Claim("the ensemble is more accurate", _less(right["matched average"], right["ensemble"])),
+            Claim(
+                "the matched average is better calibrated than both models",
+                _less(errors["matched average"], least),
+                f"calibration error, merged against the better model: {_said(errors['matched average'], least)}",
+            ),
+        ),
+        charts=(
+            reliability_chart(
+                "reliability",
+                {name: predictions[name] for name in ("first half's model", "matched average", "ensemble")},
+            ),
         ),
         notes="The halves hold 20 % of one half of the classes and 80 % of the other.",
     )
@@ -73,15 +122,14 @@ def split(lab: Lab, setting: Setting) -> Result:
 
 @experiment(
     "grb-merge-many",
-    "Git Re-Basin, Algorithm 3, Table 3 and Figure 13",
+    "Git Re-Basin, Algorithm 3 and Table 3",
     "MergeMany of five MLPs against every one of them",
     Setting(recipe=Recipe(), widths=(512,), models=5),
-    Setting(recipe=PAPER_MLP, widths=(512,), models=32),
+    Setting(recipe=PAPER_MLP, widths=(512,), models=5),
 )
 def merge_many(lab: Lab, setting: Setting) -> Result:
     """Calibrated and uncalibrated test loss of the merge and of its members."""
     columns: dict[str, list[float]] = {}
-    better, accuracy = [], []
     for seed in setting.seeds:
         recipe = setting.of(seed=seed)
         model, spec = lab.model(recipe), lab.spec(recipe)
@@ -103,23 +151,26 @@ def merge_many(lab: Lab, setting: Setting) -> Result:
             columns.setdefault(f"calibrated loss, {name}", []).append(calibrated.loss)
             columns.setdefault(f"accuracy, {name}", []).append(plain.accuracy)
             columns.setdefault(f"beta, {name}", []).append(beta)
+        columns.setdefault("loss, best member", []).append(min(m[0].loss for m in members))
         columns.setdefault("calibrated loss, best member", []).append(min(m[1].loss for m in members))
         columns.setdefault("calibrated loss, worst member", []).append(max(m[1].loss for m in members))
         columns.setdefault("accuracy, best member", []).append(max(m[0].accuracy for m in members))
-        better.append(scores["MergeMany"][1].loss < min(m[1].loss for m in members))
-        accuracy.append(scores["MergeMany"][0].accuracy > scores["naive average"][0].accuracy)
-    pairs = zip(columns["calibrated loss, MergeMany"], columns["calibrated loss, best member"], strict=True)
-    gap = [merged - best for merged, best in pairs]
-    said = ", ".join(f"{value:+.4f}" for value in gap)
+    sides = [(columns[f"{kind}loss, MergeMany"], columns[f"{kind}loss, best member"]) for kind in ("", "calibrated ")]
     return Result(
-        figures=tuple(Figure(name, tuple(values)) for name, values in columns.items()),
+        figures=tuple(Figure(name, tuple(values), TABLE_3.get(name, "")) for name, values in columns.items()),
         claims=(
-            Claim(
-                f"MergeMany of {setting.models} has a lower calibrated test loss than every one of them",
-                tuple(better),
-                f"MergeMany minus the best member, by seed: {said} nats",
+            *(
+                Claim(
+                    f"MergeMany of {setting.models} has a lower {kind} test loss than every one of them",
+                    _less(merged, best),
+                    f"MergeMany minus the best member, by seed: {_said(merged, best)} nats",
+                )
+                for kind, (merged, best) in zip(("plain", "calibrated"), sides, strict=True)
             ),
-            Claim("MergeMany is more accurate than the naive average", tuple(accuracy)),
+            Claim(
+                "MergeMany is more accurate than the naive average",
+                _less(columns["accuracy, naive average"], columns["accuracy, MergeMany"]),
+            ),
         ),
         charts=(
             Chart(
@@ -136,5 +187,67 @@ def merge_many(lab: Lab, setting: Setting) -> Result:
     )
 
 
-def _less(left: list[float], right: list[float]) -> tuple[bool, ...]:
+@experiment(
+    "grb-merge-32",
+    "Git Re-Basin, Figure 13",
+    "MergeMany of 32 MLPs, each trained on a random half of the data, is well calibrated",
+    Setting(recipe=Recipe(weight_decay=0.0, part="half"), widths=(256,), models=32),
+    Setting(recipe=replace(PAPER_MLP, part="half"), widths=(512,), models=32),
+)
+def merge_32(lab: Lab, setting: Setting) -> Result:
+    """Calibration error and loss of members, merge and ensemble, without a fitted temperature."""
+    predictions: dict[str, list[Predictions]] = {}
+    errors: dict[str, list[float]] = {}
+    losses: dict[str, list[float]] = {}
+    for seed in setting.seeds:
+        recipe = setting.of(seed=seed)
+        model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
+        states = [lab.trained(setting.of(seed=seed, number=number)) for number in range(setting.models)]
+        groups = {
+            "a member": states[:1],
+            "MergeMany": [MergeMany(seed=seed)(spec, states).merged],
+            "naive average": [average(states)],
+            "ensemble": states,
+        }
+        for name, members in groups.items():
+            found = ensemble(model, members, test)
+            predictions.setdefault(name, []).append(found)
+            errors.setdefault(name, []).append(calibration_error(found))
+            losses.setdefault(name, []).append(float(nn.functional.cross_entropy(*found)))
+        alone = [ensemble(model, [state], test) for state in states]
+        errors.setdefault("mean member", []).append(sum(map(calibration_error, alone)) / len(alone))
+        each = [float(nn.functional.cross_entropy(*found)) for found in alone]
+        losses.setdefault("mean member", []).append(sum(each) / len(each))
+        losses.setdefault("best member", []).append(min(each))
+    return Result(
+        figures=(
+            *(Figure(f"calibration error, {name}", tuple(values), "", "% points") for name, values in errors.items()),
+            *(Figure(f"loss, {name}", tuple(values), "", "nats") for name, values in losses.items()),
+        ),
+        claims=(
+            Claim(
+                "the merge is better calibrated than its members are on average",
+                _less(errors["MergeMany"], errors["mean member"]),
+                f"merge against members: {_said(errors['MergeMany'], errors['mean member'])} % points",
+            ),
+            Claim(
+                "and about as well as the ensemble (2 % points of slack)",
+                _less(errors["MergeMany"], [error + 2 for error in errors["ensemble"]]),
+                f"merge minus ensemble: {_said(errors['MergeMany'], errors['ensemble'])} % points",
+            ),
+            Claim(
+                "its loss is lower than every member's",
+                _less(losses["MergeMany"], losses["best member"]),
+                f"merge minus the best member: {_said(losses['MergeMany'], losses['best member'])} nats",
+            ),
+        ),
+        charts=(reliability_chart(f"reliability, {setting.models} MLPs merged", predictions),),
+    )
+
+
+def _less(left: Sequence[float], right: Sequence[float]) -> tuple[bool, ...]:
     return tuple(x < y for x, y in zip(left, right, strict=True))
+
+
+def _said(left: Sequence[float], right: Sequence[float]) -> str:
+    return ", ".join(f"{x - y:+.4f}" for x, y in zip(left, right, strict=True))

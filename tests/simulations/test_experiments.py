@@ -83,7 +83,8 @@ def test_every_experiment_runs_on_tiny_networks(name, tmp_path, monkeypatch):
         (label, replace(other, epochs=2, examples=200, width=tiny(other.width))) for label, other in chosen.small.others
     )
     widths = tuple(tiny(width) for width in chosen.small.widths[-2:])
-    small = replace(chosen.small, recipe=recipe, widths=widths, seeds=(0,), points=3, others=others)
+    models = min(chosen.small.models, 4)
+    small = replace(chosen.small, recipe=recipe, widths=widths, seeds=(0,), points=3, models=models, others=others)
     monkeypatch.setitem(EXPERIMENTS, name, replace(chosen, small=small))
     record = reproduce(name, tmp_path)
     assert record.result.figures
