@@ -67,7 +67,7 @@ def split(lab: Lab, setting: Setting) -> Result:
         model, spec = lab.model(recipe), lab.spec(recipe)
         test, held_out = lab.test(recipe.dataset), lab.held_out(recipe.dataset)
         aligned = WeightMatching()(spec, reference=a, candidate=b).apply(b)
-        groups = {
+        groups: dict[str, Sequence[State]] = {
             "first half's model": [a],
             "second half's model": [b],
             "naive average": [average([a, b])],
@@ -203,7 +203,7 @@ def merge_32(lab: Lab, setting: Setting) -> Result:
         recipe = setting.of(seed=seed)
         model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
         states = [lab.trained(setting.of(seed=seed, number=number)) for number in range(setting.models)]
-        groups = {
+        groups: dict[str, Sequence[State]] = {
             "a member": states[:1],
             "MergeMany": [MergeMany(seed=seed)(spec, states).merged],
             "naive average": [average(states)],

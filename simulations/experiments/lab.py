@@ -19,10 +19,9 @@ from fedrebasin import DataError, PermutationSpec, State, apply_mask, interpolat
 from fedrebasin.models import make_model
 from fedrebasin.strategies import pick_device
 
-from ..config import SimulationConfig
 from ..datasets import Dataset, load_dataset
 from ..training import derive_seed, reproducible, train
-from .quasi_newton import quasi_newton
+from .quasi_newton import LBFGS, quasi_newton
 from .recipe import BATCHES, CHILDREN, INITIALISATION, Recipe
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -166,13 +165,6 @@ class Lab:
         data = self.data(recipe.dataset)
         index = recipe.part_of(data.train_labels)
         device = pick_device(self.device)
-        config = SimulationConfig(
-            batch_size=recipe.batch_size,
-            local_epochs=max(1, epochs),
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            optimizer=recipe.optimizer,
-        )
 
         def report(epoch: int) -> None:
             done(epoch)
@@ -181,10 +173,10 @@ class Lab:
         if epochs:
             with reproducible():
                 inputs, labels = data.train_inputs[index].to(device), data.train_labels[index].to(device)
-                if recipe.optimizer == "lbfgs":
+                if recipe.optimizer == LBFGS:
                     quasi_newton(model, inputs, labels, epochs, recipe.weight_decay, report)
                 else:
-                    train(model, inputs, labels, config, order, report)
+                    train(model, inputs, labels, recipe.config(epochs), order, report)
         model.eval()
 
     def _test_part(self, dataset: str, part: int) -> Batches:

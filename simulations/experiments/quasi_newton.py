@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+LBFGS = "lbfgs"
 ITERATIONS = 20
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ..config import SimulationConfig
 from ..datasets import Dataset
 from ..training import derive_seed
 
@@ -58,6 +59,16 @@ class Recipe:
         for tensor in (data.train_inputs, data.train_labels):
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()[:20]
+
+    def config(self, epochs: int) -> SimulationConfig:
+        """The settings of a training of so many epochs by stochastic gradients."""
+        return SimulationConfig(
+            batch_size=self.batch_size,
+            local_epochs=epochs,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            optimizer=self.optimizer,
+        )
 
     def part_of(self, labels: Tensor) -> Tensor:
         """The training examples, as indices; the biased halves hold 20 % of one half of the classes, 80 % of the other.
