@@ -12,13 +12,17 @@ from fedrebasin.analysis import (
     Commutativity,
     CommutativityObjective,
     ErrorBound,
+    FeatureDistances,
     FixedPoints,
     Flatness,
+    Halfway,
+    HalfwayConnectivity,
     Landscape,
     LayerConnectivity,
     Orthogonality,
     Overlap,
     PairBarriers,
+    PathEvaluation,
     Pruned,
     Spectrum,
     StrongConnectivity,
@@ -48,6 +52,7 @@ from fedrebasin.analysis import (
     random_permutation_barriers,
     reciprocal_orthogonality,
     simultaneous_connectivity,
+    singular_values,
     stable_rank,
     stitching,
     strong_connectivity,
@@ -140,6 +145,7 @@ from fedrebasin.merging import (
 )
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.threads import ahead
 from fedrebasin.tracing import Call, Value, check, register_rule, trace
 
 __version__ = "0.1.0"
@@ -170,10 +176,13 @@ __all__ = [
     "ErrorBound",
     "Evaluation",
     "Factor",
+    "FeatureDistances",
     "FixedPoints",
     "Flatness",
     "GramMatrices",
     "Group",
+    "Halfway",
+    "HalfwayConnectivity",
     "HeadSums",
     "Identity",
     "Landscape",
@@ -189,6 +198,7 @@ __all__ = [
     "Orthogonality",
     "Overlap",
     "PairBarriers",
+    "PathEvaluation",
     "Permutation",
     "PermutationSpec",
     "PreActivationMoments",
@@ -218,6 +228,7 @@ __all__ = [
     "active_overlap",
     "add_sums",
     "affine_weights",
+    "ahead",
     "apply_mask",
     "average",
     "barrier_value",
@@ -270,6 +281,7 @@ __all__ = [
     "ridge_head",
     "sequential_regression",
     "simultaneous_connectivity",
+    "singular_values",
     "stable_rank",
     "started_from",
     "stitching",
