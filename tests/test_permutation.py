@@ -111,6 +111,17 @@ def by_views(p: Permutation, state: State) -> State:
 
 @few_examples
 @given(specs, seeds)
+def test_moves_one_after_the_other_are_the_permutation(spec: PermutationSpec, seed: int) -> None:
+    state, p = state_of(spec, seed), drawn(spec, seed)
+    moved = {key: tensor.clone() for key, tensor in state.items()}
+    for axis, index in p.moves():
+        axis.move(moved[axis.key], index)
+    assert same(moved, p.apply(state))
+    assert not list(Permutation.identity(spec).moves())
+
+
+@few_examples
+@given(specs, seeds)
 def test_gathered_moves_are_the_moves_one_by_one(spec: PermutationSpec, seed: int) -> None:
     state, p = state_of(spec, seed), drawn(spec, seed)
     expected = by_views(p, state)

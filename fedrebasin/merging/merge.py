@@ -12,10 +12,9 @@ from torch import Tensor
 
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Alignment, State, Trace
+from fedrebasin.memory import LARGE
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
-
-_ENTRIES = 2**22
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Vectors:
     def _pairs(self, a: State, b: State) -> Iterator[tuple[Tensor, Tensor]]:
         """The voting tensors of two models in float64, one after the other, the large ones in pieces."""
         for key in self.keys(a):
-            pieces = (torch.split(state[key].detach().flatten(), _ENTRIES) for state in (a, b))
+            pieces = (torch.split(state[key].detach().flatten(), LARGE) for state in (a, b))
             for left, right in zip(*pieces, strict=True):
                 yield left.double(), right.to(left.device, torch.float64)
 
