@@ -7,7 +7,7 @@ maximising ``<vec(A), vec(pi(B))>``, since permuting changes no norm. All tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ class Problem:
     def __init__(self, spec: PermutationSpec, reference: State, candidate: State) -> None:
         self.spec = spec.bind(reference)
         self.spec.bind(candidate)
-        voting = [key for key in spec.shapes if reference[key].is_floating_point() and key not in spec.statistics]
+        voting = spec.voting(reference)
         self.reference = Prepared(reference, voting, "reference")
         self.candidate = Prepared(candidate, voting, "candidate", like=self.reference)
         self.norms = (_norm(self.reference), _norm(self.candidate))
@@ -70,12 +70,12 @@ class Problem:
     def restricted(self, keys: Iterable[str]) -> Problem:
         """The same models, only these tensors voting."""
         fewer = copy(self)
-        fewer._lay_out(list(keys))
+        fewer._lay_out(tuple(keys))
         return fewer
 
     # -- structure -------------------------------------------------------------------------------------------------
 
-    def _lay_out(self, voting: list[str]) -> None:
+    def _lay_out(self, voting: Sequence[str]) -> None:
         self._turned: dict[Term, tuple[Tensor, Tensor]] = {}
         self._room = _TURNED_BYTES
         self.axes: dict[str, list[tuple[str, Axis]]] = {key: [] for key in voting}
