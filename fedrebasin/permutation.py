@@ -156,6 +156,15 @@ class Permutation(Mapping[str, Tensor]):
         mine, others = self._positions(), other._positions()
         return {name: int((mine[name] == others[name]).sum()) for name in self}
 
+    def units_moved(self) -> dict[str, int]:
+        """Units by group that change place; for nested groups a unit counts where its block or itself moves.
+
+        Identity: with :meth:`fixed_points` they are all units of the group.
+        """
+        if self.is_identity:
+            return dict.fromkeys(self, 0)
+        return {name: self[name].numel() - fixed for name, fixed in self.fixed_points().items()}
+
     def _demand_same_groups(self, other: Permutation) -> None:
         different = [
             name

@@ -67,6 +67,26 @@ def test_fixed_points_count_what_agrees(spec: PermutationSpec, seed: int) -> Non
 
 
 @few_examples
+@given(specs, seeds)
+def test_a_unit_stays_or_moves(spec: PermutationSpec, seed: int) -> None:
+    p = drawn(spec, seed)
+    moved, fixed = p.units_moved(), p.fixed_points()
+    assert all(moved[name] + fixed[name] == p[name].numel() for name in spec.groups)
+    assert not any(Permutation.identity(spec).units_moved().values())
+
+
+@few_examples
+@given(seeds)
+def test_units_inside_blocks_move_with_them(seed: int) -> None:
+    spec = attention(heads=3, size=4)
+    state, p = state_of(spec, seed), drawn(spec, seed)
+    state["out"] = torch.arange(12.0).expand_as(state["out"])
+    places, found = torch.arange(12), p.apply(state)["out"][0].long()
+    assert p.units_moved()["vo"] == int((found != places).sum())
+    assert p.units_moved()["heads"] == int((found // 4 != places // 4).sum()) / 4
+
+
+@few_examples
 @given(seeds)
 def test_units_follow_their_index(seed: int) -> None:
     spec = mlp(3, 4, 5, 2)
