@@ -19,7 +19,7 @@ from fedrebasin import RebasinError, Statistic, collect_sums
 from .device import move, pick_device
 from .records import RecordError, to_state
 from .statistics import STATISTICS
-from .wire import ACTION, MODEL, STATISTIC, SUMS, encode_sums, read_statistic
+from .wire import ACTION, MODEL, STATISTIC, SUMS, encode_sums, read_max_examples, read_statistic
 
 Batches = Iterable[Any]
 CallNext = Callable[[Message, Context], Message]
@@ -70,7 +70,8 @@ class StatisticsMod:
             raise RecordError(f"a query without {MODEL!r}")
         state = move(to_state(message.content.array_records[MODEL]), device)
         model = self.model(context).to(device)
-        sums = collect_sums(statistic, model, state, self.batches(context), self.min_examples)
+        enough = read_max_examples(message.content)
+        sums = collect_sums(statistic, model, state, self.batches(context), self.min_examples, enough)
         examples = float(sums["examples"]) if sums else 0.0
         metrics = MetricRecord({"num-examples": examples})
         return Message(RecordDict({SUMS: encode_sums(sums), "metrics": metrics}), reply_to=message)

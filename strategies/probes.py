@@ -68,9 +68,16 @@ def check_batches(batches: Iterable[Any] | None, who: str) -> None:
         raise RebasinError(f"{who} reads its batches in every round: give a list or a DataLoader, not an iterator")
 
 
-def _asked(round_: Round, statistic: Statistic[Found], a: State, timeout: float) -> tuple[Found, int]:
+def _check_counts(max_pairs: int, examples: int | None) -> None:
+    if max_pairs < 1 or (examples is not None and examples < 1):
+        raise RebasinError(f"max_pairs {max_pairs}, examples {examples}: both must be at least 1")
+
+
+def _asked(
+    round_: Round, statistic: Statistic[Found], a: State, timeout: float, examples: int | None
+) -> tuple[Found, int]:
     """What the clients' sums say of A and the model that the statistic carries, and how many clients were left out."""
-    sums, left_out = summed(round_, statistic, a, timeout)
+    sums, left_out = summed(round_, statistic, a, timeout, examples)
     return statistic.finish(sums), left_out
 
 
@@ -85,6 +92,7 @@ class BarrierProbe(_OfPairs):
         points: positions on each path, both ends included.
         max_pairs: of clients, in the order of the replies.
         timeout: seconds to wait for clients' answers about a pair; ``seconds`` decides whether it is asked about.
+        examples: how many are enough of each client: it reads no further batch then; None for all.
 
     Raises:
         RebasinError: if there is only one of model and batches, or a number is too small.
@@ -95,11 +103,13 @@ class BarrierProbe(_OfPairs):
     points: int = 5
     max_pairs: int = 1
     timeout: float = TIMEOUT
+    examples: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.points < 2 or self.max_pairs < 1:
-            raise RebasinError(f"points {self.points}, max_pairs {self.max_pairs}: at least 2 (both ends) and 1")
+        if self.points < 2:
+            raise RebasinError(f"points {self.points}: a path has at least its two ends")
+        _check_counts(self.max_pairs, self.examples)
 
     def __call__(self, round_: Round) -> Mapping[str, float]:
         """``barrier`` (mean over the pairs), ``barrier-largest``, ``barrier-pairs``: how many there was time for.
@@ -123,7 +133,7 @@ class BarrierProbe(_OfPairs):
 
     def _barrier(self, round_: Round, a: State, b: State) -> tuple[Barrier, int]:
         if self.model is None or self.batches is None:
-            return _asked(round_, PathEvaluation(b, self.points), a, self.timeout)
+            return _asked(round_, PathEvaluation(b, self.points), a, self.timeout, self.examples)
         with at_hand(self.model, a, round_.device):
             return loss_barrier(self.model, a, b, self.batches, self.points), 0
 
@@ -139,20 +149,21 @@ class ConnectivityProbe(_OfPairs):
             for each pair.
         max_pairs: of clients, in the order of the replies.
         timeout: seconds to wait for clients' answers about a pair; ``seconds`` decides whether it is asked about.
+        examples: how many are enough of each client: it reads no further batch then; None for all.
 
     Raises:
-        RebasinError: if there is only one of model and batches, or no pair is wanted.
+        RebasinError: if there is only one of model and batches, or a number is too small.
     """
 
     model: nn.Module | None = None
     batches: Iterable[Tensor | tuple[Tensor, Tensor]] | None = None
     max_pairs: int = 1
     timeout: float = TIMEOUT
+    examples: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_pairs < 1:
-            raise RebasinError(f"max_pairs {self.max_pairs}: at least 1")
+        _check_counts(self.max_pairs, self.examples)
 
     def __call__(self, round_: Round) -> Mapping[str, float]:
         """Means over the pairs.
@@ -182,7 +193,7 @@ class ConnectivityProbe(_OfPairs):
     def _halfway(self, round_: Round, a: State, b: State) -> tuple[Halfway, int]:
         statistic = HalfwayConnectivity(b)
         if self.model is None or self.batches is None:
-            return _asked(round_, statistic, a, self.timeout)
+            return _asked(round_, statistic, a, self.timeout, self.examples)
         with at_hand(self.model, a, round_.device):
             return statistic.finish(collect_sums(statistic, self.model, a, self.batches)), 0
 

@@ -37,6 +37,7 @@ def ask(
     timeout: float,
     message_type: str = QUERY,
     max_bytes: int = MAX_BYTES,
+    max_examples: int | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Ask nodes for sums over their own data; answers come one by one, as they arrive.
 
@@ -46,6 +47,7 @@ def ask(
         timeout: seconds to wait; a client that died is noticed only then.
         message_type: of the queries, see :class:`fedrebasin.strategies.Aligned`.
         max_bytes: sums larger than this are refused.
+        max_examples: how many examples are enough of each node; None for all.
 
     Yields:
         a node and its sums, valid for their statistic. Nodes that refuse, fail, are late or send something absurd are
@@ -53,7 +55,7 @@ def ask(
     """
     # A statistic can carry a model: it is encoded once for all that are asked the same.
     statistics = {id(question.statistic): question.statistic for question in questions.values()}
-    described = {key: describe_statistic(statistic) for key, statistic in statistics.items()}
+    described = {key: describe_statistic(statistic, max_examples) for key, statistic in statistics.items()}
     messages = [
         Message(RecordDict({MODEL: question.model, **described[id(question.statistic)]}), node_id, message_type)
         for node_id, question in questions.items()

@@ -224,6 +224,34 @@ def test_clients_that_do_not_know_the_question_are_reported_and_the_round_goes_o
         assert np.array_equal(array.numpy(), one.arrays[key].numpy()), key
 
 
+def test_clients_stop_after_enough_examples():
+    """Batches are of 16 and stay whole: 17 examples are two of them."""
+    grid = federation()
+    found = measured(BarrierProbe(examples=17), ConnectivityProbe(examples=17), grid=grid)
+    counts = [float(record["examples"].numpy()) for record in grid.answers if "examples" in record]
+    assert sorted(counts) == [3, 3, 24, 24, 32, 32]
+    read = [*batches_of(0)[:2], *batches_of(1), *batches_of(2)]
+    central = measured(BarrierProbe(MODEL, read), ConnectivityProbe(MODEL, read))
+    for key in ("barrier", "feature-cosine", "commutativity"):
+        assert found[key] == pytest.approx(central[key], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("enough", [0, -1, 0.5, "all"])
+def test_an_absurd_number_of_examples_is_refused(caplog, enough):
+    class Asking(Counting):
+        def push_messages(self, messages):
+            messages = list(messages)
+            for message in messages:
+                if "statistic" in message.content:
+                    message.content["statistic"]["max-examples"] = enough
+            return super().push_messages(messages)
+
+    grid = federation()
+    grid.__class__ = Asking
+    assert measured(BarrierProbe(), grid=grid)["barrier-probe-failed"] == 1
+    assert "is no number of examples" in caplog.text
+
+
 def test_apps_without_a_query_function_are_asked_by_training_messages():
     app = ClientApp(mods=[StatisticsMod(lambda _: MODEL, lambda c: batches_of(c.node_config["partition-id"]), 0)])
 

@@ -262,8 +262,9 @@ def test_one_client_makes_no_pair():
     [
         (lambda: BarrierProbe(every=0), "must be positive"),
         (lambda: AlignmentProbe(seconds=-1.0), "must be positive"),
-        (lambda: BarrierProbe(points=1), "at least 2"),
+        (lambda: BarrierProbe(points=1), "its two ends"),
         (lambda: ConnectivityProbe(max_pairs=0), "at least 1"),
+        (lambda: BarrierProbe(examples=0), "at least 1"),
         (lambda: SpectrumProbe(MODEL, clients=-1), "clients -1"),
         (lambda: SpectrumProbe(MODEL, batches=iter(batches_of(1))), "not an iterator"),
         (lambda: BarrierProbe(MODEL, iter(batches_of(1))), "not an iterator"),
