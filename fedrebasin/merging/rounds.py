@@ -117,7 +117,7 @@ class Rounds:
         if self.converged:
             reason = "no model can be brought closer"
         elif self.control.expired:
-            reason = f"the time budget of {self.control.seconds:g} s was spent"
+            reason = self.control.spent
         else:
             reason = "stopped before the models settled"
         trace = Trace(tuple(self.spreads), self.control.elapsed, self.converged, reason)
