@@ -51,6 +51,11 @@ class _OfPairs(Schedule):
             raise RebasinError(f"{name} needs a model and batches, or neither of them to ask the clients")
         check_batches(self.batches, type(self).__name__)
 
+    @property
+    def asks_clients(self) -> bool:
+        """Whether pairs of models are sent to the round's clients."""
+        return self.batches is None
+
     def _pairs(self, round_: Round, count: int) -> Iterator[tuple[State, State]]:
         """Pairs of the clients' models, aligned where the round aligned them, on its device, as there is time."""
         states = need_models(round_, type(self).__name__)
@@ -127,7 +132,7 @@ class BarrierProbe(_OfPairs):
         measured = {"barrier-pairs": float(len(found))}
         if found:
             measured |= {"barrier": fmean(values), "barrier-largest": max(values)}
-        if found and self.batches is None:
+        if found and self.asks_clients:
             measured["barrier-left-out"] = float(max(left_out for _, left_out in found))
         return measured
 
@@ -186,7 +191,7 @@ class ConnectivityProbe(_OfPairs):
         measured = {"connectivity-pairs": float(len(found))}
         if found:
             measured |= {key: fmean(row[key] for row in rows) for key in rows[0]}
-        if found and self.batches is None:
+        if found and self.asks_clients:
             measured["connectivity-left-out"] = float(max(left_out for _, left_out in found))
         return measured
 

@@ -9,13 +9,14 @@ import torch
 from fedrebasin.strategies.statistics import STATISTICS
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
 from torch import nn
 
 from fedrebasin import (
     HalfwayConnectivity,
     PathEvaluation,
     PermutationSpec,
+    RebasinError,
     commutativity,
     feature_connectivity,
     reciprocal_orthogonality,
@@ -263,6 +264,14 @@ def test_apps_without_a_query_function_are_asked_by_training_messages():
     found = measured(ConnectivityProbe(), BarrierProbe(), grid=Counting(app), query_type="train")
     assert found["feature-cosine"] == pytest.approx(1)
     assert found["barrier"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_clients_are_not_shown_models_that_noise_was_promised_for(name):
+    private = DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, CLIENTS)
+    with pytest.raises(RebasinError, match="would show clients one another's models"):
+        FedRebasin(private, spec=SPEC, probes=[PROBES[name]()])
+    FedRebasin(private, spec=SPEC, probes=[PROBES[name](MODEL, union())])
 
 
 def test_a_client_refuses_two_models_that_differ(caplog):
