@@ -12,13 +12,17 @@ from fedrebasin.analysis import (
     Commutativity,
     CommutativityObjective,
     ErrorBound,
+    FeatureDistances,
     FixedPoints,
     Flatness,
+    Halfway,
+    HalfwayConnectivity,
     Landscape,
     LayerConnectivity,
     Orthogonality,
     Overlap,
     PairBarriers,
+    PathEvaluation,
     Pruned,
     Spectrum,
     StrongConnectivity,
@@ -140,6 +144,7 @@ from fedrebasin.merging import (
 )
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.threads import ahead
 from fedrebasin.tracing import Call, Value, check, register_rule, trace
 
 __version__ = "0.1.0"
@@ -170,10 +175,13 @@ __all__ = [
     "ErrorBound",
     "Evaluation",
     "Factor",
+    "FeatureDistances",
     "FixedPoints",
     "Flatness",
     "GramMatrices",
     "Group",
+    "Halfway",
+    "HalfwayConnectivity",
     "HeadSums",
     "Identity",
     "Landscape",
@@ -189,6 +197,7 @@ __all__ = [
     "Orthogonality",
     "Overlap",
     "PairBarriers",
+    "PathEvaluation",
     "Permutation",
     "PermutationSpec",
     "PreActivationMoments",
@@ -218,6 +227,7 @@ __all__ = [
     "active_overlap",
     "add_sums",
     "affine_weights",
+    "ahead",
     "apply_mask",
     "average",
     "barrier_value",

@@ -113,6 +113,16 @@ class Axis:
             self.key, 0, Layout(levels, rest, tuple((0, first) for dim, first in self.layout.start if dim == self.dim))
         )
 
+    def move(self, tensor: Tensor, index: Tensor) -> None:
+        """Permute the group's units in ``tensor`` itself.
+
+        Args:
+            tensor: the tensor named ``key``, contiguous when the axis has a layout.
+            index: of the group, shape ``group.shape``, on any device.
+        """
+        view = self.view(tensor)
+        view.copy_(move_units(view, index.to(tensor.device)))
+
     def units(self, tensor: Tensor, depth: int = 1) -> Tensor:
         """The entries of ``tensor`` that belong to each unit, as a matrix: shape ``(*group.shape, entries)``."""
         view = self.view(tensor if self.layout is None else tensor.contiguous())

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGE = 1 << 20
+#: Entries. Tensors of more are worked through in pieces of so many, so that no copy of them is needed.
+LARGE = 2**22
+
+_LARGE_BYTES = 2**20
 
 
 def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -24,6 +27,6 @@ def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tens
         device: where it lies.
     """
     size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < LARGE:
+    if device.type != "cpu" or size < _LARGE_BYTES:
         return torch.empty(tuple(shape), dtype=dtype, device=device)
     return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(dtype).reshape(tuple(shape))

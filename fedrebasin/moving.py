@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 import torch
 from torch import Tensor
 
-from fedrebasin.axis import Axis, move_units
+from fedrebasin.axis import Axis
 from fedrebasin.memory import room
 
 
@@ -35,16 +35,14 @@ class Moves:
         tensor = self._state[self._key]
         if axis.lies_on_one_dimension:
             positions = self._positions.setdefault(axis.dim, torch.arange(tensor.shape[axis.dim]))
-            view = axis.alone().view(positions)
-            view.copy_(move_units(view, index))
+            axis.alone().move(positions, index)
             return
         self.finish()
         tensor = self._state[self._key]
         if not (self._own and tensor.is_contiguous()):
             tensor = self._state[self._key] = tensor.clone(memory_format=torch.contiguous_format)
             self._own = True
-        view = axis.view(tensor)
-        view.copy_(move_units(view, index.to(tensor.device)))
+        axis.move(tensor, index)
 
     def finish(self) -> None:
         """Carry out what has been gathered."""

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from fedrebasin.axis import Axis
 from fedrebasin.errors import SpecError
 from fedrebasin.moving import Moves, Scratch
 from fedrebasin.spec import PermutationSpec
@@ -86,7 +87,7 @@ class Permutation(Mapping[str, Tensor]):
     @property
     def is_identity(self) -> bool:
         """Whether nothing moves."""
-        return all(torch.equal(index, torch.arange(index.shape[-1]).expand_as(index)) for index in self.values())
+        return all(_stays(index) for index in self.values())
 
     def inverse(self) -> Permutation:
         """The member that undoes this one."""
@@ -101,6 +102,16 @@ class Permutation(Mapping[str, Tensor]):
         self._demand_same_groups(other)
         mine, others = self._positions(), other._positions()
         return self._from_positions({name: others[name][mine[name]] for name in self})
+
+    def moves(self) -> Iterator[tuple[Axis, Tensor]]:
+        """The axes whose units change place, each with its group's index, outermost group first.
+
+        Identity: :meth:`Axis.move` on the tensor of each axis, in this order, is :meth:`apply`.
+        """
+        for group in self.spec.outermost_first:
+            index = self[group.name]
+            if not group.frozen and not _stays(index):
+                yield from ((axis, index) for axis in group.axes)
 
     def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A new state dict with every axis of every group permuted; tensors that do not move are shared, not copied.
@@ -125,14 +136,10 @@ class Permutation(Mapping[str, Tensor]):
         self.spec.bind(state)
         moves: dict[str, Moves] = {}
         scratch = Scratch()
-        for group in self.spec.outermost_first:
-            index = self[group.name]
-            if group.frozen or torch.equal(index, torch.arange(index.shape[-1]).expand_as(index)):
-                continue
-            for axis in group.axes:
-                if axis.key not in moves:
-                    moves[axis.key] = Moves(state, axis.key, own=axis.key in own, scratch=scratch)
-                moves[axis.key].add(axis, index)
+        for axis, index in self.moves():
+            if axis.key not in moves:
+                moves[axis.key] = Moves(state, axis.key, own=axis.key in own, scratch=scratch)
+            moves[axis.key].add(axis, index)
         for each in moves.values():
             each.finish()
 
@@ -148,6 +155,15 @@ class Permutation(Mapping[str, Tensor]):
         self._demand_same_groups(other)
         mine, others = self._positions(), other._positions()
         return {name: int((mine[name] == others[name]).sum()) for name in self}
+
+    def units_moved(self) -> dict[str, int]:
+        """Units by group that change place; for nested groups a unit counts where its block or itself moves.
+
+        Identity: with :meth:`fixed_points` they are all units of the group.
+        """
+        if self.is_identity:
+            return dict.fromkeys(self, 0)
+        return {name: self[name].numel() - fixed for name, fixed in self.fixed_points().items()}
 
     def _demand_same_groups(self, other: Permutation) -> None:
         different = [
@@ -176,3 +192,8 @@ class Permutation(Mapping[str, Tensor]):
             shape = self.spec.shape(name)
             indices[name] = where.reshape(shape) % shape[-1]
         return Permutation(self.spec, indices)
+
+
+def _stays(index: Tensor) -> bool:
+    """Whether every unit of a group keeps its place."""
+    return torch.equal(index, torch.arange(index.shape[-1]).expand_as(index))

@@ -166,6 +166,17 @@ class PermutationSpec:
         moved = sum(number_moved(found, self.sizes(key)) for key, found in axes.items())
         return moved / total if total else 0.0
 
+    def voting(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """The keys of the tensors that vote in the matching objective, and that distances of models are taken over.
+
+        Statistics (running means) move with their group and do not vote; integer counters do neither.
+
+        Args:
+            state: a state dict of the model; keys that it does not have are left out.
+        """
+        kept = (key for key in self.shapes if key in state and key not in self.statistics)
+        return tuple(key for key in kept if state[key].is_floating_point())
+
     def sizes(self, key: str) -> tuple[int, ...]:
         """The shape of the tensor ``key``.
 

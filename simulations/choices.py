@@ -34,6 +34,7 @@ from fedrebasin.strategies import (
     TemperatureCalibration,
 )
 
+from .engines import ENGINES
 from .federation import Federation
 
 SERVER_BATCH = 256
@@ -125,6 +126,23 @@ def parse_strategy(name: str) -> tuple[str, tuple[str, ...]]:
     if "temperature" in calibrators[:-1]:
         raise RebasinError(f"strategy {name}: temperature must come last, what follows it changes the logits it fits")
     return base, tuple(calibrators)
+
+
+def demand_choices(strategies: Sequence[str], engine: str) -> None:
+    """Refuse, before any work, what a comparison cannot be run with.
+
+    Args:
+        strategies: names, see :func:`parse_strategy`.
+        engine: one of ``ENGINES``.
+
+    Raises:
+        RebasinError: for an unknown strategy or engine, a strategy named twice, or none.
+    """
+    for name in strategies:
+        parse_strategy(name)
+    choose("engine", engine, ENGINES)
+    if not strategies or len(set(strategies)) != len(strategies):
+        raise RebasinError("strategies: name at least one, each once")
 
 
 def make_strategy(name: str, federation: Federation, probes: Sequence[Probe] = ()) -> Strategy:

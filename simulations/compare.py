@@ -11,13 +11,13 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from fedrebasin import Barrier, RebasinError, choose
+from fedrebasin import Barrier, RebasinError
 from fedrebasin.strategies import Aligned
 
-from .choices import make_strategy, parse_strategy
+from .choices import demand_choices, make_strategy
 from .client_app import make_client_app
 from .config import SimulationConfig
-from .engines import ENGINES, on_engine
+from .engines import on_engine
 from .federation import Federation
 from .measure import REFERENCES, Bin, Row, Stopwatch
 from .moved import MovedUnits
@@ -95,11 +95,7 @@ def compare(
     Raises:
         RebasinError: if an option is not allowed, the data is missing, or a client fails.
     """
-    for name in strategies:
-        parse_strategy(name)
-    choose("engine", engine, ENGINES)
-    if not strategies or len(set(strategies)) != len(strategies):
-        raise RebasinError("strategies: name at least one, each once")
+    demand_choices(strategies, engine)
     started = time.perf_counter()
     report = progress or _silent
     federation = Federation(config, partitioner)

@@ -10,13 +10,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from typing import Any
 
-from fedrebasin import RebasinError, choose
+from fedrebasin import RebasinError
 from fedrebasin.strategies import pick_device
 
-from .choices import parse_strategy
+from .choices import demand_choices
 from .compare import DEFAULT_STRATEGIES, Comparison, compare
 from .config import SimulationConfig
-from .engines import ENGINES
 from .origin import usable_cores
 from .references import Progress
 from .study import Study
@@ -66,11 +65,7 @@ def run_study(
     Raises:
         RebasinError: if an option is not allowed or a comparison fails.
     """
-    for name in strategies:
-        parse_strategy(name)
-    choose("engine", engine, ENGINES)
-    if not strategies or len(set(strategies)) != len(strategies):
-        raise RebasinError("strategies: name at least one, each once")
+    demand_choices(strategies, engine)
     if jobs < 0:
         raise RebasinError(f"jobs {jobs}: it must be positive, or 0 for one a core")
     study = known or Study(())

@@ -24,9 +24,8 @@ class MovedUnits:
         moved: dict[str, int] = {}
         units: dict[str, int] = {}
         for alignment in round_.merge.alignments if round_.merge is not None else ():
-            fixed = alignment.permutation.fixed_points()
-            for group, index in alignment.permutation.items():
-                units[group] = units.get(group, 0) + index.numel()
-                moved[group] = moved.get(group, 0) + index.numel() - fixed[group]
+            for group, places in alignment.permutation.units_moved().items():
+                units[group] = units.get(group, 0) + alignment.permutation[group].numel()
+                moved[group] = moved.get(group, 0) + places
         self.shares = {group: moved[group] / units[group] for group in units}
         return {}

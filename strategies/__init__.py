@@ -2,6 +2,7 @@
 
 from .align_mod import AlignMod
 from .aligned import Aligned
+from .alignment_probe import AlignmentProbe
 from .arrivals import StreamingGrid
 from .calibrators import BatchNormRecalibration, Repair, TemperatureCalibration
 from .checkpoint import CheckpointError
@@ -14,12 +15,13 @@ from .fed_ridge_head import FedRidgeHead
 from .fed_wide_avg import FedWideAvg
 from .frames import Frames
 from .options import Options
-from .probes import AlignmentProbe, BarrierProbe, ConnectivityProbe, SpectrumProbe
+from .probes import BarrierProbe, ConnectivityProbe
 from .realignment import ActivationAlignment
 from .records import RecordError, Template, to_state
 from .regression import HeadRegression, RegMean, SequentialRegression
 from .round import Calibrated, Calibrator, Probe, Round
 from .screening import Reply, SetAside
+from .spectrum_probe import SpectrumProbe
 
 __all__ = [
     "ActivationAlignment",

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedrebasin import Merge
 
 from .alignment_metrics import Tally
-from .flower_mean import FlowerMean
+from .flower_mean import flower_mean
 from .folding import RunningMean, folded, is_the_mean, mean_metrics, needs_only_the_mean
 from .records import State, Template
 from .screening import Reply, Screener, carrying, form_of, is_a
@@ -79,10 +79,7 @@ class Aggregation:
                 arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
             return Aggregate(arrays, metrics, tuple(good), merge, self._measured(tally))
         if mean is None:
-            flower_mean = FlowerMean(reply.num_examples for reply in good)
-            for reply in good:
-                flower_mean.add(reply.state)
-            mean = flower_mean.sums
+            mean = flower_mean([reply.state for reply in good], (reply.num_examples for reply in good))
         return self._of_the_mean(good, mean, merge, tally)
 
     def one_by_one(self, replies: Iterable[Message], workers: int) -> Aggregate:
@@ -109,11 +106,9 @@ class Aggregation:
             self.screener.set_aside(replies[position].node_id, reason)
         kept = [position for position in range(len(replies)) if position not in found]
         states = tuple(merge.states[position] for position in kept)
-        mean = FlowerMean(replies[position].num_examples for position in kept)
-        for state in states:
-            mean.add(state)
+        mean = flower_mean(states, (replies[position].num_examples for position in kept))
         alignments = tuple(merge.alignments[position] for position in kept)
-        return [replies[position] for position in kept], Merge(states, alignments, mean.sums, merge.trace)
+        return [replies[position] for position in kept], Merge(states, alignments, mean, merge.trace)
 
     def _nothing(self) -> Aggregate:
         """The inner strategy still learns that the round is over: it logs errors, and privacy accountants count."""

@@ -34,10 +34,8 @@ class Tally:
         self.similarity += alignment.similarity
         self.distance += distance
         self.seconds += seconds
-        permutation = alignment.permutation
-        units = sum(index.numel() for index in permutation.values())
-        self.units += units
-        self.moved += 0 if permutation.is_identity else units - sum(permutation.fixed_points().values())
+        self.units += sum(index.numel() for index in alignment.permutation.values())
+        self.moved += sum(alignment.permutation.units_moved().values())
 
     def metrics(self) -> dict[str, float]:
         """The means; nothing where nothing was aligned.

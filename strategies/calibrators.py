@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -86,11 +86,7 @@ class TemperatureCalibration(_OnDataOrSums):
     model: nn.Module | None = None
     batches: Batches | None = None
     timeout: float = TIMEOUT
-
-    @property
-    def rewrites_weights(self) -> bool:
-        """No: ``beta`` is a metric."""
-        return False
+    rewrites_weights: ClassVar[bool] = False
 
     def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
         """Fit ``beta`` to the aggregate's logits."""
@@ -120,11 +116,7 @@ class BatchNormRecalibration(_OnDataOrSums):
     model: nn.Module | None = None
     batches: Batches | None = None
     timeout: float = TIMEOUT
-
-    @property
-    def rewrites_weights(self) -> bool:
-        """No: running statistics are buffers."""
-        return False
+    rewrites_weights: ClassVar[bool] = False  # running statistics are buffers
 
     def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
         """Replace the aggregate's running statistics by those on server data."""
@@ -155,11 +147,7 @@ class Repair(_OnDataOrSums):
     example_inputs: Any = None
     batches: Batches | None = None
     timeout: float = TIMEOUT
-
-    @property
-    def rewrites_weights(self) -> bool:
-        """Yes: the correction is folded into weights and biases."""
-        return True
+    rewrites_weights: ClassVar[bool] = True
 
     def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
         """Correct the aggregate's hidden units, all models being run on server data."""

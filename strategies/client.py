@@ -1,7 +1,7 @@
 """What a ClientApp adds so that the server can calibrate and merge without data: sums on request, and nothing else.
 
-The server sends a model and the name of a statistic; the client answers with sums over its examples and their number.
-No example, label, logit or activation leaves.
+The server sends a model, or two, and the name of a statistic; the client answers with sums over its examples and their
+number. No example, label, logit or activation leaves.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedrebasin import CalibrationError, Statistic, collect_sums
+from fedrebasin import RebasinError, Statistic, collect_sums
 
 from .device import move, pick_device
 from .records import RecordError, to_state
 from .statistics import STATISTICS
-from .wire import ACTION, MODEL, STATISTIC, SUMS, encode_sums, read_statistic
+from .wire import ACTION, MODEL, STATISTIC, SUMS, encode_sums, read_max_examples, read_statistic
 
 Batches = Iterable[Any]
 CallNext = Callable[[Message, Context], Message]
@@ -60,7 +60,7 @@ class StatisticsMod:
         """The sums that the message asks for, or an error reply that says why there are none."""
         try:
             return self._answer(message, context)
-        except (CalibrationError, RecordError, RuntimeError, IndexError) as error:
+        except (RebasinError, RuntimeError, IndexError) as error:
             return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
 
     def _answer(self, message: Message, context: Context) -> Message:
@@ -70,7 +70,8 @@ class StatisticsMod:
             raise RecordError(f"a query without {MODEL!r}")
         state = move(to_state(message.content.array_records[MODEL]), device)
         model = self.model(context).to(device)
-        sums = collect_sums(statistic, model, state, self.batches(context), self.min_examples)
+        enough = read_max_examples(message.content)
+        sums = collect_sums(statistic, model, state, self.batches(context), self.min_examples, enough)
         examples = float(sums["examples"]) if sums else 0.0
         metrics = MetricRecord({"num-examples": examples})
         return Message(RecordDict({SUMS: encode_sums(sums), "metrics": metrics}), reply_to=message)

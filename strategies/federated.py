@@ -23,15 +23,20 @@ Form = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def summed(
-    round_: Round, statistic: Statistic[Any], state: Mapping[str, Tensor], timeout: float = TIMEOUT
+    round_: Round,
+    statistic: Statistic[Any],
+    state: Mapping[str, Tensor],
+    timeout: float = TIMEOUT,
+    max_examples: int | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """A statistic of one model, over the data of all clients of the round.
 
     Args:
         round_: whose clients are asked.
         statistic: what to sum.
-        state: the model that every client runs.
+        state: the model that every client runs; a second one is a setting of the statistic.
         timeout: seconds to wait for the slowest.
+        max_examples: how many examples are enough of each client; None for all.
 
     Returns:
         the sums, on the round's device, and how many clients were left out: those without usable sums, and those
@@ -48,6 +53,7 @@ def summed(
         {reply.node_id: Question(statistic, model) for reply in round_.replies},
         timeout=timeout,
         message_type=round_.query_type,
+        max_examples=max_examples,
     ):
         form = form_of(sums)
         totals[form] = add_sums(totals.get(form, {}), sums)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,3 +33,16 @@ class FlowerMean:
                 self.sums[key], self._scaled[key] = values * factor, torch.empty_like(values)
             else:  # into the same memory each time: new pages cost as much as the product
                 self.sums[key] += torch.mul(values, factor, out=self._scaled[key])
+
+
+def flower_mean(states: Sequence[Mapping[str, Tensor]], weights: Iterable[float]) -> dict[str, Tensor]:
+    """The weighted mean of models that are all at hand, as :class:`FlowerMean` takes it.
+
+    Args:
+        states: state dicts with the same keys.
+        weights: one for each.
+    """
+    mean = FlowerMean(weights)
+    for state in states:
+        mean.add(state)
+    return mean.sums

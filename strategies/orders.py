@@ -112,3 +112,9 @@ def _check_privacy(parts: Parts, inner: str) -> None:
                 f"{type(calibrator).__name__} after {inner}: what it takes from the clients carries no noise; only "
                 "BatchNormRecalibration and TemperatureCalibration on server data may follow"
             )
+    for probe in parts.probes:
+        if getattr(probe, "asks_clients", False):
+            raise RebasinError(
+                f"{type(probe).__name__} after {inner} would show clients one another's models, which carry no noise: "
+                "give it a model and batches on the server"
+            )

@@ -115,8 +115,8 @@ def matcher_of(aligner: Aligner) -> Matcher:
 
 def distance(spec: PermutationSpec, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """The Euclidean distance of two models' voting tensors."""
-    keys = [key for key in spec.shapes if key not in spec.statistics and a[key].is_floating_point()]
-    return math.sqrt(math.fsum(float(torch.linalg.vector_norm(a[key].float() - b[key].float())) ** 2 for key in keys))
+    apart = (float(torch.linalg.vector_norm(a[key].float() - b[key].float())) for key in spec.voting(a))
+    return math.sqrt(math.fsum(one**2 for one in apart))
 
 
 def of_usual_length(states: Sequence[State]) -> list[State]:

@@ -1,134 +1,174 @@
-"""Probes: why a round's merge worked or failed, as floats in Flower's ``Result`` by round.
+"""Probes of pairs of clients' models: why a round's merge worked or failed, as floats in Flower's ``Result`` by round.
 
-Give them to any aligned strategy: ``Aligned(..., probes=(BarrierProbe(model, batches), AlignmentProbe()))``. Each runs
-every k rounds and changes nothing; one that raises is reported by the strategy and never ends a round.
+Give them to any aligned strategy: ``Aligned(..., probes=(BarrierProbe(), ConnectivityProbe()))``. Each runs every k
+rounds and changes nothing; one that raises is reported by the strategy and never ends a round. They work on server data
+or, without any, on the clients', who get both models of a pair in one request and return sums.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations, islice
 from statistics import fmean
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from fedrebasin import (
-    CalibrationError,
-    Evaluation,
-    Permutation,
+    Barrier,
+    Halfway,
+    HalfwayConnectivity,
+    PathEvaluation,
     RebasinError,
     State,
-    barrier_value,
-    commutativity,
-    feature_connectivity,
-    fixed_points,
-    interpolate,
+    Statistic,
+    collect_sums,
     loss_barrier,
-    reciprocal_orthogonality,
-    weight_spectra,
 )
 
-from .federated import summed
+from .device import at_hand, move
+from .federated import TIMEOUT, summed
+from .needs import need_models
 from .round import Round
+from .schedule import Schedule
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class _Schedule:
-    """When a probe runs, and how long it may.
+class _OfPairs(Schedule):
+    """A probe of pairs of models, on server data where it was given some, else on sums from the clients."""
 
-    Args:
-        every: run in rounds that this divides.
-        seconds: start no further measurement that would, as long as the last one took, end after this; None for no
-            limit. The first one always runs to its end.
-    """
-
-    every: int = field(default=1, kw_only=True)
-    seconds: float | None = field(default=None, kw_only=True)
+    model: nn.Module | None = None
+    batches: Iterable[Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.every < 1 or (self.seconds is not None and not self.seconds > 0):
-            raise RebasinError(f"every {self.every}, seconds {self.seconds}: both must be positive")
+        super().__post_init__()
+        if (self.batches is None) != (self.model is None):
+            name = type(self).__name__
+            raise RebasinError(f"{name} needs a model and batches, or neither of them to ask the clients")
+        check_batches(self.batches, type(self).__name__)
 
-    def due(self, round_: Round) -> bool:
-        """Whether this is one of the probe's rounds."""
-        return round_.server_round % self.every == 0
+    @property
+    def asks_clients(self) -> bool:
+        """Whether pairs of models are sent to the round's clients."""
+        return self.batches is None
 
-    def affordable(self, pairs: Sequence[tuple[State, State]]) -> Iterable[tuple[State, State]]:
-        """The pairs for which there is time."""
-        started = time.perf_counter()
-        for done, pair in enumerate(pairs):
-            spent = time.perf_counter() - started
-            if self.seconds is not None and done and spent * (done + 1) / done > self.seconds:
-                return
-            yield pair
+    def _pairs(self, round_: Round, count: int) -> Iterator[tuple[State, State]]:
+        """Pairs of the clients' models, aligned where the round aligned them, on its device, as there is time."""
+        states = need_models(round_, type(self).__name__)
+        for i, j in self.affordable(islice(combinations(range(len(states)), 2), count)):
+            yield move(states[i], round_.device), move(states[j], round_.device)
+
+
+def check_batches(batches: Iterable[Any] | None, who: str) -> None:
+    """Refuse batches that only the first round could read.
+
+    Raises:
+        RebasinError: if they are an iterator.
+    """
+    if isinstance(batches, Iterator):
+        raise RebasinError(f"{who} reads its batches in every round: give a list or a DataLoader, not an iterator")
+
+
+def _check_counts(max_pairs: int, examples: int | None) -> None:
+    if max_pairs < 1 or (examples is not None and examples < 1):
+        raise RebasinError(f"max_pairs {max_pairs}, examples {examples}: both must be at least 1")
+
+
+def _asked(
+    round_: Round, statistic: Statistic[Found], a: State, timeout: float, examples: int | None
+) -> tuple[Found, int]:
+    """What the clients' sums say of A and the model that the statistic carries, and how many clients were left out."""
+    sums, left_out = summed(round_, statistic, a, timeout, examples)
+    return statistic.finish(sums), left_out
 
 
 @dataclass(frozen=True)
-class BarrierProbe(_Schedule):
+class BarrierProbe(_OfPairs):
     """The loss barrier between clients' models, after the alignment where there is one (Git Re-Basin, Definition 2.2).
 
     Args:
-        model: the architecture; neither its parameters nor its mode change.
+        model: the architecture; neither its parameters nor its mode nor its device change.
         batches: ``(inputs, labels)`` on the server, a list or a DataLoader; None asks the round's clients, who evaluate
-            the points of the path on their own data and return sums.
+            the points of the path on their own data and return sums: one round trip for each pair.
         points: positions on each path, both ends included.
         max_pairs: of clients, in the order of the replies.
-        timeout: seconds to wait for clients' answers at each point.
+        timeout: seconds to wait for clients' answers about a pair; ``seconds`` decides whether it is asked about.
+        examples: how many are enough of each client: it reads no further batch then; None for all.
+
+    Raises:
+        RebasinError: if there is only one of model and batches, or a number is too small.
     """
 
     model: nn.Module | None = None
     batches: Batches | None = None
     points: int = 5
     max_pairs: int = 1
-    timeout: float = 600.0
+    timeout: float = TIMEOUT
+    examples: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.batches is None) != (self.model is None):
-            raise RebasinError("BarrierProbe needs a model and batches, or neither of them to ask the clients")
+        if self.points < 2:
+            raise RebasinError(f"points {self.points}: a path has at least its two ends")
+        _check_counts(self.max_pairs, self.examples)
 
     def __call__(self, round_: Round) -> Mapping[str, float]:
-        """``barrier`` (mean over the pairs), ``barrier-largest``, ``barrier-pairs``."""
+        """``barrier`` (mean over the pairs), ``barrier-largest``, ``barrier-pairs``: how many there was time for.
+
+        Where clients were asked also ``barrier-left-out``: how many of them gave no usable sums; all points of a path
+        are taken on the data of the others.
+
+        Raises:
+            CalibrationError: if the round holds no models, or no client gave sums.
+        """
         if not self.due(round_):
             return {}
-        values = [self._barrier(round_, a, b) for a, b in self.affordable(_pairs(round_, self.max_pairs))]
-        if not values:
-            return {}
-        return {"barrier": fmean(values), "barrier-largest": max(values), "barrier-pairs": float(len(values))}
+        found = [self._barrier(round_, a, b) for a, b in self._pairs(round_, self.max_pairs)]
+        values = [barrier.value for barrier, _ in found]
+        measured = {"barrier-pairs": float(len(found))}
+        if found:
+            measured |= {"barrier": fmean(values), "barrier-largest": max(values)}
+        if found and self.asks_clients:
+            measured["barrier-left-out"] = float(max(left_out for _, left_out in found))
+        return measured
 
-    def _barrier(self, round_: Round, a: State, b: State) -> float:
-        if self.model is not None and self.batches is not None:
-            return loss_barrier(self.model.to(round_.device), a, b, self.batches, self.points).value
-        lams = torch.linspace(0, 1, self.points, dtype=torch.float64).tolist()
-        return barrier_value(self._loss_on_clients(round_, interpolate(a, b, lam)) for lam in lams)
-
-    def _loss_on_clients(self, round_: Round, state: State) -> float:
-        sums, left_out = summed(round_, Evaluation(), state, self.timeout)
-        if left_out:
-            # Points of one path must be taken on the same data.
-            raise CalibrationError(f"{left_out} of {len(round_.replies)} clients evaluated no point of the path")
-        return Evaluation().finish(sums).loss
+    def _barrier(self, round_: Round, a: State, b: State) -> tuple[Barrier, int]:
+        if self.model is None or self.batches is None:
+            return _asked(round_, PathEvaluation(b, self.points), a, self.timeout, self.examples)
+        with at_hand(self.model, a, round_.device):
+            return loss_barrier(self.model, a, b, self.batches, self.points), 0
 
 
 @dataclass(frozen=True)
-class ConnectivityProbe(_Schedule):
+class ConnectivityProbe(_OfPairs):
     """Whether the halfway model's features follow LLFC or LEWC, and the conditions of both.
 
     Args:
-        model: the architecture.
-        batches: on the server, with or without labels, a list or a DataLoader; a few hundred examples do.
+        model: the architecture; neither its parameters nor its mode nor its device change.
+        batches: on the server, with or without labels, a list or a DataLoader; a few hundred examples do. None asks the
+            round's clients, who run both models and the halfway one on their own data and return sums: one round trip
+            for each pair.
         max_pairs: of clients, in the order of the replies.
+        timeout: seconds to wait for clients' answers about a pair; ``seconds`` decides whether it is asked about.
+        examples: how many are enough of each client: it reads no further batch then; None for all.
+
+    Raises:
+        RebasinError: if there is only one of model and batches, or a number is too small.
     """
 
-    model: nn.Module
-    batches: Iterable[Tensor | tuple[Tensor, Tensor]]
+    model: nn.Module | None = None
+    batches: Iterable[Tensor | tuple[Tensor, Tensor]] | None = None
     max_pairs: int = 1
+    timeout: float = TIMEOUT
+    examples: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_counts(self.max_pairs, self.examples)
 
     def __call__(self, round_: Round) -> Mapping[str, float]:
         """Means over the pairs.
@@ -138,112 +178,40 @@ class ConnectivityProbe(_Schedule):
             ``feature-cosine-last`` that of the logits; ``feature-baseline``: the cosine of the two models' own
             features; ``llfc-coefficient`` and ``lewc-coefficient``: the logits' length relative to each law's sum;
             ``commutativity``: LLFC's Dist_com, the mean over layers; ``reciprocal-ratio``: LEWC's norm ratio, the mean
-            over the layers after the first.
+            over the layers after the first; ``connectivity-pairs``: how many there was time for; and where clients were
+            asked ``connectivity-left-out``: how many of them gave no usable sums.
+
+        Raises:
+            CalibrationError: if the round holds no models, no client gave sums, or no layer is linear.
         """
         if not self.due(round_):
             return {}
-        model = self.model.to(round_.device)
-        rows = [self._measure(model, a, b) for a, b in self.affordable(_pairs(round_, self.max_pairs))]
-        return {key: fmean(row[key] for row in rows) for key in rows[0]} if rows else {}
-
-    def _measure(self, model: nn.Module, a: State, b: State) -> dict[str, float]:
-        layers = feature_connectivity(model, a, b, self.batches)
-        last = layers[-1]
-        distances = [layer.dist_com for layer in commutativity(model, a, b, self.batches)]
-        ratios = [layer.ratio.mean for layer in reciprocal_orthogonality(model, a, b, self.batches)]
-        return {
-            "feature-cosine": fmean(layer.cosine.mean for layer in layers),
-            "feature-cosine-last": last.cosine.mean,
-            "feature-baseline": fmean(layer.baseline.mean for layer in layers),
-            "llfc-coefficient": last.coefficient.mean,
-            "lewc-coefficient": last.coefficient.mean * 2.0 ** (last.depth - 1),
-            "commutativity": fmean(distances),
-            "reciprocal-ratio": fmean(ratios[1:] or ratios),
-        }
-
-
-class AlignmentProbe:
-    """What the alignment did, and whether it settles: fixed points against the round before.
-
-    Args:
-        every: run in rounds that this divides.
-    """
-
-    def __init__(self, every: int = 1) -> None:
-        self._schedule = _Schedule(every=every)
-        self._last: dict[int, Permutation] = {}
-
-    def __call__(self, round_: Round) -> Mapping[str, float]:
-        """Floats about the round's permutations.
-
-        Returns:
-            ``similarity-least``: the smallest cosine of an aligned model with what it was aligned to; ``spread`` and
-            ``spread-unaligned``: the root mean square distance of the models to their mean over the mean's length,
-            after and before the alignment; ``fixed-share``: units that stay in place, in [0, 1]; ``fixed-since-last``:
-            units that the permutation sends where the client's last one sent them. Empty without an alignment.
-        """
-        if round_.server_round == 1:
-            self._last.clear()
-        if round_.merge is None or not self._schedule.due(round_):
-            return {}
-        alignments = round_.merge.alignments
-        now = {reply.node_id: a.permutation for reply, a in zip(round_.replies, alignments, strict=True)}
-        measured = {
-            "similarity-least": min(alignment.similarity for alignment in alignments),
-            "spread": _spread(round_.merge.states),
-            "spread-unaligned": _spread([reply.state for reply in round_.replies]),
-            "fixed-share": fmean(fixed_points(permutation).share for permutation in now.values()),
-        }
-        known = [node_id for node_id in now if node_id in self._last]
-        if known:
-            measured["fixed-since-last"] = fmean(fixed_points(now[k], self._last[k]).share for k in known)
-        self._last.update(now)
+        found = [self._halfway(round_, a, b) for a, b in self._pairs(round_, self.max_pairs)]
+        rows = [_summary(halfway) for halfway, _ in found]
+        measured = {"connectivity-pairs": float(len(found))}
+        if found:
+            measured |= {key: fmean(row[key] for row in rows) for key in rows[0]}
+        if found and self.asks_clients:
+            measured["connectivity-left-out"] = float(max(left_out for _, left_out in found))
         return measured
 
-
-@dataclass(frozen=True)
-class SpectrumProbe(_Schedule):
-    """The stable rank of every layer's weights: of the aggregate, and the mean over the clients (LLFC, Figure 20).
-
-    Args:
-        model: tells which tensors are weights of layers.
-        clients: how many clients' models to look at.
-    """
-
-    model: nn.Module
-    clients: int = 4
-
-    def __call__(self, round_: Round) -> Mapping[str, float]:
-        """``stable-rank-KEY`` of the aggregate and ``stable-rank-clients-KEY``."""
-        if not self.due(round_):
-            return {}
-        measured = {
-            f"stable-rank-{key}": spectrum.stable_rank
-            for key, spectrum in weight_spectra(self.model, round_.state).items()
-        }
-        states = [reply.state for reply in round_.replies[: self.clients]]
-        ranks = [weight_spectra(self.model, state) for state in states]
-        for key in ranks[0] if ranks else ():
-            measured[f"stable-rank-clients-{key}"] = fmean(found[key].stable_rank for found in ranks)
-        return measured
+    def _halfway(self, round_: Round, a: State, b: State) -> tuple[Halfway, int]:
+        statistic = HalfwayConnectivity(b)
+        if self.model is None or self.batches is None:
+            return _asked(round_, statistic, a, self.timeout, self.examples)
+        with at_hand(self.model, a, round_.device):
+            return statistic.finish(collect_sums(statistic, self.model, a, self.batches)), 0
 
 
-def _pairs(round_: Round, count: int) -> list[tuple[State, State]]:
-    """Pairs of the clients' models, aligned where the round aligned them, on the round's device."""
-    states = [reply.state for reply in round_.replies] if round_.merge is None else list(round_.merge.states)
-    chosen = list(combinations(range(len(states)), 2))[:count]
-    used = {
-        k: {key: tensor.to(round_.device) for key, tensor in states[k].items()} for k in {k for p in chosen for k in p}
+def _summary(found: Halfway) -> dict[str, float]:
+    last = found.features[-1]
+    ratios = [layer.ratio.mean for layer in found.orthogonality]
+    return {
+        "feature-cosine": fmean(layer.cosine.mean for layer in found.features),
+        "feature-cosine-last": last.cosine.mean,
+        "feature-baseline": fmean(layer.baseline.mean for layer in found.features),
+        "llfc-coefficient": last.coefficient.mean,
+        "lewc-coefficient": last.coefficient.mean * 2.0 ** (last.depth - 1),
+        "commutativity": fmean(layer.dist_com for layer in found.distances),
+        "reciprocal-ratio": fmean(ratios[1:] or ratios),
     }
-    return [(used[i], used[j]) for i, j in chosen]
-
-
-def _spread(states: Sequence[State]) -> float:
-    keys = [key for key, tensor in states[0].items() if tensor.is_floating_point()]
-    squares, length = 0.0, 0.0
-    for key in keys:
-        stacked = torch.stack([state[key].double().cpu() for state in states])
-        mean = stacked.mean(0)
-        squares += float((stacked - mean).square().sum()) / len(states)
-        length += float(mean.square().sum())
-    return math.sqrt(squares / length) if length else 0.0

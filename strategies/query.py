@@ -16,6 +16,7 @@ from fedrebasin import CalibrationError, Statistic
 
 from .arrivals import arrivals
 from .records import RecordError
+from .screening import MAX_EXAMPLES
 from .wire import MODEL, QUERY, SUMS, decode_sums, describe_statistic
 
 MAX_BYTES = 2**31
@@ -36,6 +37,7 @@ def ask(
     timeout: float,
     message_type: str = QUERY,
     max_bytes: int = MAX_BYTES,
+    max_examples: int | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Ask nodes for sums over their own data; answers come one by one, as they arrive.
 
@@ -45,13 +47,17 @@ def ask(
         timeout: seconds to wait; a client that died is noticed only then.
         message_type: of the queries, see :class:`fedrebasin.strategies.Aligned`.
         max_bytes: sums larger than this are refused.
+        max_examples: how many examples are enough of each node; None for all.
 
     Yields:
         a node and its sums, valid for their statistic. Nodes that refuse, fail, are late or send something absurd are
         left out and logged with the reason.
     """
+    # A statistic can carry a model: it is encoded once for all that are asked the same.
+    statistics = {id(question.statistic): question.statistic for question in questions.values()}
+    described = {key: describe_statistic(statistic, max_examples) for key, statistic in statistics.items()}
     messages = [
-        Message(RecordDict({MODEL: question.model, **describe_statistic(question.statistic)}), node_id, message_type)
+        Message(RecordDict({MODEL: question.model, **described[id(question.statistic)]}), node_id, message_type)
         for node_id, question in questions.items()
     ]
     unanswered = dict(questions)
@@ -77,4 +83,8 @@ def _read(reply: Message, statistic: Statistic[Any], max_bytes: int) -> dict[str
     if not sums:
         raise RecordError("the node has no examples")
     statistic.validate(sums)
+    if float(sums["examples"]) > MAX_EXAMPLES:
+        raise RecordError(
+            f"sums over {float(sums['examples']):g} examples, where at most {MAX_EXAMPLES:g} are believed"
+        )
     return sums

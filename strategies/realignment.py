@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from logging import WARNING
-from typing import Any
+from typing import Any, ClassVar
 
 from flwr.common import log
 from torch import nn
@@ -45,11 +45,7 @@ class ActivationAlignment:
     model: nn.Module
     example_inputs: Any
     timeout: float = TIMEOUT
-
-    @property
-    def rewrites_weights(self) -> bool:
-        """Yes."""
-        return True
+    rewrites_weights: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Align anew.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from logging import WARNING
-from typing import Any
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord
 from flwr.common import log
@@ -37,15 +37,7 @@ from .wire import encode_sums
 
 
 @dataclass(frozen=True)
-class _RewritesWeights:
-    @property
-    def rewrites_weights(self) -> bool:
-        """Yes."""
-        return True
-
-
-@dataclass(frozen=True)
-class RegMean(_RewritesWeights):
+class RegMean:
     """RegMean (Jin 2023): every linear map becomes the least-squares compromise of the clients' aligned maps.
 
     Each client takes Gram matrices of its own, aligned model on its own data; one client's are folded in and released
@@ -62,6 +54,7 @@ class RegMean(_RewritesWeights):
     max_features: int | None = None
     ridge: float = 1e-6
     timeout: float = TIMEOUT
+    rewrites_weights: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Solve for the weights.
@@ -92,7 +85,7 @@ class RegMean(_RewritesWeights):
 
 
 @dataclass(frozen=True)
-class SequentialRegression(_RewritesWeights):
+class SequentialRegression:
     """Layer by layer, the merged model's features regressed on the clients' pre-activations: a round trip a layer.
 
     Args:
@@ -106,6 +99,7 @@ class SequentialRegression(_RewritesWeights):
     example_inputs: Any
     ridge: float = 1e-3
     timeout: float = TIMEOUT
+    rewrites_weights: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Fit one layer after the other.
@@ -131,7 +125,7 @@ def _about_layer(weight: str, model: ArrayRecord, merge: Merge) -> Callable[[int
 
 
 @dataclass(frozen=True)
-class HeadRegression(_RewritesWeights):
+class HeadRegression:
     """The last layer in closed form: ridge regression of the classes on the merged features (Fed3R, Fani 2024).
 
     Its scores are no logits: put :class:`TemperatureCalibration` behind it.
@@ -147,6 +141,7 @@ class HeadRegression(_RewritesWeights):
     example_inputs: Any
     ridge: float | None = None
     timeout: float = TIMEOUT
+    rewrites_weights: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Solve for the last layer.

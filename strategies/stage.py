@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from logging import INFO
@@ -13,7 +12,7 @@ from logging import INFO
 import torch
 from flwr.common import log
 
-from fedrebasin import Aligner, Alignment, AlignTo, Identity, Merge, PermutationSpec, RebasinError
+from fedrebasin import Aligner, Alignment, AlignTo, Identity, Merge, PermutationSpec, RebasinError, ahead
 
 from .alignment_metrics import Tally
 from .device import move
@@ -117,20 +116,16 @@ class Stage:
             )
         del states
         tally.seconds = time.perf_counter() - started
-        with ThreadPoolExecutor(workers) as pool:
-            pending: deque[tuple[Reply, Future[tuple[Alignment, float, float]]]] = deque()
-            for reply in _chained(first, arriving):
-                pending.append((reply, pool.submit(_timed, placing, reply.node_id, move(reply.state, self.device))))
-                if len(pending) > workers:
-                    yield self._done(*pending.popleft(), tally)
-            while pending:
-                yield self._done(*pending.popleft(), tally)
 
-    def _done(self, reply: Reply, future: Future[tuple[Alignment, float, float]], tally: Tally) -> tuple[Reply, State]:
-        alignment, away, seconds = future.result()
-        self._learn(reply, alignment)
-        tally.add(alignment, away, seconds)
-        return reply, alignment.apply(move(reply.state, self.device))
+        def place(reply: Reply) -> tuple[Reply, Alignment, float, float]:
+            state = move(reply.state, self.device)
+            started = time.perf_counter()
+            return reply, *placing.place(reply.node_id, state), time.perf_counter() - started
+
+        for reply, alignment, away, seconds in ahead(place, _chained(first, arriving), workers, waiting=1):
+            self._learn(reply, alignment)
+            tally.add(alignment, away, seconds)
+            yield reply, alignment.apply(move(reply.state, self.device))
 
     def _learn(self, reply: Reply, alignment: Alignment) -> None:
         if self.frames is not None:
@@ -157,11 +152,6 @@ class Stage:
             if shared:
                 return placing.to(global_state)
         return placing.to_medoid(states)
-
-
-def _timed(placing: Placing, node_id: int, state: State) -> tuple[Alignment, float, float]:
-    started = time.perf_counter()
-    return (*placing.place(node_id, state), time.perf_counter() - started)
 
 
 def _chained(first: deque[Reply], rest: Iterator[Reply]) -> Iterator[Reply]:

@@ -7,10 +7,11 @@ from typing import Any
 from fedrebasin import (
     ActivationCorrelation,
     BatchNormMoments,
-    Evaluation,
     GramMatrices,
+    HalfwayConnectivity,
     HeadSums,
     LayerRegression,
+    PathEvaluation,
     PreActivationMoments,
     Statistic,
     TemperatureCurve,
@@ -20,10 +21,11 @@ from fedrebasin import (
 STATISTICS: tuple[type[Statistic[Any]], ...] = (
     ActivationCorrelation,
     BatchNormMoments,
-    Evaluation,
     GramMatrices,
+    HalfwayConnectivity,
     HeadSums,
     LayerRegression,
+    PathEvaluation,
     PreActivationMoments,
     TemperatureCurve,
 )

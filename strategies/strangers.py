@@ -74,7 +74,7 @@ def strangers(
 
 def _agreement(spec: PermutationSpec, states: Sequence[Mapping[str, Tensor]]) -> list[float]:
     """The median cosine of each model to the others, as they are, or to some of them where there are many."""
-    keys = [key for key in spec.shapes if key not in spec.statistics and states[0][key].is_floating_point()]
+    keys = spec.voting(states[0])
     flat = [[state[key].float().flatten() for key in keys] for state in states]  # views, no copies
 
     def inner(a: list[Tensor], b: list[Tensor]) -> float:

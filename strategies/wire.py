@@ -21,15 +21,22 @@ QUERY = f"query.{ACTION}"
 MODEL = "arrays"
 STATISTIC = "statistic"
 SUMS = "sums"
+MAX_EXAMPLES = "max-examples"  # beside the settings: how many examples are enough
 SETTING = "set-"
 MOMENTS = "/"  # in a key of moments by name, before the name of the part
 MAX_NAME = 200
 
 
-def describe_statistic(statistic: Statistic[Any]) -> dict[str, ConfigRecord | ArrayRecord]:
+def describe_statistic(
+    statistic: Statistic[Any], max_examples: int | None = None
+) -> dict[str, ConfigRecord | ArrayRecord]:
     """The records that name a statistic and its settings.
 
     Numbers, strings and tuples of them go into a ConfigRecord; a state dict, or moments by name, into an ArrayRecord.
+
+    Args:
+        statistic: a dataclass.
+        max_examples: how many examples are enough; None for all.
 
     Raises:
         RecordError: if a setting is something else, or the statistic is not a dataclass.
@@ -37,6 +44,8 @@ def describe_statistic(statistic: Statistic[Any]) -> dict[str, ConfigRecord | Ar
     if not dataclasses.is_dataclass(statistic):
         raise RecordError(f"{type(statistic).__name__} is not a dataclass, so that its settings cannot be sent")
     config = ConfigRecord({"name": statistic.name})
+    if max_examples is not None:
+        config[MAX_EXAMPLES] = max_examples
     records: dict[str, ConfigRecord | ArrayRecord] = {STATISTIC: config}
     for field in dataclasses.fields(statistic):
         value = getattr(statistic, field.name)
@@ -73,6 +82,18 @@ def read_statistic(content: RecordDict, known: Iterable[type[Statistic[Any]]], d
         return by_name[name](**settings)
     except (TypeError, ValueError) as error:
         raise RecordError(f"statistic {name!r}: {error}") from None
+
+
+def read_max_examples(content: RecordDict) -> int | None:
+    """How many examples are enough for a request; None for all.
+
+    Raises:
+        RecordError: if it is no number of examples.
+    """
+    found = content.config_records[STATISTIC].get(MAX_EXAMPLES)
+    if found is not None and (not isinstance(found, int) or found < 1):
+        raise RecordError(f"{MAX_EXAMPLES} {found!r} is no number of examples")
+    return found
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Tensor]:

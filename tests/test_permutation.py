@@ -67,6 +67,26 @@ def test_fixed_points_count_what_agrees(spec: PermutationSpec, seed: int) -> Non
 
 
 @few_examples
+@given(specs, seeds)
+def test_a_unit_stays_or_moves(spec: PermutationSpec, seed: int) -> None:
+    p = drawn(spec, seed)
+    moved, fixed = p.units_moved(), p.fixed_points()
+    assert all(moved[name] + fixed[name] == p[name].numel() for name in spec.groups)
+    assert not any(Permutation.identity(spec).units_moved().values())
+
+
+@few_examples
+@given(seeds)
+def test_units_inside_blocks_move_with_them(seed: int) -> None:
+    spec = attention(heads=3, size=4)
+    state, p = state_of(spec, seed), drawn(spec, seed)
+    state["out"] = torch.arange(12.0).expand_as(state["out"])
+    places, found = torch.arange(12), p.apply(state)["out"][0].long()
+    assert p.units_moved()["vo"] == int((found != places).sum())
+    assert p.units_moved()["heads"] == int((found // 4 != places // 4).sum()) / 4
+
+
+@few_examples
 @given(seeds)
 def test_units_follow_their_index(seed: int) -> None:
     spec = mlp(3, 4, 5, 2)
@@ -107,6 +127,17 @@ def by_views(p: Permutation, state: State) -> State:
             view = axis.view(moved[axis.key])
             view.copy_(move_units(view, p[group.name]))
     return moved
+
+
+@few_examples
+@given(specs, seeds)
+def test_moves_one_after_the_other_are_the_permutation(spec: PermutationSpec, seed: int) -> None:
+    state, p = state_of(spec, seed), drawn(spec, seed)
+    moved = {key: tensor.clone() for key, tensor in state.items()}
+    for axis, index in p.moves():
+        axis.move(moved[axis.key], index)
+    assert same(moved, p.apply(state))
+    assert not list(Permutation.identity(spec).moves())
 
 
 @few_examples

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from fedrebasin import Axis, Factor, Group, Layout, Permutation, PermutationSpec, SpecError, Unpermuted
 
@@ -127,6 +128,24 @@ def test_paper_table_1():
     axes = {f"{i}.bias": (f"P_{i}",) for i in range(3)}
     spec = PermutationSpec.from_axes(axes, like={key: torch.zeros(512) for key in axes})
     assert spec.log10_symmetries == pytest.approx(3499.6, abs=0.1)
+
+
+def test_parameters_vote_and_buffers_do_not():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
+    spec, state = PermutationSpec.trace(model, torch.zeros(1, 3, 2, 2)), model.state_dict()
+    assert spec.voting(state) == tuple(key for key in spec.shapes if key in dict(model.named_parameters()))
+    assert set(spec.voting(state)) == set(dict(model.named_parameters()))
+    assert spec.freeze(spec.groups).voting(state) == spec.voting(state)
+
+
+def test_what_votes_is_of_the_state_that_is_given():
+    spec, state = (
+        PermutationSpec.from_axes({**MLP, "steps": ("P_0",), "mean": ("P_0",)}, statistics=["mean"]),
+        mlp_state(),
+    )
+    state |= {"steps": torch.zeros(5, dtype=torch.int64), "mean": torch.zeros(5)}
+    assert spec.voting(state) == tuple(MLP)
+    assert spec.voting({"2.bias": state["2.bias"], "other": torch.zeros(1)}) == ("2.bias",)
 
 
 def test_frozen_groups_do_not_move():

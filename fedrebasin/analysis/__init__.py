@@ -12,6 +12,7 @@ from fedrebasin.analysis.barrier import Barrier, barrier_value, interpolate, los
 from fedrebasin.analysis.commutativity import (
     Commutativity,
     CommutativityObjective,
+    FeatureDistances,
     commutativity,
     commutativity_objective,
     compare_matchers,
@@ -19,6 +20,7 @@ from fedrebasin.analysis.commutativity import (
 from fedrebasin.analysis.connectivity import ErrorBound, LayerConnectivity, feature_connectivity, lemma_1
 from fedrebasin.analysis.features import Recorded, layer_features, layers_of, record_activations, record_layers
 from fedrebasin.analysis.flatness import Flatness, flatness, random_permutation_barriers, step_of_equal_length
+from fedrebasin.analysis.halfway import Halfway, HalfwayConnectivity
 from fedrebasin.analysis.landscape import Landscape, loss_plane
 from fedrebasin.analysis.orthogonality import Orthogonality, reciprocal_orthogonality
 from fedrebasin.analysis.partial import (
@@ -28,6 +30,7 @@ from fedrebasin.analysis.partial import (
     partial_permutation,
     partial_permutations,
 )
+from fedrebasin.analysis.path import PathEvaluation
 from fedrebasin.analysis.sparsity import (
     Pruned,
     apply_mask,
@@ -58,13 +61,17 @@ __all__ = [
     "Commutativity",
     "CommutativityObjective",
     "ErrorBound",
+    "FeatureDistances",
     "FixedPoints",
     "Flatness",
+    "Halfway",
+    "HalfwayConnectivity",
     "Landscape",
     "LayerConnectivity",
     "Orthogonality",
     "Overlap",
     "PairBarriers",
+    "PathEvaluation",
     "Pruned",
     "Recorded",
     "Spectrum",

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.analysis.features import record_activations
-from fedrebasin.analysis.streams import Running, Spread, cosine, each_batch, normalised_distance, ratio
+from fedrebasin.analysis.streams import (
+    Spread,
+    cosine,
+    each_batch,
+    normalised_distance,
+    ratio,
+    spread_of,
+    spread_sums,
+)
 from fedrebasin.batches import Batch, State, mode_of
 
 
@@ -48,7 +56,6 @@ def weak_additivity(
     Raises:
         CalibrationError: if there is no data, or no activation function is called.
     """
-    running: dict[str, Running] = {}
     sums: dict[str, Tensor] = {}
     with mode_of(model):
         for batch in each_batch(batches):
@@ -58,11 +65,12 @@ def weak_additivity(
                 # in place on a tensor made here, should the function be an in-place one
                 left = function((1 - lam) * x_a + lam * x_b)
                 right = (1 - lam) * function(x_a.clone()) + lam * function(x_b.clone())
-                running.setdefault(name, Running()).add(cosine(left, right))
-                found = torch.stack([term.square().sum() for term in (left - right, left, right)]).cpu()
+                squares = torch.stack([term.square().sum() for term in (left - right, left, right)])
+                found = torch.cat([spread_sums(cosine(left, right)), squares]).cpu()
                 sums[name] = sums[name] + found if name in sums else found
     return tuple(
-        Additivity(name, lam, running[name].spread(), normalised_distance(*sums[name].tolist())) for name in running
+        Additivity(name, lam, spread_of(total[:3].tolist()), normalised_distance(*total[3:].tolist()))
+        for name, total in sums.items()
     )
 
 

@@ -37,6 +37,19 @@ class Barrier:
     betas: tuple[float, ...] = ()
 
 
+def demand_alike(a: State, b: State) -> None:
+    """Refuse two models that are not of one architecture.
+
+    Raises:
+        MergeError: if keys or shapes differ.
+    """
+    if set(a) != set(b):
+        raise MergeError(f"the models differ in the keys {', '.join(sorted(set(a) ^ set(b)))}")
+    for key in a:
+        if a[key].shape != b[key].shape:
+            raise MergeError(f"{key}: shapes {tuple(a[key].shape)} and {tuple(b[key].shape)} differ")
+
+
 def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "linear") -> dict[str, Tensor]:
     """The state at ``lam`` on the path from ``a`` (0) to ``b`` (1); tensors that are not floating point are A's.
 
@@ -50,11 +63,7 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
     Raises:
         MergeError: if keys or shapes differ.
     """
-    if set(a) != set(b):
-        raise MergeError(f"the models differ in the keys {', '.join(sorted(set(a) ^ set(b)))}")
-    for key in a:
-        if a[key].shape != b[key].shape:
-            raise MergeError(f"{key}: shapes {tuple(a[key].shape)} and {tuple(b[key].shape)} differ")
+    demand_alike(a, b)
     keys = {key for key, tensor in a.items() if tensor.is_floating_point() and not key.endswith(_STATISTICS)}
     line = arc = (1 - lam, lam)
     if interpolation == "spherical":

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.analysis.features import layers_of, linear_part, record_layers
-from fedrebasin.analysis.streams import each_batch, normalised_distance
-from fedrebasin.batches import Batch, State, mode_of
+from fedrebasin.analysis.pairs import OfLayer, Pair, distance_fault, measure_pair
+from fedrebasin.analysis.streams import normalised_distance
+from fedrebasin.batches import Batch, State
 from fedrebasin.errors import CalibrationError
 from fedrebasin.matching import Matcher
 from fedrebasin.permutation import Permutation
@@ -65,44 +65,88 @@ def commutativity(
     Raises:
         CalibrationError: if there is no data, or no linear layer ran.
     """
-    names = layers_of(model) if layers is None else tuple(layers)
-    sums: dict[str, Tensor] = {}
-    with mode_of(model):
-        for batch in each_batch(batches):
-            left, right = (record_layers(model, state, batch, names) for state in (a, b))
-            for name in left:
-                parts = [
-                    linear_part(model, weights, name, record[name].inputs)
-                    for weights in (a, b)
-                    for record in (left, right)
-                ]
-                if any(part is None for part in parts):
-                    continue
-                aa, ab, ba, bb = (part for part in parts if part is not None)
-                h_a, h_b = (record[name].inputs.double() for record in (left, right))
-                own, swapped = aa + bb, ab + ba
-                terms = (own - swapped, own, swapped, h_a - h_b, h_a, h_b)
-                found = torch.stack([term.square().sum() for term in terms]).cpu()
-                sums[name] = sums[name] + found if name in sums else found
-    if not sums:
-        raise CalibrationError("no linear or convolutional layer ran")
-    return tuple(_measured(a, b, name, total) for name, total in sums.items())
+    found = measure_pair(Commutation(), model, a, b, batches, layers)
+    return tuple(_with_weights(a, b, distances) for distances in found)
 
 
-def _measured(a: State, b: State, name: str, total: Tensor) -> Commutativity:
-    base = name.partition("#")[0]
+@dataclass(frozen=True)
+class FeatureDistances:
+    """What data say of one layer's :class:`Commutativity`; the distances of the weights need none.
+
+    Args:
+        layer: its name.
+        dist_com: as there.
+        dist_h: as there.
+        residual: as there.
+        features: as there.
+    """
+
+    layer: str
+    dist_com: float
+    dist_h: float
+    residual: float
+    features: float
+
+
+@dataclass(frozen=True)
+class Commutation:
+    """Commutativity as a measure of a pair: of each linear layer six squared norms, summed over the examples.
+
+    They are those of ``(W_A - W_B)(H_A - H_B)``, ``W_A H_A + W_B H_B``, ``W_A H_B + W_B H_A``, ``H_A - H_B``, ``H_A``
+    and ``H_B``.
+    """
+
+    @property
+    def part(self) -> str:
+        """``commutation``."""
+        return "commutation"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Six squared norms."""
+        return (6,)
+
+    def of(self, pair: Pair) -> dict[str, Tensor]:
+        """The sums of every layer that is linear in what it reads."""
+        found = {}
+        for layer, recorded in pair.of_a.items():
+            if (products := pair.products(layer)) is None:
+                continue
+            h_a, h_b = recorded.inputs.double(), pair.of_b[layer].inputs.double()
+            own, swapped = products.aa + products.bb, products.ab + products.ba
+            terms = (own - swapped, own, swapped, h_a - h_b, h_a, h_b)
+            found[layer] = torch.stack([term.square().sum() for term in terms])
+        return found
+
+    def fault(self, sums: Tensor, rows: float) -> str:
+        """What is wrong with one layer's sums."""
+        return distance_fault(*sums[:3]) or distance_fault(*sums[3:])
+
+    def finish(self, layers: Sequence[OfLayer]) -> tuple[FeatureDistances, ...]:
+        """The distances, by layer."""
+        if not layers:
+            raise CalibrationError("no linear or convolutional layer ran")
+        found = []
+        for _, layer, sums in layers:
+            com, own, swapped, h, h_a, h_b = sums.tolist()
+            distances = normalised_distance(com, own, swapped), normalised_distance(h, h_a, h_b)
+            found.append(FeatureDistances(layer, *distances, residual=com, features=h))
+        return tuple(found)
+
+
+def _with_weights(a: State, b: State, distances: FeatureDistances) -> Commutativity:
+    base = distances.layer.partition("#")[0]
     key = f"{base}.weight" if base else "weight"
     w_a, w_b = a[key].double(), b[key].double().to(a[key].device)
     weights = float((w_a - w_b).square().sum())
-    com, own, swapped, h, h_a, h_b = total.tolist()
     return Commutativity(
-        layer=name,
-        dist_com=normalised_distance(com, own, swapped),
+        layer=distances.layer,
+        dist_com=distances.dist_com,
         dist_w=normalised_distance(weights, float(w_a.square().sum()), float(w_b.square().sum())),
-        dist_h=normalised_distance(h, h_a, h_b),
-        residual=com,
+        dist_h=distances.dist_h,
+        residual=distances.residual,
         weights=weights,
-        features=h,
+        features=distances.features,
     )
 
 

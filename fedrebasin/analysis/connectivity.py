@@ -15,12 +15,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from fedrebasin.analysis.barrier import interpolate
-from fedrebasin.analysis.features import Where, layer_features, layers_of, record_layers
-from fedrebasin.analysis.streams import Running, Spread, cosine, each_batch
-from fedrebasin.batches import Batch, State, mode_of
+from fedrebasin.analysis.features import Recorded, Where, layer_features
+from fedrebasin.analysis.pairs import OfLayer, Pair, cosine_fault, length_fault, measure_pair, spread_fault
+from fedrebasin.analysis.streams import Spread, cosine, spread_of, spread_sums
+from fedrebasin.batches import Batch, State
 from fedrebasin.calibration import evaluate
 from fedrebasin.errors import MergeError
 
@@ -99,47 +101,80 @@ def feature_connectivity(
         MergeError: if the models do not fit each other or the law is unknown.
         CalibrationError: if there is no data, or no layer ran.
     """
-    law_weights(law, 0.5, 1)
-    names = layers_of(model) if layers is None else tuple(layers)
-    merged = [interpolate(a, b, lam) for lam in lams]
-    sums: dict[tuple[int, str], dict[str, Running]] = {}
-    order: list[str] = []
-    with mode_of(model):
-        for batch in each_batch(batches):
-            of_a, of_b = (layer_features(record_layers(model, state, batch, names), where) for state in (a, b))
-            order = list(of_a)
-            for index, (lam, state) in enumerate(zip(lams, merged, strict=True)):
-                of_merged = layer_features(record_layers(model, state, batch, names), where)
-                for depth, layer in enumerate(order, 1):
-                    shares = law_weights(law, lam, depth)
-                    values = _values(of_merged[layer], of_a[layer], of_b[layer], shares)
-                    running = sums.setdefault((index, layer), {key: Running() for key in values})
-                    for key, value in values.items():
-                        running[key].add(value)
-    found = []
-    for index, lam in enumerate(lams):
-        for depth, layer in enumerate(order, 1):
-            of = {key: running.spread() for key, running in sums[index, layer].items()}
-            norms = (of["norm_a"], of["norm_b"])
-            found.append(
-                LayerConnectivity(layer, depth, lam, of["cosine"], of["baseline"], of["coefficient"], of["norm"], norms)
-            )
-    return tuple(found)
+    found = measure_pair(FeatureLaw(tuple(lams), law, where), model, a, b, batches, layers)
+    return tuple(layer for position in range(len(lams)) for layer in found[position :: len(lams)])
 
 
-def _values(merged: Tensor, a: Tensor, b: Tensor, shares: tuple[float, float]) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class FeatureLaw:
+    """A law of the features as a measure of a pair: of each layer ``(positions, values, 3)`` sums.
+
+    Values are ``cosine``, ``baseline``, ``coefficient`` and the norms of the merged model, A and B; of each one its
+    count, its sum and the sum of its squares over the examples.
+
+    Args:
+        lams: positions.
+        law: "linear" or "exponential".
+        where: "after" or "before" the activation.
+
+    Raises:
+        MergeError: if the law is unknown.
+    """
+
+    lams: tuple[float, ...] = (0.5,)
+    law: Law = "linear"
+    where: Where = "after"
+
+    def __post_init__(self) -> None:
+        law_weights(self.law, 0.5, 1)
+
+    @property
+    def part(self) -> str:
+        """``features``."""
+        return "features"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Positions, values, and count, sum, sum of squares."""
+        return (len(self.lams), 6, 3)
+
+    def of(self, pair: Pair) -> dict[str, Tensor]:
+        """The sums of every layer."""
+        of_a, of_b = self._features(pair.of_a), self._features(pair.of_b)
+        rows: dict[str, list[Tensor]] = {layer: [] for layer in of_a}
+        for lam in self.lams:
+            of_merged = self._features(pair.merged(lam))
+            for depth, layer in enumerate(of_a, 1):
+                shares = law_weights(self.law, lam, depth)
+                values = _values(of_merged[layer], of_a[layer], of_b[layer], shares)
+                rows[layer].append(torch.stack([spread_sums(value) for value in values]))
+        return {layer: torch.stack(found) for layer, found in rows.items() if found}
+
+    def _features(self, record: dict[str, Recorded]) -> dict[str, Tensor]:
+        return layer_features(record, self.where)
+
+    def fault(self, sums: Tensor, rows: float) -> str:
+        """What is wrong with one layer's sums."""
+        return spread_fault(sums, rows) or cosine_fault(sums[:, :2]) or length_fault(sums[:, 3:])
+
+    def finish(self, layers: Sequence[OfLayer]) -> tuple[LayerConnectivity, ...]:
+        """For each layer, for each position."""
+        found = []
+        for depth, layer, sums in layers:
+            for lam, values in zip(self.lams, sums.tolist(), strict=True):
+                cosine, baseline, coefficient, norm, *norms = (spread_of(value) for value in values)
+                of_both = (norms[0], norms[1])
+                found.append(LayerConnectivity(layer, depth, lam, cosine, baseline, coefficient, norm, of_both))
+        return tuple(found)
+
+
+def _values(merged: Tensor, a: Tensor, b: Tensor, shares: tuple[float, float]) -> tuple[Tensor, ...]:
     expected = shares[0] * a + shares[1] * b
     angle, length = cosine(merged, expected), expected.norm(dim=1)
     scale = merged.norm(dim=1) / length.clamp_min(1e-300)
     both_zero = (length == 0) & (merged.norm(dim=1) == 0)
-    return {
-        "cosine": angle,
-        "baseline": cosine(a, b),
-        "coefficient": (angle * scale).masked_fill(both_zero, 1.0),
-        "norm": merged.norm(dim=1),
-        "norm_a": a.norm(dim=1),
-        "norm_b": b.norm(dim=1),
-    }
+    coefficient = (angle * scale).masked_fill(both_zero, 1.0)
+    return angle, cosine(a, b), coefficient, merged.norm(dim=1), a.norm(dim=1), b.norm(dim=1)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.analysis.features import layers_of, linear_part, record_layers
-from fedrebasin.analysis.streams import Running, Spread, cosine, each_batch
-from fedrebasin.batches import Batch, State, mode_of
+from fedrebasin.analysis.pairs import OfLayer, Pair, cosine_fault, length_fault, measure_pair, spread_fault
+from fedrebasin.analysis.streams import Spread, cosine, spread_of, spread_sums
+from fedrebasin.batches import Batch, State
 from fedrebasin.errors import CalibrationError
 
 
@@ -50,25 +50,45 @@ def reciprocal_orthogonality(
     Raises:
         CalibrationError: if there is no data, or no linear layer ran.
     """
-    names = layers_of(model) if layers is None else tuple(layers)
-    sums: dict[str, tuple[Running, Running]] = {}
-    with mode_of(model):
-        for batch in each_batch(batches):
-            of_a, of_b = (record_layers(model, state, batch, names) for state in (a, b))
-            for name in of_a:
-                own = _terms(model, name, ((a, of_a[name].inputs), (b, of_b[name].inputs)))
-                crossed = _terms(model, name, ((a, of_b[name].inputs), (b, of_a[name].inputs)))
-                if not own or not crossed:
-                    continue
-                lengths = [torch.stack([term.norm(dim=1) for term in terms]).sum(0) for terms in (crossed, own)]
-                ratios, angles = sums.setdefault(name, (Running(), Running()))
-                ratios.add(lengths[0] / lengths[1].clamp_min(1e-300))
-                angles.add(cosine(own[0] + own[1] + crossed[0] + crossed[1], own[0] + own[1]))
-    if not sums:
-        raise CalibrationError("no linear or convolutional layer ran")
-    return tuple(Orthogonality(name, ratios.spread(), angles.spread()) for name, (ratios, angles) in sums.items())
+    return measure_pair(Reciprocity(), model, a, b, batches, layers)
 
 
-def _terms(model: nn.Module, layer: str, pairs: Iterable[tuple[State, Tensor]]) -> list[Tensor]:
-    found = [linear_part(model, state, layer, inputs) for state, inputs in pairs]
-    return [term for term in found if term is not None]
+@dataclass(frozen=True)
+class Reciprocity:
+    """Reciprocal orthogonality as a measure of a pair: of each linear layer ``(2, 3)`` sums.
+
+    Of the norm ratio and the cosine: count, sum and sum of squares over the examples.
+    """
+
+    @property
+    def part(self) -> str:
+        """``reciprocity``."""
+        return "reciprocity"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Ratio and cosine; count, sum, sum of squares."""
+        return (2, 3)
+
+    def of(self, pair: Pair) -> dict[str, Tensor]:
+        """The sums of every layer that is linear in what it reads."""
+        found = {}
+        for layer in pair.of_a:
+            if (products := pair.products(layer)) is None:
+                continue
+            own, crossed = (products.aa, products.bb), (products.ab, products.ba)
+            lengths = [terms[0].norm(dim=1) + terms[1].norm(dim=1) for terms in (crossed, own)]
+            ratios = lengths[0] / lengths[1].clamp_min(1e-300)
+            angles = cosine(own[0] + own[1] + crossed[0] + crossed[1], own[0] + own[1])
+            found[layer] = torch.stack([spread_sums(ratios), spread_sums(angles)])
+        return found
+
+    def fault(self, sums: Tensor, rows: float) -> str:
+        """What is wrong with one layer's sums."""
+        return spread_fault(sums, rows) or length_fault(sums[0]) or cosine_fault(sums[1])
+
+    def finish(self, layers: Sequence[OfLayer]) -> tuple[Orthogonality, ...]:
+        """Ratio and cosine, by layer."""
+        if not layers:
+            raise CalibrationError("no linear or convolutional layer ran")
+        return tuple(Orthogonality(layer, *(spread_of(value) for value in sums.tolist())) for _, layer, sums in layers)

@@ -59,11 +59,10 @@ def weight_spectra(model: nn.Module, state: State, layers: Sequence[str] | None 
         layers: names of modules; all layers by default.
     """
     names = layers_of(model) if layers is None else tuple(layers)
-    prefixes = {f"{name}." if name else "" for name in names}
     return {
         key: singular_values(tensor)
         for key, tensor in state.items()
-        if tensor.is_floating_point() and tensor.dim() >= 2 and f"{key.rpartition('.')[0]}." in {*prefixes, "."}
+        if tensor.is_floating_point() and tensor.dim() >= 2 and key.rpartition(".")[0] in names
     }
 
 

@@ -1,9 +1,8 @@
-"""Means and deviations over a data set from running sums, and the per-example vector measures that are summed."""
+"""Means and deviations over a data set from sums, and the per-example vector measures that are summed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,24 +19,20 @@ class Spread(NamedTuple):
     std: float
 
 
-@dataclass
-class Running:
-    """Sums of one value per example, and of its square."""
+def spread_sums(values: Tensor) -> Tensor:
+    """What a batch adds to a :class:`Spread`: how many values, their sum and the sum of their squares, shape ``(3,)``.
 
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
+    Args:
+        values: float64, one for each example, shape ``(n,)``.
+    """
+    return torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()])
 
-    def add(self, values: Tensor) -> None:
-        """Count in a batch's values, shape ``(n,)``."""
-        self.count += values.numel()
-        self.total += float(values.sum())
-        self.squares += float(values.square().sum())
 
-    def spread(self) -> Spread:
-        """Mean and standard deviation of what was added."""
-        mean = self.total / self.count
-        return Spread(mean, max(0.0, self.squares / self.count - mean**2) ** 0.5)
+def spread_of(sums: Sequence[float]) -> Spread:
+    """Mean and standard deviation from the sums of :func:`spread_sums`."""
+    count, total, squares = sums
+    mean = total / count
+    return Spread(mean, max(0.0, squares / count - mean**2) ** 0.5)
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:

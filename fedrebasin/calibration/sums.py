@@ -86,6 +86,7 @@ def collect_sums(
     state: State,
     batches: Iterable[Batch],
     min_examples: int = 0,
+    max_examples: int | None = None,
 ) -> dict[str, Tensor]:
     """The sums over all batches, streamed: one batch's contribution lives at a time.
 
@@ -95,6 +96,7 @@ def collect_sums(
         state: the tensors to run it with.
         batches: any iterable of batches; empty ones are skipped.
         min_examples: refuse to return sums over fewer examples than this, which could give one of them away.
+        max_examples: read no further batch once there are as many; None reads them all.
 
     Returns:
         ``{}`` without data, else the sums and ``examples``.
@@ -106,6 +108,8 @@ def collect_sums(
     examples = 0
     with mode_of(model, statistic.batch_statistics):
         for batch in batches:
+            if max_examples is not None and examples >= max_examples:
+                break
             if (count := number_of_examples(batch)) == 0:
                 continue
             examples += count

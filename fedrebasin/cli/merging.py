@@ -172,7 +172,16 @@ def merge_inputs(
 
     def rows(found: Sequence[tuple[Alignment, float, float]]) -> tuple[Row, ...]:
         return tuple(
-            Row(name, digest, share, before, one.similarity, *_moved(one.permutation), seconds)
+            Row(
+                name,
+                digest,
+                share,
+                before,
+                one.similarity,
+                moved=sum(one.permutation.units_moved().values()),
+                units=sum(index.numel() for index in one.permutation.values()),
+                seconds=seconds,
+            )
             for name, digest, share, (one, before, seconds) in zip(names, digests, shares, found, strict=True)
         )
 
@@ -259,12 +268,6 @@ def _aligner(method: str, seed: int) -> Aligner:
 def _cosines_to_mean(spec: PermutationSpec, states: Sequence[State], weights: Sequence[float] | None) -> list[float]:
     mean = fedrebasin.average(states, weights)
     return [Vectors(spec).cosine(mean, state) for state in states]
-
-
-def _moved(permutation: Permutation) -> tuple[int, int]:
-    """Units that move, and all units."""
-    units = sum(permutation[name].numel() for name in permutation)
-    return units - sum(permutation.fixed_points().values()), units
 
 
 def _or_none(permutation: Permutation) -> Permutation | None:

@@ -81,7 +81,7 @@ class _Reference:
 
     def __init__(self, spec: PermutationSpec, state: State) -> None:
         self.state = state
-        self._keys = [key for key in spec.shapes if key not in spec.statistics and state[key].is_floating_point()]
+        self._keys = spec.voting(state)
         self._square = sum(_square(state[key]) for key in self._keys)
         self._axes: dict[str, list[Axis]] = {}
         self._provable = True

@@ -43,6 +43,11 @@ class Control:
         """Whether the time budget is spent."""
         return self.seconds is not None and self.elapsed >= self.seconds
 
+    @property
+    def spent(self) -> str:
+        """The reason that a trace gives where the time budget ended the work."""
+        return f"the time budget of {self.seconds:g} s was spent"
+
     def report(self, objective: float) -> None:
         """Record the best objective after a sweep (the first one: at the start)."""
         objective = max([objective, *self.objectives[-1:]])
@@ -55,7 +60,7 @@ class Control:
         if self.converged:
             reason = "no group can be improved any more"
         elif self.expired:
-            reason = f"the time budget of {self.seconds:g} s was spent"
+            reason = self.spent
         else:
             reason = f"stopped after {len(self.objectives) - 1} sweeps"
         return Trace(tuple(self.objectives), self.elapsed, self.converged, reason)

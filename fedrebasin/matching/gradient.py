@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from fedrebasin.matching.problem import LARGE, Problem, Term
+from fedrebasin.matching.problem import Problem, Term
+from fedrebasin.memory import LARGE
 
 # Cost matrices up to this many bytes in all are kept up to date; of more, the ones used last.
 _KEPT_BYTES = 2**29

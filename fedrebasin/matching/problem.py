@@ -7,25 +7,23 @@ maximising ``<vec(A), vec(pi(B))>``, since permuting changes no norm. All tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedrebasin.axis import Axis, move_units
+from fedrebasin.axis import Axis
 from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import State
 from fedrebasin.matching.prepared import Prepared
+from fedrebasin.memory import LARGE
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
 Indices = dict[str, Tensor]
 
-# Tensors of more entries than this are worked through in pieces, so that no copy of them is needed.
-LARGE = 2**22
 # Turned copies of convolutions are kept up to this many bytes in all.
 _TURNED_BYTES = 2**28
 
@@ -63,7 +61,7 @@ class Problem:
     def __init__(self, spec: PermutationSpec, reference: State, candidate: State) -> None:
         self.spec = spec.bind(reference)
         self.spec.bind(candidate)
-        voting = [key for key in spec.shapes if reference[key].is_floating_point() and key not in spec.statistics]
+        voting = spec.voting(reference)
         self.reference = Prepared(reference, voting, "reference")
         self.candidate = Prepared(candidate, voting, "candidate", like=self.reference)
         self.norms = (_norm(self.reference), _norm(self.candidate))
@@ -72,12 +70,12 @@ class Problem:
     def restricted(self, keys: Iterable[str]) -> Problem:
         """The same models, only these tensors voting."""
         fewer = copy(self)
-        fewer._lay_out(list(keys))
+        fewer._lay_out(tuple(keys))
         return fewer
 
     # -- structure -------------------------------------------------------------------------------------------------
 
-    def _lay_out(self, voting: list[str]) -> None:
+    def _lay_out(self, voting: Sequence[str]) -> None:
         self._turned: dict[Term, tuple[Tensor, Tensor]] = {}
         self._room = _TURNED_BYTES
         self.axes: dict[str, list[tuple[str, Axis]]] = {key: [] for key in voting}
@@ -111,10 +109,10 @@ class Problem:
             group = self.spec.groups[name]
             if group.parent is not None or self.spec.children(name):
                 return False
-            if axis.layout is not None and axis.layout.dims != {axis.dim}:
+            if not axis.lies_on_one_dimension:
                 return False
             count = seen.setdefault(axis.dim, torch.zeros(self.spec.sizes(key)[axis.dim], dtype=torch.int8))
-            alone(axis).view(count).add_(1)
+            axis.alone().view(count).add_(1)
         return all(bool((count <= 1).all()) for count in seen.values())
 
     def _terms(self, name: str) -> tuple[Term, ...]:
@@ -170,8 +168,7 @@ class Problem:
             return tensor
         tensor = tensor.clone(memory_format=torch.contiguous_format)
         for name, axis in self.axes[key]:
-            view = axis.view(tensor)
-            view.copy_(move_units(view, indices[name].to(tensor.device)))
+            axis.move(tensor, indices[name])
         return tensor
 
     def along(self, key: str, dim: int, indices: Mapping[str, Tensor]) -> Tensor:
@@ -182,8 +179,7 @@ class Problem:
             return indices[axes[0][0]].to(device)
         index = torch.arange(self.candidate[key].shape[dim])
         for name, axis in axes:
-            view = alone(axis).view(index)
-            view.copy_(view[indices[name]])
+            axis.alone().move(index, indices[name])
         return index.to(device)
 
     def objective(self, indices: Mapping[str, Tensor], keys: tuple[str, ...] | None = None) -> float:
@@ -238,19 +234,6 @@ class Problem:
         identity = Permutation.identity(self.spec)
         whole = Permutation(self.spec, {**identity, **step})
         return dict(whole.compose(Permutation(self.spec, indices)).indices)
-
-
-def alone(axis: Axis) -> Axis:
-    """The axis as it would lie in a tensor that has its dimension only."""
-    if axis.layout is None:
-        return replace(axis, dim=0)
-    layout = replace(
-        axis.layout,
-        levels=tuple(factor._replace(dim=0) for factor in axis.layout.levels),
-        rest=tuple(factor._replace(dim=0) for factor in axis.layout.rest),
-        start=tuple((0, offset) for _, offset in axis.layout.start),
-    )
-    return replace(axis, dim=0, layout=layout)
 
 
 def _norm(state: Mapping[str, Tensor]) -> float:

@@ -19,7 +19,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fedrebasin.axis import Axis
-from fedrebasin.matching.problem import alone
 from fedrebasin.spec import PermutationSpec
 
 
@@ -51,11 +50,11 @@ def sites_of(spec: PermutationSpec, model: nn.Module) -> tuple[Site, ...]:
             name, _, parameter = axis.key.rpartition(".")
             if parameter != "weight" or name not in modules:
                 continue
-            if axis.layout is not None and axis.layout.dims != {axis.dim}:
+            if not axis.lies_on_one_dimension:
                 continue
             seen = _seen(modules[name], axis.dim)
             if seen is not None:
-                found.append(Site(group.name, alone(axis), name, *seen))
+                found.append(Site(group.name, axis.alone(), name, *seen))
     return tuple(found)
 
 

@@ -9,15 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedrebasin.axis import Axis, move_units
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import State
+from fedrebasin.memory import LARGE
 from fedrebasin.merging.average import normalised
 from fedrebasin.permutation import Permutation
-
-_ENTRIES = 2**22
-
-Move = tuple[Axis, Tensor]
 
 
 def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, rows: int) -> Iterator[Tensor]:
@@ -29,17 +25,15 @@ def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, row
         tensor: with at least one dimension.
         rows: entries of the first dimension in a piece.
     """
-    moves = [] if permutation is None else _moves(permutation, key)
-    if any(not axis.lies_on_one_dimension for axis, _ in moves):
+    moves = [] if permutation is None else [(axis, index) for axis, index in permutation.moves() if axis.key == key]
+    places: dict[int, Tensor] = {}
+    if all(axis.lies_on_one_dimension for axis, _ in moves):
+        for axis, index in moves:
+            axis.alone().move(places.setdefault(axis.dim, torch.arange(tensor.shape[axis.dim])), index)
+    else:
         tensor = tensor.clone(memory_format=torch.contiguous_format)
         for axis, index in moves:
-            view = axis.view(tensor)
-            view.copy_(move_units(view, index.to(tensor.device)))
-        moves = []
-    places: dict[int, Tensor] = {}
-    for axis, index in moves:
-        view = axis.alone().view(places.setdefault(axis.dim, torch.arange(tensor.shape[axis.dim])))
-        view.copy_(move_units(view, index))
+            axis.move(tensor, index)
     for start in range(0, len(tensor), rows):
         part = tensor[start : start + rows]
         if 0 in places:
@@ -47,16 +41,6 @@ def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, row
         for dim in places.keys() - {0}:
             part = part.index_select(dim, places[dim].to(tensor.device))
         yield part
-
-
-def _moves(permutation: Permutation, key: str) -> list[Move]:
-    """What happens to a tensor, outermost group first."""
-    found = []
-    for group in permutation.spec.outermost_first:
-        index = permutation[group.name]
-        if not group.frozen and not torch.equal(index, torch.arange(index.shape[-1]).expand_as(index)):
-            found += [(axis, index) for axis in group.axes if axis.key == key]
-    return found
 
 
 @dataclass(frozen=True)
@@ -97,7 +81,7 @@ class MeanInPieces:
             yield like
             return
         tensors = [state[key].detach().reshape(like.shape or (1,)) for state in self.states]
-        rows = max(1, _ENTRIES * len(tensors[0]) // max(1, tensors[0].numel()))
+        rows = max(1, LARGE * len(tensors[0]) // max(1, tensors[0].numel()))
         parts = [
             permuted_rows(permutation, key, tensor, rows)
             for permutation, tensor in zip(self.permutations, tensors, strict=True)

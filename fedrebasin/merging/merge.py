@@ -12,10 +12,9 @@ from torch import Tensor
 
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Alignment, State, Trace
+from fedrebasin.memory import LARGE
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
-
-_ENTRIES = 2**22
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,9 @@ class Vectors:
     def __init__(self, spec: PermutationSpec) -> None:
         self._spec = spec
 
-    def keys(self, state: State) -> list[str]:
-        """The tensors of a state dict that vote."""
-        keys = (key for key in self._spec.shapes if key in state and key not in self._spec.statistics)
-        return [key for key in keys if state[key].is_floating_point()]
-
-    def voting(self, state: State) -> dict[str, Tensor]:
+    def of(self, state: State) -> dict[str, Tensor]:
         """The tensors of a state dict that vote, in float64."""
-        return {key: state[key].detach().double() for key in self.keys(state)}
+        return {key: state[key].detach().double() for key in self._spec.voting(state)}
 
     def inner(self, a: State, b: State) -> float:
         """``<vec(a), vec(b)>`` over the voting tensors."""
@@ -92,8 +86,8 @@ class Vectors:
 
     def _pairs(self, a: State, b: State) -> Iterator[tuple[Tensor, Tensor]]:
         """The voting tensors of two models in float64, one after the other, the large ones in pieces."""
-        for key in self.keys(a):
-            pieces = (torch.split(state[key].detach().flatten(), _ENTRIES) for state in (a, b))
+        for key in self._spec.voting(a):
+            pieces = (torch.split(state[key].detach().flatten(), LARGE) for state in (a, b))
             for left, right in zip(*pieces, strict=True):
                 yield left.double(), right.to(left.device, torch.float64)
 

@@ -57,7 +57,7 @@ class Rounds:
         self.states = [p.apply(state) for p, state in zip(self.permutations, self.held, strict=True)]
         self._sum: dict[str, Tensor] = {}
         for share, state in zip(self.shares, self.states, strict=True):
-            for key, tensor in self._vectors.voting(state).items():
+            for key, tensor in self._vectors.of(state).items():
                 self._sum[key] = self._sum[key].add_(tensor, alpha=share) if key in self._sum else tensor * share
         self.spreads.append(self.spread)
 
@@ -90,7 +90,7 @@ class Rounds:
                 break
 
     def _improve(self, k: int, improve: Improve) -> bool:
-        own = self._vectors.voting(self.states[k])
+        own = self._vectors.of(self.states[k])
         others = {key: self._sum[key] - self.shares[k] * tensor for key, tensor in own.items()}
         scale = 1 - self.shares[k]
         # Running statistics do not vote, but a matcher that runs the model needs them.
@@ -103,7 +103,7 @@ class Rounds:
         if permutation == self.permutations[k]:
             return False
         state = permutation.apply(self.held[k])
-        new = self._vectors.voting(state)
+        new = self._vectors.of(state)
         gain = sum(float((others[key] * (new[key] - own[key])).sum()) for key in others)
         if gain <= 1e-12 * self._norms:
             return False
@@ -117,7 +117,7 @@ class Rounds:
         if self.converged:
             reason = "no model can be brought closer"
         elif self.control.expired:
-            reason = f"the time budget of {self.control.seconds:g} s was spent"
+            reason = self.control.spent
         else:
             reason = "stopped before the models settled"
         trace = Trace(tuple(self.spreads), self.control.elapsed, self.converged, reason)

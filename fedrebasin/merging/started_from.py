@@ -37,7 +37,11 @@ def started_from(spec: PermutationSpec, start: Mapping[str, Tensor], states: Seq
     if not states:
         raise MergeError("no models to compare with the start: give at least one state dict")
     spec = spec.bind(start)
-    landmarks = [found for group in spec.groups.values() if (found := _landmarks(spec, group, start)) is not None]
+    voting = set(spec.voting(start))
+    groups = [
+        replace(group, axes=tuple(axis for axis in group.axes if axis.key in voting)) for group in spec.groups.values()
+    ]
+    landmarks = [found for group in groups if (found := _landmarks(spec, group, start)) is not None]
     return median(_share_in_place(landmarks, spec.bind(state), state) for state in states) > 0.5
 
 
@@ -46,7 +50,7 @@ class _Landmarks:
     """The start's units of one group, against which a few units of each model are held.
 
     Args:
-        group: whose units.
+        group: whose units, with the axes that vote.
         depth: how many dimensions the group's index has.
         sampled: positions of the units that are looked at.
         units: unit vectors, shape (units, entries); what all units share (a scale of ones) says nothing and is removed.
@@ -63,14 +67,13 @@ class _Landmarks:
 def _landmarks(spec: PermutationSpec, group: Group, start: Mapping[str, Tensor]) -> _Landmarks | None:
     shape = spec.shape(group.name)
     count = math.prod(shape)
-    axes = [axis for axis in group.axes if axis.key not in spec.statistics and start[axis.key].is_floating_point()]
-    if count < 2 or not axes:
+    if count < 2 or not group.axes:
         return None
     sampled = torch.linspace(0, count - 1, min(count, UNITS_SAMPLED)).round().long()
-    vectors = torch.cat([_rows(axis, start, len(shape), None) for axis in axes], dim=1)
+    vectors = torch.cat([_rows(axis, start, len(shape), None) for axis in group.axes], dim=1)
     shared = vectors.mean(dim=0)
     units = torch.nn.functional.normalize(vectors - shared, dim=1)
-    return _Landmarks(replace(group, axes=tuple(axes)), len(shape), sampled, units, shared)
+    return _Landmarks(group, len(shape), sampled, units, shared)
 
 
 def _share_in_place(landmarks: Sequence[_Landmarks], spec: PermutationSpec, state: Mapping[str, Tensor]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,8 @@ POOL = 1_000_003  # prime, so that no two rows of a tensor are filled alike
 TOLERANCE = 1e-9
 # A network that blows rounding errors up may change by some of them, never by as much as a wrong group changes it.
 _ROUNDINGS, _NEVER_ROUNDING = 100, 1e-4
+
+Change = Callable[[dict[str, Tensor], torch.Generator], None]
 
 
 def check(
@@ -76,18 +78,14 @@ def _small(change: float, tolerance: float, model: nn.Module, example_inputs: An
 
 def _change_by_rounding(model: nn.Module, example_inputs: Any, seed: int, training: bool) -> float:
     """The largest relative change of an output when every parameter moves by a rounding error."""
-    args, kwargs = tree_map(_doubled, as_call(example_inputs))
-    generator = torch.Generator().manual_seed(seed)
-    with preserved(model), torch.no_grad():
-        _set_mode(model, training)
-        state = randomised(model, generator)
-        reference = _outputs(model, state, args, kwargs, seed)
+
+    def round_off(state: dict[str, Tensor], generator: torch.Generator) -> None:
         for tensor in state.values():
             if tensor.is_floating_point():
                 signs = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).sign().to(tensor.device)
                 tensor.mul_(signs.mul_(torch.finfo(torch.float64).eps).add_(1))
-        moved = _outputs(model, state, args, kwargs, seed)
-    return max((_relative(a, b) for a, b in zip(reference, moved, strict=True)), default=0.0)
+
+    return _worst(model, example_inputs, seed, training, [round_off])
 
 
 def largest_change(
@@ -103,17 +101,34 @@ def largest_change(
         seed: of the parameters and the members.
         training: whether the model is run in train mode, without dropout; otherwise in evaluation mode.
     """
+    spec = spec.bind(model.state_dict())
+
+    def permute(state: dict[str, Tensor], generator: torch.Generator) -> None:
+        # A random member of what the last one made is a random member too: no copy of the first state is kept.
+        Permutation.random(spec, generator).apply_in_place(state)
+
+    return _worst(model, example_inputs, seed, training, [permute] * members)
+
+
+def _worst(model: nn.Module, example_inputs: Any, seed: int, training: bool, changes: Iterable[Change]) -> float:
+    """The largest change of an output of the randomised model, relative to the output's largest entry.
+
+    Args:
+        model: whose outputs are compared.
+        example_inputs: a tensor, a tuple of tensors, or a dict of keyword tensors.
+        seed: of the parameters and of what is changed in them.
+        training: whether the model is run in train mode, without dropout.
+        changes: done one after the other to the state, in place; the outputs are looked at after each.
+    """
     args, kwargs = tree_map(_doubled, as_call(example_inputs))
     generator = torch.Generator().manual_seed(seed)
+    worst = 0.0
     with preserved(model), torch.no_grad():
         _set_mode(model, training)
         state = randomised(model, generator)
-        spec = spec.bind(state)
         reference = _outputs(model, state, args, kwargs, seed)
-        worst = 0.0
-        for _ in range(members):
-            # A random member of what the last one made is a random member too: no copy of the first state is kept.
-            Permutation.random(spec, generator).apply_in_place(state)
+        for change in changes:
+            change(state, generator)
             for before, after in zip(reference, _outputs(model, state, args, kwargs, seed), strict=True):
                 worst = max(worst, _relative(before, after))
     return worst
@@ -167,7 +182,8 @@ def _tiled(entries: Tensor, shape: torch.Size) -> Tensor:
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], args: Any, kwargs: Any, seed: int) -> list[Tensor]:
     # Tables that a model keeps out of its state dict stay as they are, but for the precision.
-    tables = {name: _doubled(buffer) for name, buffer in model.named_buffers(remove_duplicate=False)}
+    buffers = model.named_buffers(remove_duplicate=False)
+    tables = {name: _doubled(buffer) for name, buffer in buffers if name not in state}
     with preserved(model), _in_float64():
         torch.manual_seed(seed)
         try:

@@ -1,5 +1,7 @@
 """Strategies by name: a base and what follows it, with real requests for sums and without data on the server."""
 
+from functools import partial
+
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
@@ -16,6 +18,7 @@ from fedrebasin.simulations import (
     make_client_app,
     make_strategy,
     parse_strategy,
+    run_study,
 )
 
 SMALL = SimulationConfig(width=16, clients=3, local_epochs=3, batch_size=32, partition="dirichlet")
@@ -96,6 +99,23 @@ def test_running_statistics_follow_the_features():
 def test_wrong_names_are_refused_with_the_closest_one(name, message):
     with pytest.raises(RebasinError, match=message):
         parse_strategy(name)
+
+
+@pytest.mark.parametrize("run", [partial(compare, SMALL), partial(run_study, [SMALL])])
+@pytest.mark.parametrize(
+    ("strategies", "engine", "message"),
+    [
+        ((), "inline", "name at least one"),
+        (("fedavg", "rebasin", "fedavg"), "inline", "each once"),
+        (("fedavg", "rebsain"), "inline", "did you mean rebasin?"),
+        (("fedavg",), "flowr", "unknown engine 'flowr': .*did you mean flower?"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_any_client_trains(run, strategies, engine, message):
+    told = []
+    with pytest.raises(RebasinError, match=message):
+        run(strategies, engine=engine, progress=lambda *step: told.append(step))
+    assert not told
 
 
 def test_the_head_makes_a_skewed_merge_better_than_its_clients():

@@ -9,11 +9,14 @@ from torch import nn
 
 from fedrebasin import (
     ActivationMatching,
+    Alignment,
     AlignTo,
     Identity,
     MatchingError,
     Permutation,
     PermutationSpec,
+    Trace,
+    cosine,
     match_relations,
 )
 from fedrebasin.simulations import InlineGrid
@@ -38,8 +41,6 @@ class Still:
     """A matcher that matches nothing: what is aligned afterwards is the calibrator's work."""
 
     def __call__(self, spec, reference, candidate):
-        from fedrebasin import Alignment, Trace, cosine
-
         similarity = cosine(spec, reference, candidate)
         return Alignment(Permutation.identity(spec), similarity, Trace((similarity,), 0.0, True, "still"))
 
