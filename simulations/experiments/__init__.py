@@ -5,6 +5,7 @@ from . import (
     failures,
     git_rebasin,
     git_rebasin_merges,
+    greedy,
     lewc,
     lewc_controls,
     llfc,

@@ -22,9 +22,11 @@ def _modes(small: bool) -> tuple[tuple[str, Recipe], ...]:
     return (
         ("too narrow", replace(mlp, width=16)),
         (EARLY, replace(mlp, keep=(1,))),
-        ("VGG-16 on digits" if small else "VGG-16 on MNIST", replace(convolutional, model="vgg16")),
+        ("VGG-11 on digits", replace(convolutional, model="vgg11"))
+        if small
+        else ("VGG-16 on MNIST", replace(convolutional, model="vgg16")),
         ("SGD, learning rate too low", replace(mlp, optimizer="sgd", learning_rate=1e-3)),
-        ("Adam, learning rate too high", replace(mlp, learning_rate=1e-2)),
+        ("Adam, learning rate too high", replace(mlp, learning_rate=3e-2)),
         ("ConvNeXt", replace(convolutional, model="convnext")),
     )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from statistics import fmean
 
 import torch
+from torchvision.models import resnet50, vgg16
 
 from fedrebasin import Barrier, PermutationSpec, WeightMatching, loss_barrier
 from fedrebasin.models import make_model
@@ -19,7 +21,8 @@ from .result import Chart, Claim, Figure, Result, curve
 PAPER_MLP = Recipe(dataset="mnist", width=512, epochs=100, weight_decay=0.0)
 PAPER_CONV = Recipe("cifar10", optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, batch_size=128, epochs=250)
 NO_DECAY = Recipe(weight_decay=0.0)
-VGG, RESNET = (replace(NO_DECAY, model=name, epochs=20) for name in ("vgg16", "resnet20"))
+#: VGG-16 does not learn from 8x8 images, whose last ten convolutions see a single pixel.
+VGG, RESNET = (replace(NO_DECAY, model=name, epochs=20) for name in ("vgg11", "resnet20"))
 
 
 @experiment(
@@ -32,7 +35,7 @@ VGG, RESNET = (replace(NO_DECAY, model=name, epochs=20) for name in ("vgg16", "r
 @experiment(
     "grb-paths-vgg",
     "Git Re-Basin, Figures 2 and 9 (VGG-16)",
-    "The loss between two VGG-16, before and after each of three matchers",
+    "The loss between two VGG, before and after each of three matchers",
     Setting(recipe=VGG, widths=(0.25,), points=11),
     Setting(recipe=replace(PAPER_CONV, model="vgg16"), widths=(4,), points=25),
 )
@@ -62,6 +65,12 @@ def paths(lab: Lab, setting: Setting) -> Result:
             *(
                 Figure(f"barrier, {name}", found_, "above 0" if name == "naive" else zero, "nats")
                 for name, found_ in values.items()
+            ),
+            Figure(
+                "accuracy of the models",
+                tuple(100 * fmean((b.accuracies[0], b.accuracies[-1])) for b in found["naive"]),
+                "",
+                "%",
             ),
             *(Figure(f"accuracy halfway, {name}", tuple(row), "", "%") for name, row in middle.items()),
         ),
@@ -163,7 +172,7 @@ def onset(lab: Lab, setting: Setting) -> Result:
 @experiment(
     "grb-width-vgg",
     "Git Re-Basin, Figure 4 (VGG-16)",
-    "The barrier of two VGG-16 after matching falls with width",
+    "The barrier of two VGG after matching falls with width",
     Setting(recipe=VGG, widths=(0.125, 0.25, 0.5), points=11),
     Setting(recipe=replace(PAPER_CONV, model="vgg16"), widths=(0.25, 0.5, 1, 2, 4), points=25),
 )
@@ -217,26 +226,31 @@ def width(lab: Lab, setting: Setting) -> Result:
     Setting(seeds=(0,)),
 )
 def symmetries(lab: Lab, setting: Setting) -> Result:
-    """log10 of the number of symmetries, counted on the traced spec."""
-    rows = (
-        ("MLP, 3 layers of 512", "mlp", (1, 28, 28), "3498"),
-        ("VGG-16", "vgg16", (3, 32, 32), "35160"),
-        ("ResNet-20", "resnet20", (3, 32, 32), ""),
-        ("ConvNeXt, two stages", "convnext", (3, 32, 32), ""),
-    )
-    found = {}
-    for label, name, shape, _ in rows:
-        model = make_model(name, shape, 10, seed=0).eval()
-        found[label] = PermutationSpec.trace(model, torch.zeros(2, *shape)).log10_symmetries
+    """log10 of the number of symmetries, counted on the traced spec; no weights are needed for that."""
+    small, large = (2, 3, 32, 32), (2, 3, 224, 224)
+    with torch.device("meta"):
+        models = {
+            "MLP, 3 layers of 512": (make_model("mlp", (1, 28, 28), 10), (2, 1, 28, 28), "3498"),
+            "VGG-16": (vgg16(), large, "35160"),
+            "ResNet-50": (resnet50(), large, "55109"),
+            "ResNet-20": (make_model("resnet20", small[1:], 10), small, ""),
+            "ConvNeXt, two stages": (make_model("convnext", small[1:], 10), small, ""),
+        }
+        found = {
+            label: PermutationSpec.trace(model.eval(), torch.empty(shape), check=False).log10_symmetries
+            for label, (model, shape, _) in models.items()
+        }
+    mlp, vgg, resnet = list(found.values())[:3]
     return Result(
-        figures=tuple(Figure(f"log10 symmetries, {label}", (found[label],), paper) for label, _, _, paper in rows),
+        figures=tuple(Figure(f"log10 symmetries, {label}", (found[label],), row[2]) for label, row in models.items()),
         claims=(
-            Claim("an MLP has about 10^3500", (abs(found[rows[0][0]] - 3498) < 3,)),
+            Claim("an MLP has about 10^3500", (abs(mlp - 3498) < 3,)),
+            Claim("VGG-16 has about ten times as many digits", (abs(vgg - 35160) < 20,)),
             Claim(
-                "VGG-16 has about ten times as many digits as the MLP",
-                (5 < found["VGG-16"] / found[rows[0][0]] < 20,),
-                "3 times: our VGG-16 is the CIFAR one, its two hidden dense layers have 512 units in place of 4096",
+                "ResNet-50 has more than VGG-16",
+                (resnet > vgg,),
+                "a residual stream ties the channels of its blocks, which count once here; counted as free they come to "
+                "about the number that the paper gives",
             ),
         ),
-        notes="Axes that a residual stream ties count once here; the paper's ResNet-50 (55109) counts them as free.",
     )
