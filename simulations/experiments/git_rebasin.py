@@ -249,8 +249,8 @@ def symmetries(lab: Lab, setting: Setting) -> Result:
             Claim(
                 "ResNet-50 has more than VGG-16",
                 (resnet > vgg,),
-                "a residual stream ties the channels of its blocks, which count once here; counted as free they come to "
-                "about the number that the paper gives",
+                "a residual stream ties the channels of its blocks, which count once here; counted as free they give "
+                "about the paper's number",
             ),
         ),
     )

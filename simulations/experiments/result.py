@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -162,6 +162,28 @@ def curve(label: str, x: Sequence[float], by_seed: Sequence[Sequence[float]]) ->
     columns = list(zip(*by_seed, strict=True))
     spread = tuple(stdev(column) for column in columns) if len(by_seed) > 1 else ()
     return Line(label, tuple(map(float, x)), tuple(fmean(column) for column in columns), spread)
+
+
+def by_width_figures(
+    name: str, widths: Sequence[float], rows: Sequence[Sequence[float]], unit: str = "", widest: str = ""
+) -> tuple[Figure, ...]:
+    """One figure for each width; ``rows[s][w]`` is of seed s. ``widest``: the paper's number for its widest model."""
+    papers = [""] * (len(widths) - 1) + [widest]
+    return tuple(
+        Figure(f"{name}, width {width:g}", tuple(row[i] for row in rows), papers[i], unit)
+        for i, width in enumerate(widths)
+    )
+
+
+def by_width_chart(
+    title: str,
+    y: str,
+    widths: Sequence[float],
+    lines: Mapping[str, Sequence[Sequence[float]]],
+    x: str = "hidden units",
+) -> Chart:
+    """A curve for each entry of ``lines`` against width, on a logarithmic axis."""
+    return Chart(title, x, y, tuple(curve(label, widths, rows) for label, rows in lines.items()), log_x=True)
 
 
 def _plain(value: Any) -> Any:

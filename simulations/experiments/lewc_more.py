@@ -1,0 +1,215 @@
+"""Experiments of LEWC on where its law holds: spawned models, low rank, curvature in training, good permutations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from statistics import fmean
+
+import torch
+
+from fedrebasin import (
+    State,
+    activation_spectra,
+    feature_connectivity,
+    random_permutation_barriers,
+    weight_spectra,
+)
+
+from .lab import Lab
+from .pairs import Pair, by_width, pair
+from .recipe import Recipe
+from .registry import Setting, experiment
+from .result import Chart, Claim, Figure, Result, by_width_chart, by_width_figures, curve
+
+WIDE = Setting(recipe=Recipe(), widths=(32, 128, 512), points=3)
+PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
+
+
+@experiment(
+    "lewc-spawning",
+    "LEWC, Definition 4.1 beside LLFC, Definition 2",
+    "Which law holds: spawned models follow the linear one, wide independent models the exponential one",
+    replace(WIDE, recipe=Recipe(spawn=5), widths=(512,)),
+    replace(PAPER, recipe=Recipe("mnist", epochs=100, spawn=5), widths=(8192,)),
+)
+def spawning(lab: Lab, setting: Setting) -> Result:
+    """The coefficients of both laws, by layer, of spawned, matched and independent pairs."""
+    kinds = ("spawned", "matched", "independent")
+    linear: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    exponential: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    cosines: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for seed in setting.seeds:
+        recipe = setting.of(seed=seed)
+        spawned = Pair(lab, recipe, lab.child(recipe, 0), lab.child(recipe, 1))
+        strangers = pair(lab, replace(setting, recipe=replace(setting.recipe, spawn=0)), seed=seed)
+        ends: tuple[tuple[str, Pair, State], ...] = (
+            ("spawned", spawned, spawned.b),
+            ("matched", strangers, strangers.aligned),
+            ("independent", strangers, strangers.b),
+        )
+        for kind, p, b in ends:
+            layers = feature_connectivity(p.model, p.a, b, p.test)
+            linear[kind].append([layer.coefficient.mean for layer in layers])
+            exponential[kind].append([layer.coefficient.mean * 2.0 ** (layer.depth - 1) for layer in layers])
+            cosines[kind].append(layers[-1].cosine.mean)
+    depth = range(1, len(linear["spawned"][0]) + 1)
+    laws = {"linear": linear, "exponential": exponential}
+    return Result(
+        figures=(
+            *(Figure(f"cosine of the logits, {kind}", tuple(cosines[kind])) for kind in kinds),
+            *(
+                Figure(f"coefficient of the {law} law at the logits, {kind}", tuple(row[-1] for row in found[kind]))
+                for law, found in laws.items()
+                for kind in kinds
+            ),
+        ),
+        claims=(
+            *(
+                Claim(
+                    f"{kind}: the linear law is nearer in length than the exponential one",
+                    _nearer(linear[kind], exponential[kind]),
+                )
+                for kind in ("spawned", "matched")
+            ),
+            Claim(
+                "independent: the exponential law is nearer in length than the linear one",
+                _nearer(exponential["independent"], linear["independent"]),
+            ),
+        ),
+        charts=tuple(
+            Chart(
+                f"length relative to the {law} law",
+                "layer",
+                "coefficient at lam = 1/2",
+                tuple(curve(kind, depth, found[kind]) for kind in kinds),
+            )
+            for law, found in laws.items()
+        ),
+    )
+
+
+def _nearer(one: list[list[float]], other: list[list[float]]) -> tuple[bool, ...]:
+    """Whether the last layer's coefficient is nearer to 1, as a ratio."""
+    return tuple(max(x[-1], 1 / x[-1]) < max(y[-1], 1 / y[-1]) for x, y in zip(one, other, strict=True))
+
+
+@experiment(
+    "lewc-rank",
+    "LEWC, section 5 (low rank keeps wide models apart)",
+    "With width the rank of weights and features falls relative to the units there are",
+    WIDE,
+    PAPER,
+)
+def rank(lab: Lab, setting: Setting) -> Result:
+    """Stable rank over the number of units, of the hidden layers' weights and of what they read."""
+
+    def measure(p: Pair) -> tuple[float, ...]:
+        weights = list(weight_spectra(p.model, p.a).values())[1:-1]
+        inputs = list(activation_spectra(p.model, p.a, p.test).values())[1:]
+        return (
+            fmean(found.relative_rank for found in weights),
+            fmean(found.stable_rank for found in weights),
+            fmean(found.relative_rank for found in inputs),
+        )
+
+    weights, absolute, inputs = by_width(lab, setting, measure)
+    return Result(
+        figures=(
+            *by_width_figures("relative stable rank of hidden weights", setting.widths, weights),
+            *by_width_figures("stable rank of hidden weights", setting.widths, absolute),
+            *by_width_figures("relative stable rank of features", setting.widths, inputs),
+        ),
+        claims=(
+            Claim("the relative rank of weights falls with width", tuple(row[-1] < row[0] for row in weights)),
+            Claim("the relative rank of features falls with width", tuple(row[-1] < row[0] for row in inputs)),
+        ),
+        charts=(
+            by_width_chart(
+                "relative rank", "stable rank / units", setting.widths, {"weights": weights, "features": inputs}
+            ),
+        ),
+    )
+
+
+@experiment(
+    "lewc-second-order",
+    "LEWC, Figure 24 (a second-order optimiser)",
+    "Models trained by L-BFGS merge without permutation too when they are wide",
+    replace(WIDE, recipe=Recipe(optimizer="lbfgs", epochs=5), widths=(32, 128, 256)),
+    replace(PAPER, recipe=Recipe("mnist", optimizer="lbfgs", epochs=20)),
+)
+def second_order(lab: Lab, setting: Setting) -> Result:
+    """The calibrated naive barrier, LEWC's cosine and accuracy by width of models trained with curvature."""
+
+    def measure(p: Pair) -> tuple[float, ...]:
+        barrier = p.barrier(p.b, setting.points, calibrated=True)
+        layers = feature_connectivity(p.model, p.a, p.b, p.test)
+        return (
+            barrier.value,
+            layers[-1].cosine.mean,
+            100 * fmean((barrier.accuracies[0], barrier.accuracies[-1])),
+            100 * barrier.accuracies[len(barrier.lams) // 2],
+        )
+
+    barrier, cosine, own, merged = by_width(lab, setting, measure)
+    return Result(
+        figures=(
+            *by_width_figures("naive calibrated barrier", setting.widths, barrier, "nats"),
+            *by_width_figures("LEWC cosine, last layer", setting.widths, cosine),
+            *by_width_figures("accuracy of the models", setting.widths, own, "%"),
+            *by_width_figures("accuracy of the average", setting.widths, merged, "%"),
+        ),
+        claims=(
+            Claim(
+                "the calibrated barrier falls with width, by half or more",
+                tuple(row[-1] < 0.5 * row[0] for row in barrier),
+            ),
+            Claim("LEWC's cosine of the last layer rises with width", tuple(row[-1] > row[0] for row in cosine)),
+        ),
+        charts=(
+            by_width_chart("L-BFGS: barrier", "calibrated naive barrier (nats)", setting.widths, {"naive": barrier}),
+            by_width_chart("L-BFGS: LEWC's cosine", "cosine of the logits", setting.widths, {"naive": cosine}),
+        ),
+        notes="L-BFGS on all examples; the weight decay is an L2 term of the loss.",
+    )
+
+
+@experiment(
+    "lewc-good-permutation",
+    "LEWC, appendix F.4",
+    "The wider the models, the less a good permutation is better than a random one",
+    WIDE,
+    PAPER,
+)
+def good_permutation(lab: Lab, setting: Setting) -> Result:
+    """Calibrated barriers by width: as trained, randomly permuted, and after weight matching."""
+
+    def measure(p: Pair) -> tuple[float, ...]:
+        generator = torch.Generator().manual_seed(p.recipe.seed)
+        found = random_permutation_barriers(
+            p.model, p.spec, p.a, p.b, p.test, 3, setting.points, calibrate=p.held_out, generator=generator
+        )
+        shuffled = fmean(barrier.value for barrier in found)
+        trained, matched = (p.barrier(b, setting.points, calibrated=True).value for b in (p.b, p.aligned))
+        return trained, shuffled, matched, shuffled - matched
+
+    trained, shuffled, matched, gap = by_width(lab, setting, measure)
+    named = {"as trained": trained, "randomly permuted": shuffled, "weight matching": matched}
+    return Result(
+        figures=(
+            *(figure for name, rows in named.items() for figure in _barriers(name, setting, rows)),
+            *by_width_figures("random minus matched", setting.widths, gap, "nats"),
+        ),
+        claims=(
+            Claim(
+                "what a good permutation gains over a random one falls with width, by half or more",
+                tuple(row[-1] < 0.5 * row[0] for row in gap),
+            ),
+        ),
+        charts=(by_width_chart("does the order matter?", "calibrated barrier (nats)", setting.widths, named),),
+    )
+
+
+def _barriers(name: str, setting: Setting, rows: tuple[tuple[float, ...], ...]) -> Iterable[Figure]:
+    return by_width_figures(f"calibrated barrier, {name}", setting.widths, rows, "nats")
