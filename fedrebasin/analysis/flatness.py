@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,29 +17,38 @@ from fedrebasin.errors import MergeError
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
+Measured = Literal["tensor", "model"]
 
-def step_of_equal_length(a: State, b: State, lam: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """A moved in a random direction, in every tensor exactly as far as ``lam`` of the way to B.
+
+def step_of_equal_length(
+    a: State, b: State, lam: float, generator: torch.Generator, by: Measured = "tensor"
+) -> dict[str, Tensor]:
+    """A moved in a random direction, exactly as far as ``lam`` of the way to B.
 
     Args:
         a: state dict.
         b: state dict.
         lam: 0 stays at A; 1 goes as far as B lies.
         generator: on the CPU.
+        by: "tensor": every tensor goes as far as it would towards B; "model": all of them together do, as one vector
+            that points anywhere, so that large tensors take most of the way.
 
     Raises:
-        MergeError: if the keys differ.
+        MergeError: if the keys differ, or ``by`` is neither.
     """
     if set(a) != set(b):
         raise MergeError(f"the models differ in the keys {', '.join(sorted(set(a) ^ set(b)))}")
+    if by not in ("tensor", "model"):
+        raise MergeError(f"by {by!r} is neither 'tensor' nor 'model'")
+    keys = [k for k, t in a.items() if t.is_floating_point() and not k.endswith(("running_mean", "running_var"))]
+    steps = {key: torch.randn(a[key].shape, generator=generator, dtype=torch.float64) for key in keys}
+    ways = {key: float((b[key].double() - a[key].double().to(b[key].device)).norm()) for key in keys}
+    lengths = {key: float(step.norm()) for key, step in steps.items()}
+    whole = math.hypot(*ways.values()) / max(math.hypot(*lengths.values()), 1e-300)
     moved = dict(a)
-    for key, tensor in a.items():
-        if not tensor.is_floating_point() or key.endswith(("running_mean", "running_var")):
-            continue
-        direction = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        length = float((b[key].double() - tensor.double().to(b[key].device)).norm())
-        step = direction * (lam * length / max(float(direction.norm()), 1e-300))
-        moved[key] = tensor + step.to(tensor)
+    for key, step in steps.items():
+        scale = ways[key] / max(lengths[key], 1e-300) if by == "tensor" else whole
+        moved[key] = a[key] + (lam * scale * step).to(a[key])
     return moved
 
 
@@ -65,6 +76,7 @@ def flatness(
     directions: int = 3,
     *,
     generator: torch.Generator,
+    by: Measured = "tensor",
 ) -> Flatness:
     """LEWC's Appendix D: is the merged model good because everything at that distance is?
 
@@ -74,11 +86,12 @@ def flatness(
     Args:
         model: the module.
         a: state dict to start from.
-        b: state dict that sets the distance, tensor by tensor.
+        b: state dict that sets the distance.
         batches: ``(inputs, labels)``; read more than once.
         lam: the distance as a share of the way to B.
         directions: how many.
         generator: on the CPU.
+        by: see :func:`step_of_equal_length`.
 
     Raises:
         MergeError: if the keys differ.
@@ -87,7 +100,7 @@ def flatness(
     batches = list(batches)
     losses, accuracies = [], []
     for _ in range(directions):
-        state = step_of_equal_length(a, b, lam, generator)
+        state = step_of_equal_length(a, b, lam, generator, by)
         beta = fit_temperature(*logits_of(model, state, batches)).beta
         score = evaluate(model, state, batches, beta)
         losses.append(score.loss)

@@ -10,6 +10,8 @@ from . import (
     lewc_controls,
     lewc_more,
     llfc,
+    llfc_conditions,
+    plane,
     simultaneous,
     sparse,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "lewc_controls",
     "lewc_more",
     "llfc",
+    "llfc_conditions",
+    "plane",
     "reproduce",
     "simultaneous",
     "sparse",

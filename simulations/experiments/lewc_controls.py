@@ -5,27 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
+from typing import Literal
 
 import torch
 
 from fedrebasin import (
-    evaluate,
     feature_connectivity,
-    fit_temperature,
     flatness,
-    logits_of,
+    interpolate,
     random_permutation_barriers,
     reciprocal_orthogonality,
     weight_spectra,
 )
 
-from .lab import Lab, halfway
+from .lab import Lab
 from .pairs import pair
 from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Line, Result, curve
 
 PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
+BY: tuple[Literal["tensor", "model"], ...] = ("tensor", "model")
 WIDEST = Setting(recipe=Recipe(), widths=(512,), points=5)
 
 
@@ -91,40 +91,50 @@ def weight_decay(lab: Lab, setting: Setting) -> Result:
 @experiment(
     "lewc-flatness",
     "LEWC, Appendix D, Figures 12 to 14",
-    "Flatness does not explain it: random steps of the merge's length are worse than the merge",
+    "Flatness does not explain it: random steps as long as the way to the other model are worse",
     WIDEST,
     replace(PAPER, widths=(8192,)),
 )
 def flat(lab: Lab, setting: Setting) -> Result:
-    """Accuracy and calibrated loss at the midpoint and at equal distances in random directions."""
-    columns: dict[str, list[float]] = {}
+    """Calibrated loss and accuracy at equal distances: towards the other model, and in random directions."""
+    lams = (0.25, 0.5, 0.75, 1.0)
+    ways = ("towards B", "random, tensor by tensor", "random, the whole model")
+    loss: dict[str, list[list[float]]] = {way: [] for way in ways}
+    accuracy: dict[str, list[list[float]]] = {way: [] for way in ways}
     for seed in setting.seeds:
         p = pair(lab, setting, seed=seed)
         generator = torch.Generator().manual_seed(seed)
-        found = flatness(p.model, p.a, p.b, p.test, 0.5, 3, generator=generator)
-        merged = halfway(p.a, p.b)
-        beta = fit_temperature(*logits_of(p.model, merged, p.test)).beta
-        score = evaluate(p.model, merged, p.test, beta)
-        columns.setdefault("accuracy, naive average", []).append(100 * score.accuracy)
-        columns.setdefault("accuracy, random steps", []).append(100 * fmean(found.accuracies))
-        columns.setdefault("calibrated loss, naive average", []).append(score.loss)
-        columns.setdefault("calibrated loss, random steps", []).append(fmean(found.losses))
+        merged = [p.score(interpolate(p.a, p.b, lam), calibrated=True) for lam in lams]
+        rows = {ways[0]: [(score.loss, score.accuracy) for score in merged]}
+        for way, by in zip(ways[1:], BY, strict=True):
+            found = [flatness(p.model, p.a, p.b, p.test, lam, 3, generator=generator, by=by) for lam in lams]
+            rows[way] = [(fmean(each.losses), fmean(each.accuracies)) for each in found]
+        for way, measured in rows.items():
+            loss[way].append([value for value, _ in measured])
+            accuracy[way].append([100 * value for _, value in measured])
+    named = (("calibrated loss", loss, "nats"), ("accuracy", accuracy, "%"))
     return Result(
         figures=tuple(
-            Figure(name, tuple(values), "", "%" if name.startswith("acc") else "nats")
-            for name, values in columns.items()
+            Figure(f"{what}, {way}, lam {lams[i]:g}", tuple(row[i] for row in found[way]), "", unit)
+            for what, found, unit in named
+            for way in ways
+            for i in (1, 3)
         ),
-        claims=(
+        claims=tuple(
             Claim(
-                "random steps as long as half the way lose more loss than the merge",
-                tuple(
-                    m < r
-                    for m, r in zip(
-                        columns["calibrated loss, naive average"], columns["calibrated loss, random steps"], strict=True
-                    )
-                ),
-                "Gaussian steps spread over all directions, most of which the features of low rank do not touch",
-            ),
+                f"{way}: at {'half' if lams[i] == 0.5 else 'all'} of the way the loss is higher than towards B",
+                tuple(x[i] < y[i] for x, y in zip(loss[ways[0]], loss[way], strict=True)),
+                "most random directions are such that features of low rank do not touch them: B's loss against theirs "
+                + ", ".join(f"{x[i]:.3f} / {y[i]:.3f}" for x, y in zip(loss[ways[0]], loss[way], strict=True)),
+            )
+            for way in ways[1:]
+            for i in (1, 3)
+        ),
+        charts=tuple(
+            Chart(
+                what, "distance, in ways to B", f"{what} ({unit})", tuple(curve(way, lams, found[way]) for way in ways)
+            )
+            for what, found, unit in named
         ),
     )
 

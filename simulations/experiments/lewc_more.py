@@ -17,7 +17,7 @@ from fedrebasin import (
 )
 
 from .lab import Lab
-from .pairs import Pair, by_width, pair
+from .pairs import Pair, by_width, independent_pair, spawned_pair
 from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Result, by_width_chart, by_width_figures, curve
@@ -40,9 +40,7 @@ def spawning(lab: Lab, setting: Setting) -> Result:
     exponential: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     cosines: dict[str, list[float]] = {kind: [] for kind in kinds}
     for seed in setting.seeds:
-        recipe = setting.of(seed=seed)
-        spawned = Pair(lab, recipe, lab.child(recipe, 0), lab.child(recipe, 1))
-        strangers = pair(lab, replace(setting, recipe=replace(setting.recipe, spawn=0)), seed=seed)
+        spawned, strangers = spawned_pair(lab, setting, seed), independent_pair(lab, setting, seed)
         ends: tuple[tuple[str, Pair, State], ...] = (
             ("spawned", spawned, spawned.b),
             ("matched", strangers, strangers.aligned),

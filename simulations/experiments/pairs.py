@@ -116,6 +116,17 @@ def pair_of(lab: Lab, recipe: Recipe, seed: int) -> Pair:
     return Pair(lab, first, lab.trained(first), lab.trained(second))
 
 
+def spawned_pair(lab: Lab, setting: Setting, seed: int) -> Pair:
+    """Two children of one training, apart after the recipe's ``spawn`` epochs."""
+    recipe = setting.of(seed=seed)
+    return Pair(lab, recipe, lab.child(recipe, 0), lab.child(recipe, 1))
+
+
+def independent_pair(lab: Lab, setting: Setting, seed: int) -> Pair:
+    """Two models of the setting that share nothing."""
+    return pair(lab, replace(setting, recipe=replace(setting.recipe, spawn=0)), seed=seed)
+
+
 def by_width(
     lab: Lab, setting: Setting, measure: Callable[[Pair], tuple[float, ...]]
 ) -> list[tuple[tuple[float, ...], ...]]:

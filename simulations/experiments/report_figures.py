@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..charts import COLOURS, PLAIN, described, drawn
-from .result import Chart, Record
+from .result import Chart, Plane, Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def draw(record: Record, folder: Path) -> Path | None:
@@ -27,10 +31,9 @@ def draw(record: Record, folder: Path) -> Path | None:
     return file
 
 
-def _panel(axes: object, chart: Chart) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
+def _panel(axes: Axes, chart: Chart) -> None:
+    if chart.plane is not None:
+        _field(axes, chart.plane)
     for number, line in enumerate(chart.lines):
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(line.x, line.y, "o-", color=colour, markersize=3.5, label=line.label)
@@ -50,10 +53,23 @@ def _panel(axes: object, chart: Chart) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
+def _field(axes: Axes, plane: Plane) -> None:
+    from matplotlib.patheffects import withStroke
+
+    drawn = axes.contourf(plane.x, plane.y, plane.values, levels=16, cmap="cividis")
+    axes.figure.colorbar(drawn, ax=axes)
+    for label, x, y in plane.points:
+        axes.plot(x, y, "o", color="white", markeredgecolor="black", markersize=6)
+        outlined = [withStroke(linewidth=2, foreground="black")]
+        axes.annotate(label, (x, y), (6, 6), textcoords="offset points", color="white", path_effects=outlined)
+    axes.set_aspect("equal")
+
+
 def _in_words(record: Record) -> str:
-    lines = (
-        f"{chart.title}: {line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}"
-        for chart in record.result.charts
-        for line in chart.lines
-    )
-    return "; ".join(lines) + "."
+    said = []
+    for chart in record.result.charts:
+        said += [f"{chart.title}: {line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in chart.lines]
+        if chart.plane is not None:
+            values = [value for row in chart.plane.values for value in row]
+            said.append(f"{chart.title}: from {min(values):.3g} to {max(values):.3g}")
+    return "; ".join(said) + "."

@@ -77,6 +77,23 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Plane:
+    """A field over a plane, drawn in colours.
+
+    Args:
+        x: coordinates, rising.
+        y: likewise.
+        values: ``values[i][j]`` at ``(x[j], y[i])``.
+        points: label and coordinates of what is marked.
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    values: tuple[tuple[float, ...], ...]
+    points: tuple[tuple[str, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Chart:
     """One panel.
 
@@ -86,6 +103,7 @@ class Chart:
         y: likewise.
         lines: curves.
         log_x: whether widths or epochs are spread out evenly by their logarithm.
+        plane: a field in place of curves.
     """
 
     title: str
@@ -93,6 +111,7 @@ class Chart:
     y: str
     lines: tuple[Line, ...]
     log_x: bool = False
+    plane: Plane | None = None
 
 
 @dataclass(frozen=True)

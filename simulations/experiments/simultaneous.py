@@ -94,7 +94,7 @@ def trajectory(lab: Lab, setting: Setting) -> Result:
 
 @experiment(
     "sim-width",
-    "Simultaneous connectivity, Figures 6 and 16, section 5.3 and Appendix C",
+    "Simultaneous connectivity, Figure 16, section 5.3 and Appendix C",
     "Weak and strong connectivity of three networks, and width",
     Setting(recipe=Recipe(weight_decay=0.0), widths=(32, 128, 512), models=3, points=5),
     Setting(recipe=PAPER_MLP, widths=(128, 512, 2048), models=3, points=25),
@@ -191,7 +191,7 @@ def partial(lab: Lab, setting: Setting) -> Result:
 
 @experiment(
     "sim-stability",
-    "Simultaneous connectivity, Figures 19 and 20",
+    "Simultaneous connectivity, Figures 6, 19 and 20",
     "Instability analysis: from which epoch on children of one network stay connected",
     Setting(recipe=Recipe(weight_decay=0.0, epochs=40, keep=(0, 1, 2, 5, 10)), widths=(128,), points=5),
     Setting(recipe=replace(PAPER_MLP, keep=(0, 1, 2, 5, 10, 25)), widths=(512,), points=25),

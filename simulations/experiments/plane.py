@@ -1,0 +1,81 @@
+"""The loss in the plane through three models (Simultaneous connectivity, Appendix I)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedrebasin import Landscape, MergeMany, loss_plane
+
+from .lab import Lab
+from .recipe import Recipe
+from .registry import Setting, experiment
+from .result import Chart, Claim, Figure, Plane, Result
+
+
+@experiment(
+    "sim-plane",
+    "Simultaneous connectivity, Appendix I",
+    "The loss in the plane through three models, as trained and after MergeMany",
+    Setting(recipe=Recipe(weight_decay=0.0), widths=(512,), models=3, points=15),
+    Setting(recipe=Recipe("mnist", width=512, weight_decay=0.0, epochs=100), widths=(2048,), models=3, points=25),
+)
+def plane(lab: Lab, setting: Setting) -> Result:
+    """The loss at the three models' centre and the mean over their triangle, before and after alignment."""
+    kinds = ("as trained", "aligned")
+    centre: dict[str, list[float]] = {kind: [] for kind in kinds}
+    inside: dict[str, list[float]] = {kind: [] for kind in kinds}
+    corners: list[float] = []
+    drawn: dict[str, Landscape] = {}
+    for seed in setting.seeds:
+        recipe = setting.of(seed=seed)
+        model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
+        states = [lab.trained(setting.of(seed=seed, number=number)) for number in range(3)]
+        for kind, members in zip(kinds, (states, MergeMany(seed=seed)(spec, states).states), strict=True):
+            found = loss_plane(model, members[0], members[1], members[2], test, setting.points)
+            shares = barycentric(found)
+            within = (shares > -1e-9).all(-1)
+            inside[kind].append(float(found.losses[within].mean()))
+            nearest = (shares - 1 / 3).square().sum(-1)
+            centre[kind].append(float(found.losses.flatten()[nearest.argmin()]))
+            drawn.setdefault(kind, found)
+            if kind == kinds[0]:
+                at = [(shares - torch.eye(3, dtype=torch.float64)[k]).square().sum(-1).argmin() for k in range(3)]
+                corners.append(sum(float(found.losses.flatten()[index]) for index in at) / 3)
+    return Result(
+        figures=(
+            *(Figure(f"loss near the centre, {kind}", tuple(centre[kind]), "", "nats") for kind in kinds),
+            *(Figure(f"mean loss over the triangle, {kind}", tuple(inside[kind]), "", "nats") for kind in kinds),
+            Figure("loss near the models", tuple(corners), "", "nats"),
+        ),
+        claims=(
+            Claim(
+                "as trained there is a hill between the three models: the centre's loss is ten times theirs or more",
+                tuple(x > 10 * y for x, y in zip(centre[kinds[0]], corners, strict=True)),
+            ),
+            Claim(
+                "aligned they lie in one basin: the centre's loss is a tenth of what it was, or less",
+                tuple(x < 0.1 * y for x, y in zip(centre[kinds[1]], centre[kinds[0]], strict=True)),
+            ),
+        ),
+        charts=tuple(
+            Chart(f"loss (nats), {kind}", "along B - A", "at right angles to it", (), plane=_plane(found))
+            for kind, found in drawn.items()
+        ),
+        notes="The figure shows the first seed.",
+    )
+
+
+def barycentric(found: Landscape) -> Tensor:
+    """The shares of A, B and C at every point of the grid, shape ``(len(y), len(x), 3)``; they sum to 1."""
+    y, x = torch.meshgrid(found.y, found.x, indexing="ij")
+    (_, _), (length, _), (along, height) = found.models.tolist()
+    c = y / height
+    b = (x - c * along) / length
+    return torch.stack([1 - b - c, b, c], -1)
+
+
+def _plane(found: Landscape) -> Plane:
+    marks = tuple((name, x, y) for name, (x, y) in zip("ABC", found.models.tolist(), strict=True))
+    rows = tuple(tuple(map(float, row)) for row in found.losses)
+    return Plane(tuple(found.x.tolist()), tuple(found.y.tolist()), rows, marks)
