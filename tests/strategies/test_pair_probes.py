@@ -2,6 +2,7 @@
 
 import math
 import random
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -30,6 +31,10 @@ SIZES = (50, 3, 24, 0)  # the last client has no example at all
 MODEL = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 SPEC = PermutationSpec.from_axes(AXES)
 PROBES = {"barrier": BarrierProbe, "connectivity": ConnectivityProbe}
+
+
+def make_model(context):
+    return deepcopy(MODEL)
 
 
 def batches_of(node: int) -> list:
@@ -65,7 +70,7 @@ class Counting(InlineGrid):
 
 def federation(spoil=None, bad=(BAD,), statistics=STATISTICS) -> Counting:
     """Clients that add noise and answer queries; those in ``bad`` send what ``spoil`` makes of their sums."""
-    mod = StatisticsMod(lambda context: MODEL, lambda context: batches_of(context.node_config["partition-id"]), 0)
+    mod = StatisticsMod(make_model, lambda context: batches_of(context.node_config["partition-id"]), 0)
     ignorant = StatisticsMod(mod.model, mod.batches, 0, statistics=statistics)
     app = ClientApp()
 
@@ -254,7 +259,7 @@ def test_an_absurd_number_of_examples_is_refused(caplog, enough):
 
 
 def test_apps_without_a_query_function_are_asked_by_training_messages():
-    app = ClientApp(mods=[StatisticsMod(lambda _: MODEL, lambda c: batches_of(c.node_config["partition-id"]), 0)])
+    app = ClientApp(mods=[StatisticsMod(make_model, lambda c: batches_of(c.node_config["partition-id"]), 0)])
 
     @app.train()
     def train(message, context):
