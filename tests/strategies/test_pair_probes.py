@@ -7,6 +7,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from fedrebasin.strategies.client import REFUSED
 from fedrebasin.strategies.statistics import STATISTICS
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -55,6 +56,7 @@ class Counting(InlineGrid):
         super().__init__(app, CLIENTS)
         self.requests = []
         self.answers = []
+        self.refusals = []
 
     def push_messages(self, messages):
         messages = list(messages)
@@ -64,6 +66,7 @@ class Counting(InlineGrid):
 
     def pull_messages(self, message_ids):
         replies = super().pull_messages(message_ids)
+        self.refusals += [reply.error.code for reply in replies if reply.has_error()]
         self.answers += [reply.content["sums"] for reply in replies if reply.has_content() and "sums" in reply.content]
         return replies
 
@@ -293,3 +296,4 @@ def test_a_client_refuses_two_models_that_differ(caplog):
     grid.__class__ = Cutting
     assert measured(BarrierProbe(), grid=grid)["barrier-probe-failed"] == 1
     assert "MergeError: the models differ in the keys 0.weight" in caplog.text
+    assert set(grid.refusals) == {REFUSED}  # and none of them raised
