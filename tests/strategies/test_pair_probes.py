@@ -2,10 +2,12 @@
 
 import math
 import random
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
+from fedrebasin.strategies.client import REFUSED
 from fedrebasin.strategies.statistics import STATISTICS
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -32,6 +34,10 @@ SPEC = PermutationSpec.from_axes(AXES)
 PROBES = {"barrier": BarrierProbe, "connectivity": ConnectivityProbe}
 
 
+def make_model(context):
+    return deepcopy(MODEL)
+
+
 def batches_of(node: int) -> list:
     generator = torch.Generator().manual_seed(node)
     inputs = torch.randn(SIZES[node], 4, generator=generator)
@@ -50,6 +56,7 @@ class Counting(InlineGrid):
         super().__init__(app, CLIENTS)
         self.requests = []
         self.answers = []
+        self.refusals = []
 
     def push_messages(self, messages):
         messages = list(messages)
@@ -59,13 +66,14 @@ class Counting(InlineGrid):
 
     def pull_messages(self, message_ids):
         replies = super().pull_messages(message_ids)
+        self.refusals += [reply.error.code for reply in replies if reply.has_error()]
         self.answers += [reply.content["sums"] for reply in replies if reply.has_content() and "sums" in reply.content]
         return replies
 
 
 def federation(spoil=None, bad=(BAD,), statistics=STATISTICS) -> Counting:
     """Clients that add noise and answer queries; those in ``bad`` send what ``spoil`` makes of their sums."""
-    mod = StatisticsMod(lambda context: MODEL, lambda context: batches_of(context.node_config["partition-id"]), 0)
+    mod = StatisticsMod(make_model, lambda context: batches_of(context.node_config["partition-id"]), 0)
     ignorant = StatisticsMod(mod.model, mod.batches, 0, statistics=statistics)
     app = ClientApp()
 
@@ -254,7 +262,7 @@ def test_an_absurd_number_of_examples_is_refused(caplog, enough):
 
 
 def test_apps_without_a_query_function_are_asked_by_training_messages():
-    app = ClientApp(mods=[StatisticsMod(lambda _: MODEL, lambda c: batches_of(c.node_config["partition-id"]), 0)])
+    app = ClientApp(mods=[StatisticsMod(make_model, lambda c: batches_of(c.node_config["partition-id"]), 0)])
 
     @app.train()
     def train(message, context):
@@ -288,3 +296,4 @@ def test_a_client_refuses_two_models_that_differ(caplog):
     grid.__class__ = Cutting
     assert measured(BarrierProbe(), grid=grid)["barrier-probe-failed"] == 1
     assert "MergeError: the models differ in the keys 0.weight" in caplog.text
+    assert set(grid.refusals) == {REFUSED}  # and none of them raised

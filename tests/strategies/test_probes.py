@@ -1,6 +1,7 @@
 """Probes: their floats stand in Flower's Result by round, and they never end a round."""
 
 import random
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -51,7 +52,11 @@ def federation(noise: float = 0.5) -> ClientApp:
         metrics = MetricRecord({"num-examples": 10.0})
         return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
 
-    register(app, model=lambda context: MODEL, batches=lambda context: batches_of(context.node_config["partition-id"]))
+    register(
+        app,
+        model=lambda context: deepcopy(MODEL),
+        batches=lambda context: batches_of(context.node_config["partition-id"]),
+    )
     return app
 
 
@@ -246,6 +251,23 @@ def test_what_a_model_keeps_beside_its_state_is_lent_to_the_device_and_given_bac
         assert model[1].bias.is_meta
         assert not model[0].weight.is_meta
     assert all(held[name] is tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("where", [ON_SERVER, ON_CLIENTS], ids=["server", "clients"])
+def test_on_a_gpu_the_numbers_are_the_same_and_the_model_stays_on_the_cpu(where):
+    def probes():
+        return [make() for make in where.values()]
+
+    on_cpu, on_gpu = (
+        run(lambda inner, device=device: FedRebasin(inner, spec=SPEC, probes=probes(), device=device), 1)[1]
+        for device in ("cpu", "cuda")
+    )
+    assert set(on_cpu) == set(on_gpu)
+    for key in (key for key in on_cpu if "seconds" not in key):
+        assert on_gpu[key] == pytest.approx(on_cpu[key], rel=1e-3, abs=1e-4), key
+    if where is ON_SERVER:
+        assert all(not tensor.is_cuda for tensor in MODEL.state_dict().values())
 
 
 def test_one_client_makes_no_pair():

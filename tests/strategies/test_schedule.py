@@ -3,9 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from fedrebasin.strategies.schedule import Schedule
+from torch import nn
 
 from fedrebasin import RebasinError
+from fedrebasin.strategies import SpectrumProbe
 
 
 class Clock:
@@ -50,6 +53,27 @@ def test_kinds_are_judged_by_themselves_and_a_new_one_starts_while_there_is_time
     assert work(clock, Schedule(seconds=6.5), items, **kind) == items[:3]
     assert work(clock, Schedule(seconds=0.9), items, **kind) == items[:1]
     assert work(clock, Schedule(seconds=1.5), items, **kind) == items[:2]
+
+
+@pytest.mark.parametrize(("seconds", "done"), [(None, 9), (0.5, 1), (1.5, 1), (2.5, 3), (102.5, 3), (150, 5), (250, 8)])
+def test_spectra_of_inputs_are_judged_by_those_of_inputs(clock, monkeypatch, seconds, done):
+    """A second for each layer's weights, a hundred for a model's inputs; the aggregate and two clients."""
+
+    def takes(duration):
+        def spectra(*_):
+            clock.now += duration
+            return {}
+
+        return spectra
+
+    monkeypatch.setattr("fedrebasin.strategies.spectrum_probe.weight_spectra", takes(1.0))
+    monkeypatch.setattr("fedrebasin.strategies.spectrum_probe.activation_spectra", takes(100.0))
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    state = model.state_dict()
+    replies = [SimpleNamespace(state=state)] * 2
+    round_ = SimpleNamespace(server_round=1, state=state, replies=replies, merge=None, device=torch.device("cpu"))
+    found = SpectrumProbe(model, batches=[torch.zeros(1, 3)], seconds=seconds)(round_)
+    assert found == {"spectra": done, "spectra-left-out": 9 - done}
 
 
 def test_nothing_to_do_takes_no_time(clock):
