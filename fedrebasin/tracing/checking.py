@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -119,6 +120,9 @@ def _worst(model: nn.Module, example_inputs: Any, seed: int, training: bool, cha
         seed: of the parameters and of what is changed in them.
         training: whether the model is run in train mode, without dropout.
         changes: done one after the other to the state, in place; the outputs are looked at after each.
+
+    Raises:
+        SpecError: if no output is finite.
     """
     args, kwargs = tree_map(_doubled, as_call(example_inputs))
     generator = torch.Generator().manual_seed(seed)
@@ -127,6 +131,11 @@ def _worst(model: nn.Module, example_inputs: Any, seed: int, training: bool, cha
         _set_mode(model, training)
         state = randomised(model, generator)
         reference = _outputs(model, state, args, kwargs, seed)
+        if any(part.numel() for part in reference) and not any(bool(torch.isfinite(part).any()) for part in reference):
+            raise SpecError(
+                "the model's outputs are not finite for random parameters, so that nothing can be checked: give other "
+                "example inputs, or trace with check=False"
+            )
         for change in changes:
             change(state, generator)
             for before, after in zip(reference, _outputs(model, state, args, kwargs, seed), strict=True):
@@ -198,6 +207,12 @@ def _outputs(model: nn.Module, state: Mapping[str, Tensor], args: Any, kwargs: A
 
 
 def _relative(before: Tensor, after: Tensor) -> float:
+    """The change of the finite entries; infinite if entries become finite or cease to be."""
+    finite = torch.isfinite(before)
+    if not torch.equal(finite, torch.isfinite(after)):
+        return math.inf
+    if not bool(finite.all()):
+        before, after = before[finite], after[finite]
     if not before.numel():
         return 0.0
     size = float(before.abs().max())

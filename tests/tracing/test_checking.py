@@ -56,6 +56,35 @@ def test_tables_outside_of_the_state_dict_are_checked_in_float64_too() -> None:
     assert model.table.dtype == torch.float32
 
 
+class Rooted(nn.Module):
+    """The square root of each output and of what is moved: of negative numbers there is none."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        self.first, self.out, self.shift = nn.Linear(4, 6), nn.Linear(6, 8), shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sqrt(self.out(torch.relu(self.first(x))) - self.shift)
+
+
+def test_entries_that_are_not_finite_hide_no_change() -> None:
+    model = Rooted()
+    spec = trace(model, torch.randn(5, 4))
+    assert spec.checked
+    assert [group.size for group in spec.groups.values()] == [6]
+    wrong = PermutationSpec.from_axes(
+        {"first.weight": ("P", None), "first.bias": (None,), "out.weight": (None, "P"), "out.bias": (None,)},
+        like=model.state_dict(),
+    )
+    assert largest_change(wrong, model, torch.randn(5, 4), members=2, seed=0) > 1e-3
+
+
+def test_outputs_none_of_which_is_finite_prove_nothing() -> None:
+    with pytest.raises(SpecError, match=r"not finite.*check=False"):
+        trace(Rooted(shift=1e9), torch.randn(5, 4))
+    assert not trace(Rooted(shift=1e9), torch.randn(5, 4), check=False).checked
+
+
 class Chaotic(nn.Module):
     """Every step of the logistic map doubles an error: rounding is blown up by 2 to the power of ``steps``."""
 
