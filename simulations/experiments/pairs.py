@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from torch import nn
 
 from fedrebasin import (
@@ -27,6 +28,9 @@ from fedrebasin import (
 from .lab import Batches, Lab
 from .recipe import Recipe
 from .registry import Setting
+
+#: Examples of one step of the straight-through estimator.
+STEP = 100
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,13 @@ class Pair:
     def matchers(self) -> dict[str, Matcher]:
         """Git Re-Basin's three, by name; those that need data get training examples."""
         data = self.lab.training_batches(self.recipe.dataset)
+        steps = [
+            batch for batches in data for batch in zip(*(torch.split(part, STEP) for part in batches), strict=True)
+        ]
         return {
             "weight matching": self.matcher,
             "activation matching": ActivationMatching(self.model, data),
-            "straight-through estimator": StraightThrough(self.model, data),
+            "straight-through estimator": StraightThrough(self.model, steps, learning_rate=1e-2),
         }
 
     @cached_property
