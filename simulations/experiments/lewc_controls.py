@@ -29,6 +29,14 @@ BY: tuple[Literal["tensor", "model"], ...] = ("tensor", "model")
 WIDEST = Setting(recipe=Recipe(), widths=(512,), points=5)
 
 
+#: What the paper says of VGG-11 at weight decays of 1e-4 and 3e-3.
+IN_WORDS = {
+    "cosine": {1e-4: "low", 3e-3: "high"},
+    "ratio": {1e-4: "high", 3e-3: "low"},
+    "rank": {1e-4: "high", 3e-3: "low"},
+}
+
+
 @experiment(
     "lewc-weight-decay",
     "LEWC, Figures 9, 10 and 23 (section 5.4 and F.9)",
@@ -63,7 +71,11 @@ def weight_decay(lab: Lab, setting: Setting) -> Result:
     ticks = range(len(decays))
     return Result(
         figures=tuple(
-            Figure(f"{labels[name]}, weight decay {decay:g}", tuple(row[i] for row in found))
+            Figure(
+                f"{labels[name]}, weight decay {decay:g}",
+                tuple(row[i] for row in found),
+                IN_WORDS.get(name, {}).get(decay, ""),
+            )
             for name, found in rows.items()
             for i, decay in enumerate(decays)
         ),
@@ -72,7 +84,10 @@ def weight_decay(lab: Lab, setting: Setting) -> Result:
             Claim("stronger decay lowers the reciprocal norm ratio", tuple(row[-1] < row[0] for row in rows["ratio"])),
             Claim("stronger decay raises LEWC's cosine", tuple(row[-1] > row[0] for row in rows["cosine"])),
             Claim(
-                "stronger decay lowers the naive calibrated barrier", tuple(row[-1] < row[0] for row in rows["barrier"])
+                "stronger decay lowers the naive calibrated barrier",
+                tuple(row[-1] < row[0] for row in rows["barrier"]),
+                "barrier at the strongest minus that without: "
+                + ", ".join(f"{row[-1] - row[0]:+.3f}" for row in rows["barrier"]),
             ),
         ),
         charts=tuple(

@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from fedrebasin.simulations.experiments.lab import Lab
+from fedrebasin.simulations.experiments.plane import barycentric
+from fedrebasin.simulations.experiments.quasi_newton import LBFGS
 from fedrebasin.simulations.experiments.recipe import Recipe
-from fedrebasin.simulations.experiments.result import Chart, Claim, Figure, Line, Record, Result, curve
+from fedrebasin.simulations.experiments.reliability import calibration_error, reliability_chart
+from fedrebasin.simulations.experiments.result import Chart, Claim, Figure, Line, Plane, Record, Result, curve
 
-from fedrebasin import DataError, RebasinError
+from fedrebasin import DataError, Landscape, RebasinError, evaluate
 from fedrebasin.simulations import EXPERIMENTS, draw, reproduce
 
 TINY = Recipe(width=8, epochs=2, examples=200)
@@ -49,6 +52,52 @@ def test_biased_halves_are_disjoint_and_complete(lab):
     assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(labels)))
     low = (labels[first] < 5).double().mean()
     assert 0.1 < low < 0.3
+
+
+def test_random_halves_follow_from_the_seed(lab):
+    labels = lab.data("digits").train_labels
+    parts = [replace(TINY, examples=0, part="half", seed=seed).part_of(labels) for seed in (0, 0, 1)]
+    assert all(len(set(part.tolist())) == len(labels) // 2 for part in parts)
+    assert torch.equal(parts[0], parts[1])
+    assert not torch.equal(parts[0], parts[2])
+    assert abs(len(set(parts[0].tolist()) & set(parts[2].tolist())) / len(labels) - 0.25) < 0.05
+
+
+def test_curvature_trains_further_than_as_many_gradient_steps(lab):
+    losses = []
+    for optimizer in ("sgd", LBFGS):
+        recipe = replace(TINY, optimizer=optimizer, epochs=3, batch_size=200)
+        batches = lab.training_batches("digits", 200)
+        losses.append(evaluate(lab.model(recipe), lab.trained(recipe), batches).loss)
+    assert losses[1] < 0.2 * losses[0]
+
+
+def test_reliability_curves_leave_empty_bins_out():
+    sure = torch.tensor([[9.0, 0.0], [9.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
+    chart = reliability_chart("", {"sure": [(sure, torch.tensor([0, 0, 1, 1]))], "none": []})
+    diagonal, line = chart.lines
+    assert (diagonal.x, diagonal.y) == ((0, 1), (0, 1))
+    assert (line.label, line.x, line.y) == ("sure", (pytest.approx(1, abs=1e-3),), (0.75,))
+    assert calibration_error((sure, torch.tensor([0, 0, 1, 1]))) == pytest.approx(25, abs=0.1)
+
+
+def test_shares_of_three_models_are_barycentric():
+    models = torch.tensor([[0.0, 0.0], [4.0, 0.0], [1.0, 3.0]])
+    grid = torch.tensor([0.0, 1.0, 4.0]), torch.tensor([0.0, 3.0])
+    shares = barycentric(Landscape(*grid, torch.zeros(2, 3), torch.zeros(2, 3), models))
+    assert torch.allclose(shares.sum(-1), torch.ones(2, 3))
+    y, x = torch.meshgrid(grid[1], grid[0], indexing="ij")
+    assert torch.allclose(shares.float() @ models, torch.stack([x, y], -1))
+    corners = (shares[0, 0], shares[0, 2], shares[1, 1])
+    assert torch.allclose(torch.stack(corners), torch.eye(3))
+
+
+def test_planes_are_drawn_and_described(tmp_path):
+    plane = Plane((0.0, 1.0), (0.0, 2.0), ((0.0, 1.0), (2.0, 7.5)), (("A", 0.0, 0.0),))
+    result = Result((), (), (Chart("field", "x", "y", (), plane=plane),))
+    figure = draw(Record("plane", "t", "", "small", {}, 0.0, 0.0, "", result), tmp_path)
+    assert "field: from 0 to 7.5" in figure.read_text()
+    assert ElementTree.fromstring(figure.read_text()).tag.endswith("svg")
 
 
 def test_pruned_weights_stay_zero(lab):
