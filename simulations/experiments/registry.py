@@ -32,6 +32,7 @@ class Setting:
         models: how many are merged.
         points: positions on a path.
         others: recipes of other networks that the experiment compares, by name.
+        larger: how models are trained on data sets larger than digits; None cuts training set and epochs.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -40,6 +41,7 @@ class Setting:
     models: int = 2
     points: int = 11
     others: tuple[tuple[str, Recipe], ...] = ()
+    larger: Recipe | None = None
 
     def of(self, width: float | None = None, seed: int = 0, number: int = 0) -> Recipe:
         """The recipe of model ``number`` of a seed's set."""
@@ -113,7 +115,10 @@ def reproduce(
     setting = chosen.small if choose("scale", scale, SCALES) == "small" else chosen.paper
     if dataset:
         others = tuple((name, _on_dataset(recipe, dataset, scale)) for name, recipe in setting.others)
-        setting = replace(setting, recipe=_on_dataset(setting.recipe, dataset, scale), others=others)
+        recipe = _on_dataset(setting.recipe, dataset, scale)
+        if setting.larger is not None and dataset != "digits":
+            recipe = replace(setting.larger, dataset=dataset)
+        setting = replace(setting, recipe=recipe, others=others)
     if seeds < 0:
         raise RebasinError(f"seeds {seeds}: it must not be negative")
     if seeds:

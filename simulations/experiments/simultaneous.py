@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
@@ -9,10 +10,11 @@ from typing import Literal
 from fedrebasin import (
     State,
     WeightMatching,
+    barrier_value,
     fixed_points,
     instability,
+    loss_barrier,
     partial_barriers,
-    simultaneous_connectivity,
     strong_connectivity,
     weak_connectivity,
 )
@@ -33,12 +35,18 @@ Order = Literal["bottom-up", "top-down", "put-in", "leave-out"]
     "sim-trajectory",
     "Simultaneous connectivity, Figures 1 to 3 and 14",
     "One permutation, found at the end of training, aligns the whole trajectory",
-    Setting(recipe=Recipe(weight_decay=0.0, keep=(0, 1, 2, 4, 8, 16, 30)), widths=(256,), points=5),
+    Setting(
+        recipe=Recipe(weight_decay=0.0, keep=(0, 1, 2, 4, 8, 16, 30)),
+        widths=(256,),
+        points=5,
+        larger=Recipe(weight_decay=0.0, epochs=10, keep=(0, 1, 2, 3, 5, 7)),
+    ),
     Setting(recipe=replace(PAPER_MLP, keep=(0, 1, 2, 5, 10, 25, 50)), widths=(512,), points=25),
 )
 def trajectory(lab: Lab, setting: Setting) -> Result:
     """Barriers at every kept epoch under the permutation of every kept epoch, and fixed points with the last one."""
-    by_source: dict[int, list[list[float]]] = {}
+    loss: dict[int, list[list[float]]] = {}
+    error: dict[int, list[list[float]]] = {}
     shares: list[list[float]] = []
     at: list[int] = []
     for seed in setting.seeds:
@@ -48,47 +56,69 @@ def trajectory(lab: Lab, setting: Setting) -> Result:
         at = list(first)
         found = {e: WeightMatching()(spec, reference=first[e], candidate=second[e]).permutation for e in at}
         for epoch, permutation in found.items():
-            barriers = simultaneous_connectivity(
-                model, list(first.values()), list(second.values()), permutation, test, setting.points
-            )
-            by_source.setdefault(epoch, []).append(list(barriers))
+            paths = [
+                loss_barrier(model, first[e], permutation.apply(second[e]), test, setting.points, "simultaneous")
+                for e in at
+            ]
+            loss.setdefault(epoch, []).append([path.value for path in paths])
+            errors = ([100 * (1 - accuracy) for accuracy in path.accuracies] for path in paths)
+            error.setdefault(epoch, []).append([barrier_value(each, "simultaneous") for each in errors])
         shares.append([fixed_points(found[epoch], found[at[-1]]).share for epoch in at])
-    means = {epoch: [fmean(row) for row in rows] for epoch, rows in by_source.items()}
-    last = means[at[-1]]
-    before = {epoch: found for epoch, found in means.items() if epoch != at[-1]}
-    best = [min((found[s], epoch) for epoch, found in before.items()) for s in range(len(setting.seeds))]
-    slack = 1e-3
+    measures = (("loss", loss, "nats", 1e-3), ("error", error, "% points", 0.0))
+    claims = [claim for name, rows, unit, slack in measures for claim in _last_is_best(name, rows, unit, slack)]
     return Result(
         figures=tuple(
-            Figure(f"mean barrier over the trajectory, permutation of epoch {epoch}", tuple(found), "", "nats")
-            for epoch, found in means.items()
+            Figure(
+                f"mean {name} barrier over the trajectory, permutation of epoch {epoch}",
+                tuple(fmean(row) for row in found_),
+                "lowest of all" if epoch == at[-1] else "",
+                unit,
+            )
+            for name, rows, unit, _ in measures
+            for epoch, found_ in rows.items()
         ),
         claims=(
-            Claim(
-                "the permutation found at the end aligns the whole trajectory better than that of every time before "
-                f"(within {slack:g} nats)",
-                tuple(all(end <= found[s] + slack for found in before.values()) for s, end in enumerate(last)),
-                "best earlier epoch by seed: "
-                + ", ".join(f"{epoch} ({value:.4f} against {last[s]:.4f})" for s, (value, epoch) in enumerate(best)),
-            ),
-            Claim(
-                "the same on the mean over the seeds",
-                (all(fmean(last) <= fmean(found) for found in before.values()),),
-            ),
+            *claims,
             Claim(
                 "the permutations settle: the share of units placed as at the end rises with time",
                 tuple(row[-2] > row[0] for row in shares),
             ),
         ),
         charts=(
-            Chart(
-                "barriers along the trajectory",
-                "epoch",
-                "test loss barrier (nats)",
-                tuple(curve(f"permutation of epoch {epoch}", at, rows) for epoch, rows in by_source.items()),
+            *(
+                Chart(
+                    f"{name} barrier along the trajectory",
+                    "epoch",
+                    f"test {name} barrier ({unit})",
+                    tuple(curve(f"permutation of epoch {epoch}", at, found_) for epoch, found_ in rows.items()),
+                )
+                for name, rows, unit, _ in measures
             ),
             Chart("units placed as at the end", "epoch", "share", (curve("fixed points", at, shares),)),
         ),
+        notes="Barriers of Eq. 1, of the loss and of the classification error.",
+    )
+
+
+def _last_is_best(name: str, rows: dict[int, list[list[float]]], unit: str, slack: float) -> Iterator[Claim]:
+    """That the last permutation has the lowest mean barrier over the trajectory: in each seed, and on their mean."""
+    means = {epoch: [fmean(row) for row in found] for epoch, found in rows.items()}
+    end = max(means)
+    last = means.pop(end)
+    best = [min((found[s], epoch) for epoch, found in means.items()) for s in range(len(last))]
+    within = f" (within {slack:g} {unit})" if slack else ""
+    yield Claim(
+        f"{name}: the permutation found at the end aligns the whole trajectory better than that of every time "
+        f"before{within}",
+        tuple(value <= found + slack for value, (found, _) in zip(last, best, strict=True)),
+        f"best earlier epoch by seed, against the end ({unit}): "
+        + ", ".join(f"{epoch}: {found:.4f} / {value:.4f}" for value, (found, epoch) in zip(last, best, strict=True)),
+    )
+    found, epoch = min((fmean(found), epoch) for epoch, found in means.items())
+    yield Claim(
+        f"{name}: the same on the mean over the seeds",
+        (fmean(last) <= found,),
+        f"epoch {epoch}: {found:.4f}, the end: {fmean(last):.4f} {unit}",
     )
 
 
