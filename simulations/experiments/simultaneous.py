@@ -90,7 +90,10 @@ def trajectory(lab: Lab, setting: Setting) -> Result:
                     f"{name} barrier along the trajectory",
                     "epoch",
                     f"test {name} barrier ({unit})",
-                    tuple(curve(f"permutation of epoch {epoch}", at, found_) for epoch, found_ in rows.items()),
+                    # that of untrained networks is far above all others
+                    tuple(
+                        curve(f"permutation of epoch {epoch}", at, found_) for epoch, found_ in rows.items() if epoch
+                    ),
                 )
                 for name, rows, unit, _ in measures
             ),
