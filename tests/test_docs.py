@@ -24,7 +24,7 @@ from flwr.clientapp import ClientApp
 torch.manual_seed(0)
 model = MLP(64, width=16)
 spec = PermutationSpec.trace(model, torch.zeros(2, 64))
-a, b = MLP(64, width=16).state_dict(), MLP(64, width=16).state_dict()
+a, b, c = (MLP(64, width=16).state_dict() for _ in range(3))
 digits = load_dataset("digits")
 batches = [(digits.train_inputs[:64].flatten(1), digits.train_labels[:64])]
 held_out = [(digits.train_inputs[64:128].flatten(1), digits.train_labels[64:128])]

@@ -32,6 +32,8 @@ def draw(record: Record, folder: Path) -> Path | None:
 
 
 def _panel(axes: Axes, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     if chart.plane is not None:
         _field(axes, chart.plane)
     for number, line in enumerate(chart.lines):
@@ -47,7 +49,7 @@ def _panel(axes: Axes, chart: Chart) -> None:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
     elif chart.lines and all(x.is_integer() for line in chart.lines for x in line.x):
-        axes.xaxis.get_major_locator().set_params(integer=True)  # layers and epochs
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # layers and epochs
     axes.set_title(chart.title)
     axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.y)
