@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from statistics import fmean
 
 import torch
@@ -16,7 +15,7 @@ from .lab import Lab
 from .pairs import by_width, pair
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Result, curve
+from .result import Chart, Claim, Figure, Result, below, curve, falls_at_every_step
 
 PAPER_MLP = Recipe(dataset="mnist", width=512, epochs=100, weight_decay=0.0)
 PAPER_CONV = Recipe("cifar10", optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, batch_size=128, epochs=250)
@@ -154,13 +153,15 @@ def onset(lab: Lab, setting: Setting) -> Result:
             Figure("relative barrier at the end", tuple(row[-1] for row in found), "about 0", ""),
         ),
         claims=(
-            Claim(
+            below(
                 "not connected early: after one epoch the barrier after matching exceeds a tenth of the loss",
-                tuple(row[0] > 0.1 for row in found),
+                [0.1] * len(found),
+                [row[0] for row in found],
             ),
-            Claim(
-                "by half of the training it is: the barrier after matching is below a tenth of the loss",
-                tuple(min(row[len(row) // 2 :]) < 0.1 for row in found),
+            below(
+                "later it is: at its lowest in the second half the barrier after matching is below a tenth of it",
+                [min(row[len(row) // 2 :]) for row in found],
+                [0.1] * len(found),
             ),
         ),
         charts=(
@@ -215,11 +216,7 @@ def width(lab: Lab, setting: Setting) -> Result:
                 tuple(row[-1] < 0.5 * row[0] for row in aligned),
                 _why(setting, "factor", [row[0] / max(row[-1], 1e-12) for row in aligned]),
             ),
-            Claim(
-                "it falls at every step (0.02 nats of slack)",
-                tuple(all(y <= x + 0.02 for x, y in pairwise(row)) for row in aligned),
-                _why(setting, "largest rise", [max(y - x for x, y in pairwise(row)) for row in aligned]),
-            ),
+            falls_at_every_step("it falls at every step (0.02 nats of slack)", aligned, 0.02),
         ),
         charts=(
             Chart(
@@ -259,8 +256,8 @@ def symmetries(lab: Lab, setting: Setting) -> Result:
     return Result(
         figures=tuple(Figure(f"log10 symmetries, {label}", (found[label],), row[2]) for label, row in models.items()),
         claims=(
-            Claim("an MLP has about 10^3500", (abs(mlp - 3498) < 3,)),
-            Claim("VGG-16 has about ten times as many digits", (abs(vgg - 35160) < 20,)),
+            below("an MLP has about 10^3498 (within 3 digits)", [abs(mlp - 3498)], [3]),
+            below("VGG-16 has about 10^35160 (within 20 digits)", [abs(vgg - 35160)], [20]),
             Claim(
                 "ResNet-50 has more than VGG-16",
                 (resnet > vgg,),

@@ -23,7 +23,7 @@ from .lab import Batches, Lab
 from .recipe import Recipe
 from .registry import Setting, experiment
 from .reliability import Predictions, calibration_error, reliability_chart
-from .result import Chart, Claim, Figure, Line, Result
+from .result import Chart, Figure, Line, Result, below
 
 PAPER_MLP = Recipe(dataset="mnist", width=512, epochs=100, weight_decay=0.0)
 #: Table 3: test loss and accuracy of MergeMany, and of the best of its five members.
@@ -100,14 +100,16 @@ def split(lab: Lab, setting: Setting) -> Result:
             *(Figure(f"calibration error, {name}", tuple(values), "", "% points") for name, values in errors.items()),
         ),
         claims=(
-            Claim("the matched average has a lower loss than the naive one", _less(merged, plain["naive average"])),
-            Claim("the matched average has a lower loss than both models", _less(merged, best), _said(merged, best)),
-            Claim("training on all data gives a lower loss still", _less(plain["trained on all data"], merged)),
-            Claim("the ensemble is more accurate", _less(right["matched average"], right["ensemble"])),
-            Claim(
+            below("the matched average has a lower loss than the naive one", merged, plain["naive average"], "nats"),
+            below("the matched average has a lower loss than both models", merged, best, "nats"),
+            below("training on all data gives a lower loss still", plain["trained on all data"], merged, "nats"),
+            below("the ensemble is more accurate", right["matched average"], right["ensemble"], "%"),
+            below(
                 "the matched average is better calibrated than both models",
-                _less(errors["matched average"], least),
-                f"calibration error, merged against the better model: {_said(errors['matched average'], least)}",
+                errors["matched average"],
+                least,
+                "% points",
+                "with weight decay the models are not over-confident and their average is under-confident; errors",
             ),
         ),
         charts=(
@@ -160,16 +162,21 @@ def merge_many(lab: Lab, setting: Setting) -> Result:
         figures=tuple(Figure(name, tuple(values), TABLE_3.get(name, "")) for name, values in columns.items()),
         claims=(
             *(
-                Claim(
+                below(
                     f"MergeMany of {setting.models} has a lower {kind} test loss than every one of them",
-                    _less(merged, best),
-                    f"MergeMany minus the best member, by seed: {_said(merged, best)} nats",
+                    merged,
+                    best,
+                    "nats",
+                    "MergeMany fails by "
+                    + ", ".join(f"{x - y:+.4f}" for x, y in zip(merged, best, strict=True))
+                    + " nats; it and the best member",
                 )
                 for kind, (merged, best) in zip(("plain", "calibrated"), sides, strict=True)
             ),
-            Claim(
+            below(
                 "MergeMany is more accurate than the naive average",
-                _less(columns["accuracy, naive average"], columns["accuracy, MergeMany"]),
+                columns["accuracy, naive average"],
+                columns["accuracy, MergeMany"],
             ),
         ),
         charts=(
@@ -225,29 +232,20 @@ def merge_32(lab: Lab, setting: Setting) -> Result:
             *(Figure(f"loss, {name}", tuple(values), "", "nats") for name, values in losses.items()),
         ),
         claims=(
-            Claim(
+            below(
                 "the merge is better calibrated than its members are on average",
-                _less(errors["MergeMany"], errors["mean member"]),
-                f"merge against members: {_said(errors['MergeMany'], errors['mean member'])} % points",
+                errors["MergeMany"],
+                errors["mean member"],
+                "% points",
+                "members that are hardly over-confident gain nothing from a merge that is under-confident; errors",
             ),
-            Claim(
+            below(
                 "and about as well as the ensemble (2 % points of slack)",
-                _less(errors["MergeMany"], [error + 2 for error in errors["ensemble"]]),
-                f"merge minus ensemble: {_said(errors['MergeMany'], errors['ensemble'])} % points",
+                errors["MergeMany"],
+                [error + 2 for error in errors["ensemble"]],
+                "% points",
             ),
-            Claim(
-                "its loss is lower than every member's",
-                _less(losses["MergeMany"], losses["best member"]),
-                f"merge minus the best member: {_said(losses['MergeMany'], losses['best member'])} nats",
-            ),
+            below("its loss is lower than every member's", losses["MergeMany"], losses["best member"], "nats"),
         ),
         charts=(reliability_chart(f"reliability, {setting.models} MLPs merged", predictions),),
     )
-
-
-def _less(left: Sequence[float], right: Sequence[float]) -> tuple[bool, ...]:
-    return tuple(x < y for x, y in zip(left, right, strict=True))
-
-
-def _said(left: Sequence[float], right: Sequence[float]) -> str:
-    return ", ".join(f"{x - y:+.4f}" for x, y in zip(left, right, strict=True))

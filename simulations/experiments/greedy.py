@@ -10,7 +10,7 @@ from .lab import Lab, halfway
 from .pairs import pair_of
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Claim, Figure, Result
+from .result import Figure, Result, below
 
 MATCHERS: dict[str, Matcher] = {
     "greedy": WeightMatching(method="greedy"),
@@ -71,17 +71,17 @@ def greedy(lab: Lab, setting: Setting) -> Result:
                 Figure(f"{label}, {name}: matching", tuple(seconds[name]), "", "s"),
             ]
         claims += [
-            Claim(
+            below(
                 f"{label}: weight matching finds a more similar order than greedy matching",
-                tuple(x > y for x, y in zip(similarity["weight matching"], similarity["greedy"], strict=True)),
+                similarity["greedy"],
+                similarity["weight matching"],
             ),
-            Claim(
+            below(
                 f"{label}: its average is at least as accurate (0.5 points of slack)",
-                tuple(x >= y - 0.5 for x, y in zip(accuracy["weight matching"], accuracy["greedy"], strict=True)),
-                "weight matching minus greedy: "
-                + ", ".join(
-                    f"{x - y:+.1f}" for x, y in zip(accuracy["weight matching"], accuracy["greedy"], strict=True)
-                ),
+                [value - 0.5 for value in accuracy["greedy"]],
+                accuracy["weight matching"],
+                "%",
+                "greedy less 0.5, and weight matching",
             ),
         ]
     return Result(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from statistics import fmean
 
 from fedrebasin import (
@@ -18,7 +17,7 @@ from .lab import Lab
 from .pairs import Pair, by_width
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Claim, Result, by_width_chart, by_width_figures
+from .result import Result, below, by_width_chart, by_width_figures, falls, falls_at_every_step, rises
 
 WIDE = Setting(recipe=Recipe(), widths=(32, 128, 512), points=3)
 PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
@@ -31,10 +30,6 @@ TABLE_1 = {
     "vgg11-bn": ("0.066", "0.177", "1.308"),
     "resnet20-bn": ("0.087", "0.173", "2.694"),
 }
-
-
-def _rises(rows: tuple[tuple[float, ...], ...], by: float = 0.0) -> tuple[bool, ...]:
-    return tuple(row[-1] > row[0] + by for row in rows)
 
 
 @experiment(
@@ -83,28 +78,25 @@ def width(lab: Lab, setting: Setting) -> Result:
             *by_width_figures("beta of the naive average", widths, betas),
         ),
         claims=(
-            Claim(
+            falls(
                 "the naive calibrated barrier falls with width, by half or more from the narrowest to the widest",
-                tuple(row[-1] < 0.5 * row[0] for row in calibrated),
-                "barrier at the widest over that at the narrowest: "
-                + ", ".join(f"{row[-1] / row[0]:.2f}" for row in calibrated),
+                calibrated,
+                0.5,
             ),
-            Claim(
-                "it falls at every step",
-                tuple(all(y < x for x, y in pairwise(row)) for row in calibrated),
-                "largest rise: " + ", ".join(f"{max(y - x for x, y in pairwise(row)):+.3f}" for row in calibrated),
-            ),
-            Claim(
+            falls_at_every_step("it falls at every step", calibrated),
+            below(
                 "at the widest, calibration removes at least half of the naive barrier",
-                tuple(c[-1] < 0.5 * n[-1] for c, n in zip(calibrated, naive, strict=True)),
+                [row[-1] for row in calibrated],
+                [0.5 * row[-1] for row in naive],
+                "nats",
             ),
-            Claim("the accuracy lost by naive averaging falls with width", tuple(r[-1] < r[0] for r in accuracy)),
+            falls("the accuracy lost by naive averaging falls with width", accuracy),
             *(
-                Claim(
+                below(
                     "at the widest, averaging as they are beats averaging after weight matching (Table 1)",
-                    tuple(n[-1] < m[-1] for n, m in zip(calibrated, aligned, strict=True)),
-                    "calibrated barriers as they are / matched: "
-                    + ", ".join(f"{n[-1]:.2f} / {m[-1]:.2f}" for n, m in zip(calibrated, aligned, strict=True)),
+                    [row[-1] for row in calibrated],
+                    [row[-1] for row in aligned],
+                    "nats",
                 )
                 for _ in range(setting.recipe.model != "mlp")
             ),
@@ -157,19 +149,17 @@ def features(lab: Lab, setting: Setting) -> Result:
             *by_width_figures("Dist_com, weight matching", setting.widths, com_aligned),
         ),
         claims=(
-            Claim("LEWC's cosine of the last layer rises with width", _rises(cosine)),
-            Claim(
-                "and does so at every step (0.01 of slack)",
-                tuple(all(y >= x - 0.01 for x, y in pairwise(row)) for row in cosine),
+            rises("LEWC's cosine of the last layer rises with width", cosine),
+            falls_at_every_step(
+                "and does so at every step (0.01 of slack)", [[-value for value in row] for row in cosine], 0.01
             ),
-            Claim(
-                "the crossed terms shrink: the reciprocal norm ratio falls with width",
-                tuple(r[-1] < r[0] for r in ratio),
+            falls("the crossed terms shrink: the reciprocal norm ratio falls with width", ratio),
+            below(
+                "at the widest, commutativity fails without permutation (Dist_com > 0.5)",
+                [0.5] * len(com),
+                [row[-1] for row in com],
             ),
-            Claim(
-                "at the widest, commutativity fails without permutation (Dist_com > 0.5) and holds with it (< 0.1)",
-                tuple(x[-1] > 0.5 and y[-1] < 0.1 for x, y in zip(com, com_aligned, strict=True)),
-            ),
+            below("and holds with it (< 0.1)", [row[-1] for row in com_aligned], [0.1] * len(com)),
         ),
         charts=(
             by_width_chart("LEWC's cosine of the last layer", "cosine", setting.widths, {"no permutation": cosine}),

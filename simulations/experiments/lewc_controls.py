@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from statistics import fmean
 from typing import Literal
 
@@ -22,7 +21,7 @@ from .lab import Lab
 from .pairs import pair
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Line, Result, curve
+from .result import Chart, Figure, Line, Result, below, curve, falls, falls_at_every_step, rises
 
 PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
 BY: tuple[Literal["tensor", "model"], ...] = ("tensor", "model")
@@ -80,15 +79,10 @@ def weight_decay(lab: Lab, setting: Setting) -> Result:
             for i, decay in enumerate(decays)
         ),
         claims=(
-            Claim("stronger decay lowers the stable rank", tuple(row[-1] < row[0] for row in rows["rank"])),
-            Claim("stronger decay lowers the reciprocal norm ratio", tuple(row[-1] < row[0] for row in rows["ratio"])),
-            Claim("stronger decay raises LEWC's cosine", tuple(row[-1] > row[0] for row in rows["cosine"])),
-            Claim(
-                "stronger decay lowers the naive calibrated barrier",
-                tuple(row[-1] < row[0] for row in rows["barrier"]),
-                "barrier at the strongest minus that without: "
-                + ", ".join(f"{row[-1] - row[0]:+.3f}" for row in rows["barrier"]),
-            ),
+            falls("stronger decay lowers the stable rank", rows["rank"]),
+            falls("stronger decay lowers the reciprocal norm ratio", rows["ratio"]),
+            rises("stronger decay raises LEWC's cosine", rows["cosine"]),
+            falls("stronger decay lowers the naive calibrated barrier", rows["barrier"]),
         ),
         charts=tuple(
             Chart(
@@ -136,19 +130,18 @@ def flat(lab: Lab, setting: Setting) -> Result:
             for i in (1, 3)
         ),
         claims=tuple(
-            Claim(
+            below(
                 f"{way}: at {'half' if lams[i] == 0.5 else 'all'} of the way the loss is higher than towards B",
-                tuple(x[i] < y[i] for x, y in zip(loss[ways[0]], loss[way], strict=True)),
-                "most random directions are such that features of low rank do not touch them: B's loss against theirs "
-                + ", ".join(f"{x[i]:.3f} / {y[i]:.3f}" for x, y in zip(loss[ways[0]], loss[way], strict=True)),
+                [row[i] for row in loss[ways[0]]],
+                [row[i] for row in loss[way]],
+                "nats",
+                "most random directions are such that features of low rank do not touch them; towards B and at random",
             )
             for way in ways[1:]
             for i in (1, 3)
         ),
         charts=tuple(
-            Chart(
-                what, "distance, in ways to B", f"{what} ({unit})", tuple(curve(way, lams, found[way]) for way in ways)
-            )
+            Chart(what, "distance / way to B", f"{what} ({unit})", tuple(curve(way, lams, found[way]) for way in ways))
             for what, found, unit in named
         ),
     )
@@ -178,9 +171,11 @@ def random_permutations(lab: Lab, setting: Setting) -> Result:
             Figure("naive calibrated barrier, randomly permuted", tuple(shuffled), "", "nats"),
         ),
         claims=(
-            Claim(
+            below(
                 "a random permutation changes the barrier by less than a quarter or 0.05 nats",
-                tuple(abs(x - y) < max(0.05, 0.25 * x) for x, y in zip(own, shuffled, strict=True)),
+                [abs(x - y) for x, y in zip(own, shuffled, strict=True)],
+                [max(0.05, 0.25 * x) for x in own],
+                "nats",
             ),
         ),
     )
@@ -217,11 +212,12 @@ def temperature(lab: Lab, setting: Setting) -> Result:
             Figure("norm of the merged logits over the models'", tuple(row[-1] for row in norms)),
         ),
         claims=(
-            Claim("the temperature is lowest inside of the path", tuple(min(b) < min(b[0], b[-1]) for b in betas)),
-            Claim(
-                "norms decay with depth",
-                tuple(all(y < x for x, y in pairwise(row)) for row in norms),
+            below(
+                "the temperature is lowest inside of the path",
+                [min(row) for row in betas],
+                [min(row[0], row[-1]) for row in betas],
             ),
+            falls_at_every_step("norms decay with depth", norms),
         ),
         charts=(
             Chart("temperature along the path", "lam", "1 / beta", (curve("naive path", lams, betas),)),

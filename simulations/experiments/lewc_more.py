@@ -20,7 +20,7 @@ from .lab import Lab
 from .pairs import Pair, by_width, independent_pair, spawned_pair
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Result, by_width_chart, by_width_figures, curve
+from .result import Chart, Figure, Result, below, by_width_chart, by_width_figures, curve, falls, rises
 
 WIDE = Setting(recipe=Recipe(), widths=(32, 128, 512), points=3)
 PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
@@ -64,15 +64,17 @@ def spawning(lab: Lab, setting: Setting) -> Result:
         ),
         claims=(
             *(
-                Claim(
+                below(
                     f"{kind}: the linear law is nearer in length than the exponential one",
-                    _nearer(linear[kind], exponential[kind]),
+                    _off(linear[kind]),
+                    _off(exponential[kind]),
                 )
                 for kind in ("spawned", "matched")
             ),
-            Claim(
+            below(
                 "independent: the exponential law is nearer in length than the linear one",
-                _nearer(exponential["independent"], linear["independent"]),
+                _off(exponential["independent"]),
+                _off(linear["independent"]),
             ),
         ),
         charts=tuple(
@@ -87,9 +89,9 @@ def spawning(lab: Lab, setting: Setting) -> Result:
     )
 
 
-def _nearer(one: list[list[float]], other: list[list[float]]) -> tuple[bool, ...]:
-    """Whether the last layer's coefficient is nearer to 1, as a ratio."""
-    return tuple(max(x[-1], 1 / x[-1]) < max(y[-1], 1 / y[-1]) for x, y in zip(one, other, strict=True))
+def _off(rows: list[list[float]]) -> list[float]:
+    """By which factor the last layer's coefficient is off 1, either way."""
+    return [max(row[-1], 1 / max(row[-1], 1e-12)) for row in rows]
 
 
 @experiment(
@@ -119,8 +121,8 @@ def rank(lab: Lab, setting: Setting) -> Result:
             *by_width_figures("relative stable rank of features", setting.widths, inputs),
         ),
         claims=(
-            Claim("the relative rank of weights falls with width", tuple(row[-1] < row[0] for row in weights)),
-            Claim("the relative rank of features falls with width", tuple(row[-1] < row[0] for row in inputs)),
+            falls("the relative rank of weights falls with width", weights),
+            falls("the relative rank of features falls with width", inputs),
         ),
         charts=(
             by_width_chart(
@@ -159,11 +161,8 @@ def second_order(lab: Lab, setting: Setting) -> Result:
             *by_width_figures("accuracy of the average", setting.widths, merged, "%"),
         ),
         claims=(
-            Claim(
-                "the calibrated barrier falls with width, by half or more",
-                tuple(row[-1] < 0.5 * row[0] for row in barrier),
-            ),
-            Claim("LEWC's cosine of the last layer rises with width", tuple(row[-1] > row[0] for row in cosine)),
+            falls("the calibrated barrier falls with width, by half or more", barrier, 0.5),
+            rises("LEWC's cosine of the last layer rises with width", cosine),
         ),
         charts=(
             by_width_chart("L-BFGS: barrier", "calibrated naive barrier (nats)", setting.widths, {"naive": barrier}),
@@ -199,12 +198,7 @@ def good_permutation(lab: Lab, setting: Setting) -> Result:
             *(figure for name, rows in named.items() for figure in _barriers(name, setting, rows)),
             *by_width_figures("random minus matched", setting.widths, gap, "nats"),
         ),
-        claims=(
-            Claim(
-                "what a good permutation gains over a random one falls with width, by half or more",
-                tuple(row[-1] < 0.5 * row[0] for row in gap),
-            ),
-        ),
+        claims=(falls("what a good permutation gains over a random one falls with width, by half or more", gap, 0.5),),
         charts=(by_width_chart("does the order matter?", "calibrated barrier (nats)", setting.widths, named),),
     )
 

@@ -12,7 +12,7 @@ from .llfc import PAPER, SMALL
 from .pairs import Pair, independent_pair, spawned_pair
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Result, curve
+from .result import Chart, Figure, Result, below, curve, falls
 
 
 @experiment(
@@ -47,39 +47,30 @@ def commuting(lab: Lab, setting: Setting) -> Result:
             }
             for key, value in values.items():
                 columns.setdefault(f"{key}, {name}", []).append(value)
-    holds = {key: columns[f"{key}, weight matching"] for key in ("Dist_com", "Dist_W", "Dist_H")}
     return Result(
         figures=(
             *(Figure(name, tuple(values)) for name, values in columns.items()),
             *(Figure(f"A.3 objective, {name}", tuple(values), "", "thousands") for name, values in matchers.items()),
         ),
         claims=(
-            Claim(
-                "weight matching lowers both factors and the condition itself",
-                tuple(
-                    all(holds[key][i] < columns[f"{key}, as trained"][i] for key in holds)
-                    for i in range(len(setting.seeds))
-                ),
+            *(
+                below(
+                    f"weight matching lowers {key}", columns[f"{key}, weight matching"], columns[f"{key}, as trained"]
+                )
+                for key in ("Dist_com", "Dist_W", "Dist_H")
             ),
-            Claim(
-                "every matcher lowers the A.3 objective",
-                tuple(
-                    all(values[i] < matchers["none"][i] for name, values in matchers.items() if name != "none")
-                    for i in range(len(setting.seeds))
-                ),
+            *(
+                below(f"{name} lowers the A.3 objective", values, matchers["none"], "thousands")
+                for name, values in matchers.items()
+                if name != "none"
             ),
-            Claim(
-                "Dist_com is far below both Dist_W and Dist_H for spawned models",
-                tuple(
-                    com < 0.5 * min(w, h)
-                    for com, w, h in zip(
-                        columns["Dist_com, spawning"],
-                        columns["Dist_W, spawning"],
-                        columns["Dist_H, spawning"],
-                        strict=True,
-                    )
-                ),
-                "the MLP's two factors are already small after matching; the product is compared with each of them",
+            *(
+                below(
+                    f"Dist_com is below half of {key} for spawned models",
+                    columns["Dist_com, spawning"],
+                    [0.5 * value for value in columns[f"{key}, spawning"]],
+                )
+                for key in ("Dist_W", "Dist_H")
             ),
         ),
         notes="Means over the layers after the first, whose features are the data.",
@@ -112,10 +103,11 @@ def spectrum(lab: Lab, setting: Setting) -> Result:
             for i, epoch in enumerate(epochs)
         ),
         claims=(
-            Claim("training lowers the stable rank", tuple(row[-1] < row[0] for row in rows["weight decay"])),
-            Claim(
+            falls("training lowers the stable rank", rows["weight decay"]),
+            below(
                 "weight decay lowers it further",
-                tuple(x[-1] < y[-1] for x, y in zip(rows["weight decay"], rows["none"], strict=True)),
+                [row[-1] for row in rows["weight decay"]],
+                [row[-1] for row in rows["none"]],
             ),
         ),
         charts=(

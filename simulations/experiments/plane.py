@@ -10,7 +10,7 @@ from fedrebasin import Landscape, MergeMany, loss_plane
 from .lab import Lab
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Plane, Result
+from .result import Chart, Figure, Plane, Result, below
 
 
 @experiment(
@@ -49,13 +49,17 @@ def plane(lab: Lab, setting: Setting) -> Result:
             Figure("loss near the models", tuple(corners), "", "nats"),
         ),
         claims=(
-            Claim(
+            below(
                 "as trained there is a hill between the three models: the centre's loss is ten times theirs or more",
-                tuple(x > 10 * y for x, y in zip(centre[kinds[0]], corners, strict=True)),
+                [10 * loss for loss in corners],
+                centre[kinds[0]],
+                "nats",
             ),
-            Claim(
+            below(
                 "aligned they lie in one basin: the centre's loss is a tenth of what it was, or less",
-                tuple(x < 0.1 * y for x, y in zip(centre[kinds[1]], centre[kinds[0]], strict=True)),
+                centre[kinds[1]],
+                [0.1 * loss for loss in centre[kinds[0]]],
+                "nats",
             ),
         ),
         charts=tuple(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -181,6 +182,32 @@ def curve(label: str, x: Sequence[float], by_seed: Sequence[Sequence[float]]) ->
     columns = list(zip(*by_seed, strict=True))
     spread = tuple(stdev(column) for column in columns) if len(by_seed) > 1 else ()
     return Line(label, tuple(map(float, x)), tuple(fmean(column) for column in columns), spread)
+
+
+def below(text: str, left: Iterable[float], right: Iterable[float], unit: str = "", why: str = "") -> Claim:
+    """That ``left`` is below ``right`` in each seed; the reason gives both numbers, after ``why``."""
+    pairs = list(zip(left, right, strict=True))
+    said = ", ".join(f"{x:.4g} / {y:.4g}" for x, y in pairs) + (f" {unit}" if unit else "")
+    return Claim(text, tuple(x < y for x, y in pairs), f"{why or 'against each other'}, by seed: {said}")
+
+
+def falls(text: str, rows: Sequence[Sequence[float]], factor: float = 1.0) -> Claim:
+    """That each seed's last value is below ``factor`` times its first one; ``rows[s]`` is of seed s."""
+    first, last = ([row[at] for row in rows] for at in (0, -1))
+    said = "the last and the first" + (f", times {factor:g}" if factor != 1 else "")
+    return below(text, last, [factor * value for value in first], why=said)
+
+
+def rises(text: str, rows: Sequence[Sequence[float]]) -> Claim:
+    """That each seed's last value is above its first one."""
+    first, last = ([row[at] for row in rows] for at in (0, -1))
+    return below(text, first, last, why="the first and the last")
+
+
+def falls_at_every_step(text: str, rows: Sequence[Sequence[float]], slack: float = 0.0) -> Claim:
+    """That no value of a seed is above the one before it by ``slack`` or more."""
+    rise = [max(y - x for x, y in pairwise(row)) for row in rows]
+    return below(text, rise, [slack] * len(rise), why="largest rise, and the slack")
 
 
 def by_width_figures(

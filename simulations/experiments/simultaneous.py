@@ -23,7 +23,7 @@ from .lab import Lab
 from .pairs import pair
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Result, curve
+from .result import Chart, Claim, Figure, Result, below, curve, falls, rises
 
 PAPER_MLP = Recipe("mnist", width=512, weight_decay=0.0, epochs=100)
 
@@ -79,9 +79,9 @@ def trajectory(lab: Lab, setting: Setting) -> Result:
         ),
         claims=(
             *claims,
-            Claim(
+            rises(
                 "the permutations settle: the share of units placed as at the end rises with time",
-                tuple(row[-2] > row[0] for row in shares),
+                [row[:-1] for row in shares],
             ),
         ),
         charts=(
@@ -156,12 +156,12 @@ def strong(lab: Lab, setting: Setting) -> Result:
             for i, width in enumerate(setting.widths)
         ),
         claims=(
-            Claim(
-                "through a third network the barrier falls with width", tuple(row[-1] < 0.5 * row[0] for row in third)
-            ),
-            Claim(
+            falls("through a third network the barrier falls with width, by half or more", third, 0.5),
+            below(
                 "at the narrowest it is higher than with a permutation for each pair: weak is not strong connectivity",
-                tuple(t[0] > w[0] for t, w in zip(third, weak_rows, strict=True)),
+                [row[0] for row in weak_rows],
+                [row[0] for row in third],
+                "nats",
             ),
         ),
         charts=(
@@ -202,13 +202,17 @@ def partial(lab: Lab, setting: Setting) -> Result:
             for i, label in enumerate(labels[order])
         ),
         claims=(
-            Claim(
-                "all layers' permutations together do what no single layer's does",
-                tuple(full[-1] < 0.5 * min(one) for full, one in zip(up, rows["put-in"], strict=True)),
+            below(
+                "all layers' permutations together do what no single layer's does: half of the best one's barrier",
+                [row[-1] for row in up],
+                [0.5 * min(row) for row in rows["put-in"]],
+                "nats",
             ),
-            Claim(
+            below(
                 "leaving out one layer's permutation raises the barrier, whichever it is",
-                tuple(min(out) > full[-1] for full, out in zip(up, rows["leave-out"], strict=True)),
+                [row[-1] for row in up],
+                [min(row) for row in rows["leave-out"]],
+                "nats",
             ),
         ),
         charts=(
@@ -251,10 +255,12 @@ def stability(lab: Lab, setting: Setting) -> Result:
             for i, epoch in enumerate(epochs)
         ),
         claims=(
-            Claim(
+            below(
                 "training becomes stable early: the children of the last spawning epoch are closer than those of the "
                 "initialisation, by a factor of 2 or more, or below 0.01 nats",
-                tuple(row[-1] < max(0.01, 0.5 * row[0]) for row in rows),
+                [row[-1] for row in rows],
+                [max(0.01, 0.5 * row[0]) for row in rows],
+                "nats",
             ),
         ),
         charts=(

@@ -26,7 +26,7 @@ from fedrebasin import (
 from .lab import Lab
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Result, curve
+from .result import Chart, Figure, Result, below, curve
 
 PAPER_MLP = Recipe("mnist", width=512, weight_decay=0.0, epochs=100)
 
@@ -108,18 +108,22 @@ def pruning(lab: Lab, setting: Setting) -> Result:
             ),
         ),
         claims=(
-            Claim(
+            below(
                 "the dense networks' permutation lowers the barrier at every level of sparsity",
-                tuple(
-                    all(x < y for x, y in zip(one, none, strict=True))
-                    for one, none in zip(rows["dense permutation"], rows["no permutation"], strict=True)
-                ),
+                [
+                    max(x - y for x, y in zip(*pair, strict=True))
+                    for pair in zip(rows["dense permutation"], rows["no permutation"], strict=True)
+                ],
+                [0.0] * len(setting.seeds),
+                "nats",
+                "largest difference with and without, and its bound",
             ),
-            Claim(
+            below(
                 "at the sparsest level a permuted mask trains to a higher accuracy than the same mask unpermuted",
-                tuple(x[-1] > y[-1] for x, y in zip(permuted, foreign, strict=True)),
-                "digits are so easy that any mask trains well: "
-                + ", ".join(f"{x[-1]:.1f} against {y[-1]:.1f} %" for x, y in zip(permuted, foreign, strict=True)),
+                [row[-1] for row in foreign],
+                [row[-1] for row in permuted],
+                "%",
+                "digits are so easy that any mask trains well; unpermuted and permuted",
             ),
         ),
         charts=(
@@ -173,9 +177,11 @@ def rewinding(lab: Lab, setting: Setting) -> Result:
             for kind, found in rows.items()
         ),
         claims=(
-            Claim(
+            below(
                 "learning-rate rewinding keeps neighbouring levels at least as well connected (0.01 nats of slack)",
-                tuple(fmean(r) <= fmean(w) + 0.01 for w, r in zip(weights, rates, strict=True)),
+                [fmean(row) for row in rates],
+                [fmean(row) + 0.01 for row in weights],
+                "nats",
             ),
         ),
         charts=(

@@ -11,7 +11,20 @@ from fedrebasin.simulations.experiments.plane import barycentric
 from fedrebasin.simulations.experiments.quasi_newton import LBFGS
 from fedrebasin.simulations.experiments.recipe import Recipe
 from fedrebasin.simulations.experiments.reliability import calibration_error, reliability_chart
-from fedrebasin.simulations.experiments.result import Chart, Claim, Figure, Line, Plane, Record, Result, curve
+from fedrebasin.simulations.experiments.result import (
+    Chart,
+    Claim,
+    Figure,
+    Line,
+    Plane,
+    Record,
+    Result,
+    below,
+    curve,
+    falls,
+    falls_at_every_step,
+    rises,
+)
 
 from fedrebasin import DataError, Landscape, RebasinError, evaluate
 from fedrebasin.simulations import EXPERIMENTS, draw, reproduce
@@ -140,6 +153,7 @@ def test_every_experiment_runs_on_tiny_networks(name, tmp_path, monkeypatch):
     assert record.result.claims
     for claim in record.result.claims:
         assert len(claim.holds) == 1
+        assert claim.why  # should it not hold, the results say what was found instead
     content = json.loads(record.write(tmp_path).read_text())
     assert content["name"] == name
     assert content["result"]["claims"][0]["verdict"]
@@ -153,6 +167,17 @@ def test_verdicts():
     assert Claim("", (True, True)).verdict == "holds"
     assert Claim("", (True, False, False)).verdict == "holds in 1 of 3"
     assert Claim("", (False,)).verdict == "fails"
+
+
+def test_claims_about_numbers_say_both():
+    claim = below("x", [1.0, 2.0], [1.5, 2.0], "nats", "ours and theirs")
+    assert (claim.holds, claim.why) == ((True, False), "ours and theirs, by seed: 1 / 1.5, 2 / 2 nats")
+    rows = [[4.0, 5.0, 1.9], [4.0, 3.0, 2.0]]
+    assert falls("", rows).holds == (True, True)
+    assert falls("", rows, 0.5).holds == (True, False)
+    assert rises("", [[1.0, 0.0, 2.0], [2.0, 3.0, 2.0]]).holds == (True, False)
+    assert falls_at_every_step("", rows).holds == (False, True)
+    assert falls_at_every_step("", rows, slack=1.5).holds == (True, True)
 
 
 def test_means_and_deviations():
