@@ -13,7 +13,7 @@ from statistics import fmean
 
 from torch import nn
 
-from fedrebasin.analysis.barrier import Definition, Quantity, interpolate, loss_barrier
+from fedrebasin.analysis.barrier import Definition, Quantity, loss_barrier
 from fedrebasin.batches import Batch, State
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Matcher, WeightMatching
@@ -225,7 +225,7 @@ def instability(
         model: the module.
         checkpoints: of one training.
         train: ``train(state, position, seed)`` goes on from the checkpoint at this position to the end of the training,
-            with batches in the order of the seed.
+            with batches in the order of the seed. The state is its own to change.
         batches: ``(inputs, labels)``, read more than once.
         seeds: of the two children; equal ones give 0.
         points: positions on each path.
@@ -244,7 +244,7 @@ def instability(
     between = _barriers(model, batches, points, definition, of, recalibrate)
     found = []
     for position, state in enumerate(checkpoints):
-        children = [train(interpolate(state, state, 0.0), position, seed) for seed in seeds]
+        children = [train({key: t.clone() for key, t in state.items()}, position, seed) for seed in seeds]
         found.append(between(*children))
     return tuple(found)
 
