@@ -15,18 +15,19 @@ from fedrebasin.errors import MergeError
 
 Definition = Literal["git-re-basin", "simultaneous"]
 Interpolation = Literal["linear", "spherical"]
-_STATISTICS = ("running_mean", "running_var")
+#: Which curve a barrier is of: mean NLL in nats, or ``1 - accuracy``.
+Quantity = Literal["loss", "error"]
 
 
 @dataclass(frozen=True)
 class Barrier:
-    """The loss along a path.
+    """The loss and the error along a path.
 
     Args:
         lams: positions; 0 is A, 1 is B.
         losses: mean NLL at each, in nats.
         accuracies: in [0, 1].
-        value: the barrier.
+        value: the barrier of the losses.
         betas: inverse temperature at each; 1 where none was fitted.
     """
 
@@ -35,6 +36,20 @@ class Barrier:
     accuracies: tuple[float, ...]
     value: float
     betas: tuple[float, ...] = ()
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """``1 - accuracy`` at each position, in [0, 1]."""
+        return tuple(1 - accuracy for accuracy in self.accuracies)
+
+    def error_barrier(self, definition: Definition = "git-re-basin") -> float:
+        """The barrier of the errors, in [-1, 1] (Frankle et al. 2020, section 2; see :func:`barrier_value`)."""
+        return barrier_value(self.errors, definition)
+
+
+def is_statistic(key: str) -> bool:
+    """Whether a tensor is data's (a running mean or variance), not a parameter with a place in weight space."""
+    return key.endswith(("running_mean", "running_var"))
 
 
 def demand_alike(a: State, b: State) -> None:
@@ -57,14 +72,17 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
         a: state dict.
         b: state dict with the same keys and shapes.
         lam: in [0, 1].
-        interpolation: "spherical" takes all floating-point tensors as one vector and moves along the arc; running
-            statistics are interpolated linearly all the same.
+        interpolation: "linear": ``(1 - lam) a + lam b``. "spherical" takes all floating-point tensors as one vector
+            and moves along the arc, ``(sin((1 - lam) t) a + sin(lam t) b) / sin t`` with t their angle, so that models
+            of one length meet only models of that length; running statistics are interpolated linearly all the same.
 
     Raises:
-        MergeError: if keys or shapes differ.
+        MergeError: if keys or shapes differ, or the interpolation is unknown.
     """
     demand_alike(a, b)
-    keys = {key for key, tensor in a.items() if tensor.is_floating_point() and not key.endswith(_STATISTICS)}
+    if interpolation not in ("linear", "spherical"):
+        raise MergeError(f"interpolation {interpolation!r} is neither 'linear' nor 'spherical'")
+    keys = {key for key, tensor in a.items() if tensor.is_floating_point() and not is_statistic(key)}
     line = arc = (1 - lam, lam)
     if interpolation == "spherical":
         products = torch.zeros(3, dtype=torch.float64)
@@ -83,7 +101,7 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
 
 
 def barrier_value(losses: Iterable[float], definition: Definition = "git-re-basin") -> float:
-    """The barrier of losses at evenly spaced positions from A to B.
+    """The barrier of losses (or errors) at evenly spaced positions from A to B.
 
     Args:
         losses: at least two.
@@ -117,9 +135,10 @@ def loss_barrier(
     recalibrate: Iterable[Batch] | None = None,
     calibrate: Iterable[Batch] | None = None,
 ) -> Barrier:
-    """The loss barrier between two models; no module is copied.
+    """The loss barrier between two models; no module is copied, and one point's state dict is in memory at a time.
 
-    Identities: the barrier between a model and itself is 0; the curve of (B, A) is that of (A, B) reversed.
+    Identities: the barrier between a model and itself is 0; the curve of (B, A) is that of (A, B) reversed. The barrier
+    of the errors is that of the same curve: ``loss_barrier(...).error_barrier()``.
 
     Args:
         model: the module; neither its parameters nor its mode change.
@@ -131,7 +150,7 @@ def loss_barrier(
         interpolation: "linear", or "spherical" for the arc.
         recalibrate: batches that BatchNorm's running statistics are taken from anew at each point (Git Re-Basin A.4).
         calibrate: ``(inputs, labels)`` that an inverse temperature is fitted on at each point: the calibrated loss
-            (LEWC, section 3.1).
+            (LEWC, section 3.1). Their logits are held together, one point's at a time.
 
     Raises:
         MergeError: if the models differ in keys or shapes, or an argument is out of its range.
@@ -139,6 +158,7 @@ def loss_barrier(
     """
     if points < 2:
         raise MergeError(f"{points} points: a path has at least its two ends")
+    barrier_value((0.0, 0.0), definition)  # refuses an unknown one before anything is evaluated
     for iterable in (batches, recalibrate, calibrate):
         if iterable is not None:
             demand_reiterable(iterable, "a barrier")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.pairs import OfLayer, Pair, distance_fault, measure_pair
 from fedrebasin.analysis.streams import normalised_distance
-from fedrebasin.batches import Batch, State
+from fedrebasin.batches import Batch, State, demand_reiterable
 from fedrebasin.errors import CalibrationError
 from fedrebasin.matching import Matcher
 from fedrebasin.permutation import Permutation
@@ -156,7 +156,7 @@ class CommutativityObjective:
 
     Args:
         value: ``sum_l |(W_A - W_B)(H_A - H_B)|^2``: the condition itself, both factors together.
-        weights: ``sum_l |W_A - W_B|^2``, what weight matching minimises.
+        weights: ``sum_l |W_A - W_B|^2``, what weight matching minimises; a layer that runs twice has one weight.
         features: ``sum_l |H_A - H_B|^2``, what activation matching minimises.
     """
 
@@ -184,7 +184,7 @@ def commutativity_objective(
     found = commutativity(model, a, b if permutation is None else permutation.apply(b), batches)
     return CommutativityObjective(
         value=sum(layer.residual for layer in found),
-        weights=sum(layer.weights for layer in found),
+        weights=sum(layer.weights for layer in found if "#" not in layer.layer),
         features=sum(layer.features for layer in found),
     )
 
@@ -206,8 +206,11 @@ def compare_matchers(
         b: state dict of B, the candidate.
         batches: inputs, with or without labels; read once for each matcher.
         matchers: by name.
+
+    Raises:
+        CalibrationError: as :func:`commutativity`, and if the batches can be read only once.
     """
-    batches = list(batches)
+    demand_reiterable(batches, "comparing matchers")
     found = {"none": commutativity_objective(model, a, b, batches)}
     for name, matcher in matchers.items():
         permutation = matcher(spec, reference=a, candidate=b).permutation

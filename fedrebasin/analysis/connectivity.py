@@ -22,7 +22,7 @@ from fedrebasin.analysis.barrier import interpolate
 from fedrebasin.analysis.features import Recorded, Where, layer_features
 from fedrebasin.analysis.pairs import OfLayer, Pair, cosine_fault, length_fault, measure_pair, spread_fault
 from fedrebasin.analysis.streams import Spread, cosine, spread_of, spread_sums
-from fedrebasin.batches import Batch, State
+from fedrebasin.batches import Batch, State, demand_reiterable
 from fedrebasin.calibration import evaluate
 from fedrebasin.errors import MergeError
 
@@ -204,6 +204,9 @@ def lemma_1(
 ) -> tuple[ErrorBound, ...]:
     """Check LLFC's Lemma 1: feature connectivity of the last layer keeps the error below twice the larger one.
 
+    Where the logits are a positive multiple of ``(1 - lam) z(A) + lam z(B)``, the merged model errs only on examples on
+    which A or B does: ``error <= error(A) + error(B) <= 2 max``. Models whose cosine is below 1 may break the bound.
+
     Args:
         model: the module.
         a: state dict at lam = 0.
@@ -214,7 +217,7 @@ def lemma_1(
     Raises:
         CalibrationError: if there is no data, or it can be read only once.
     """
-    batches = list(batches)
+    demand_reiterable(batches, "Lemma 1")
     bound = 2 * max(1 - evaluate(model, state, batches).accuracy for state in (a, b))
     last = feature_connectivity(model, a, b, batches, lams)
     depth = max(layer.depth for layer in last)

@@ -1,9 +1,10 @@
 """What the layers of a model compute on a batch: recorded with hooks that are gone afterwards, whatever happens.
 
-A *layer* is a module that owns a tensor of at least two dimensions (Linear, convolution, attention). Layers are named
-as in ``model.named_modules()`` and come in the order in which they run; one that runs n times is recorded n times, as
-``NAME``, ``NAME#2``, ... The features *after* layer l are what the next layer reads (after activation, norm and
-pooling), those *before* are its own output; for the last layer both are the model's output.
+A *layer* is a module that owns a tensor of at least two dimensions and holds no such module in turn (Linear,
+convolution, attention; not a transformer that owns position embeddings, which runs until all its layers have run).
+Layers are named as in ``model.named_modules()`` and come in the order in which they run; one that runs n times is
+recorded n times, as ``NAME``, ``NAME#2``, ... The features *after* layer l are what the next layer reads (after
+activation, norm and pooling), those *before* are its own output; for the last layer both are the model's output.
 """
 
 from __future__ import annotations
@@ -26,9 +27,23 @@ Where = Literal["after", "before"]
 ACTIVATIONS = frozenset(
     {
         *(torch.relu, torch.relu_, functional.relu, functional.relu_, Tensor.relu, Tensor.relu_),
-        *(functional.gelu, functional.silu, functional.elu, functional.leaky_relu, functional.relu6),
-        *(functional.softplus, torch.tanh, Tensor.tanh, torch.sigmoid, Tensor.sigmoid),
+        *(functional.gelu, functional.silu, functional.mish, functional.softplus, functional.relu6),
+        *(functional.elu, functional.elu_, functional.leaky_relu, functional.leaky_relu_),
+        *(functional.selu, functional.selu_, torch.selu, torch.selu_, functional.celu, functional.celu_, torch.celu),
+        *(functional.hardswish, functional.hardsigmoid, functional.hardtanh, functional.hardtanh_),
+        *(functional.logsigmoid, functional.softsign, functional.threshold),
+        *(torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_),
+        *(torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_),
     }
+)
+_CONVOLUTIONS = frozenset(
+    {
+        *(torch.conv1d, torch.conv2d, torch.conv3d),
+        *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+    }
+)
+_PRODUCTS = frozenset(
+    {functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, functional.multi_head_attention_forward}
 )
 
 
@@ -53,11 +68,18 @@ def layers_of(model: nn.Module, spec: PermutationSpec | None = None) -> tuple[st
     found = []
     for name, module in model.named_modules():
         keys = [key for key, tensor in module.named_parameters(name, recurse=False) if tensor.dim() >= 2]
-        if keys and (moved is None or moved.intersection(keys)):
+        if not keys or (moved is not None and not moved.intersection(keys)):
+            continue
+        # Attention reads the weights of the Linear that it holds, and never calls it.
+        if isinstance(module, nn.MultiheadAttention) or not any(map(_owns_matrix, list(module.modules())[1:])):
             found.append(name)
     if not found:
         raise CalibrationError(f"{type(model).__name__} has no module with a weight of two dimensions or more")
     return tuple(found)
+
+
+def _owns_matrix(module: nn.Module) -> bool:
+    return any(tensor.dim() >= 2 for tensor in module.parameters(recurse=False))
 
 
 def module_named(model: nn.Module, layer: str) -> nn.Module:
@@ -140,18 +162,21 @@ def layer_features(record: Mapping[str, Recorded], where: Where = "after") -> di
 
 
 class _ActivationRecorder(TorchFunctionMode):
-    """Notes the first argument of every activation function, module or not."""
+    """Notes the first argument of every activation function, module or not, and which of its dimensions are units."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inputs: list[Tensor] = []
-        self.functions: list[Any] = []
+        self.found: list[Activation] = []
+        self._channels_first: bool | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
-        if func in ACTIVATIONS and args:
-            self.inputs.append(args[0].detach().clone())
-            self.functions.append(lambda tensor: func(tensor, *args[1:], **options))
+        if func in _CONVOLUTIONS or func in _PRODUCTS:
+            self._channels_first = func in _CONVOLUTIONS
+        elif func in ACTIVATIONS and args:
+            wide, rest = args[0].detach().double().clone(), args[1:]
+            units = by_unit(wide, self._channels_first)
+            self.found.append(Activation(lambda tensor: func(tensor, *rest, **options), wide.flatten(1), units))
         return func(*args, **options)
 
 
@@ -180,14 +205,30 @@ def record_activations(model: nn.Module, state: State, batch: Batch) -> dict[str
     recorder = _ActivationRecorder()
     with recorder:
         forward(model, state, batch)
-    if not recorder.inputs:
+    if not recorder.found:
         raise CalibrationError(f"{type(model).__name__} runs no activation function that is known")
-    found = {}
-    for number, (function, tensor) in enumerate(zip(recorder.functions, recorder.inputs, strict=True), 1):
-        wide = tensor.double()
-        units = wide.movedim(1, -1).reshape(-1, wide.shape[1]) if wide.dim() == 4 else wide.reshape(-1, wide.shape[-1])
-        found[f"activation{number}"] = Activation(function, wide.flatten(1), units)
-    return found
+    return {f"activation{number}": activation for number, activation in enumerate(recorder.found, 1)}
+
+
+def by_unit(tensor: Tensor, channels_first: bool | None = None) -> Tensor:
+    """Units as columns, examples and positions as rows.
+
+    Args:
+        tensor: shape ``(examples, units, ...)`` or ``(examples, ..., units)``.
+        channels_first: which of the two, as convolutions have it or as Linear has it; None takes what has four
+            dimensions or more for images.
+    """
+    first = tensor.dim() >= 4 if channels_first is None else channels_first
+    rows = tensor.movedim(1, -1) if first else tensor
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def channels_first(model: nn.Module, layer: str) -> bool | None:
+    """Whether a layer takes dimension 1 for its units (a convolution) or the last one; None where neither is known."""
+    module = module_named(model, layer)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return True
+    return False if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.RNNBase | nn.Embedding) else None
 
 
 def linear_part(model: nn.Module, state: State, layer: str, inputs: Tensor) -> Tensor | None:

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.analysis.barrier import Barrier, loss_barrier
-from fedrebasin.batches import Batch, State
+from fedrebasin.analysis.barrier import Barrier, is_statistic, loss_barrier
+from fedrebasin.batches import Batch, State, demand_reiterable
 from fedrebasin.calibration import evaluate, fit_temperature, logits_of
 from fedrebasin.errors import MergeError
 from fedrebasin.permutation import Permutation
@@ -40,7 +40,7 @@ def step_of_equal_length(
         raise MergeError(f"the models differ in the keys {', '.join(sorted(set(a) ^ set(b)))}")
     if by not in ("tensor", "model"):
         raise MergeError(f"by {by!r} is neither 'tensor' nor 'model'")
-    keys = [k for k, t in a.items() if t.is_floating_point() and not k.endswith(("running_mean", "running_var"))]
+    keys = [key for key, tensor in a.items() if tensor.is_floating_point() and not is_statistic(key)]
     steps = {key: torch.randn(a[key].shape, generator=generator, dtype=torch.float64) for key in keys}
     ways = {key: float((b[key].double() - a[key].double().to(b[key].device)).norm()) for key in keys}
     lengths = {key: float(step.norm()) for key, step in steps.items()}
@@ -95,9 +95,9 @@ def flatness(
 
     Raises:
         MergeError: if the keys differ.
-        CalibrationError: if there is no data.
+        CalibrationError: if there is no data, or it can be read only once.
     """
-    batches = list(batches)
+    demand_reiterable(batches, "flatness")
     losses, accuracies = [], []
     for _ in range(directions):
         state = step_of_equal_length(a, b, lam, generator, by)
@@ -132,8 +132,12 @@ def random_permutation_barriers(
         points: positions on each path.
         calibrate: see :func:`fedrebasin.loss_barrier`.
         generator: on the CPU.
+
+    Raises:
+        MergeError: if the models do not fit each other.
+        CalibrationError: if batches can be read only once, or do not fit the model.
     """
-    batches = list(batches)
+    demand_reiterable(batches, "a barrier")
     spec = spec.bind(b)
     shuffled = (Permutation.random(spec, generator).apply(b) for _ in range(count))
     return tuple(loss_barrier(model, a, state, batches, points, calibrate=calibrate) for state in shuffled)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State
+from fedrebasin.analysis.barrier import demand_alike, is_statistic
+from fedrebasin.batches import Batch, State, demand_reiterable
 from fedrebasin.calibration import evaluate, recalibrate_batch_norm
 from fedrebasin.errors import MergeError
 
@@ -44,6 +45,9 @@ def loss_plane(
 ) -> Landscape:
     """Evaluate the plane through three models.
 
+    Distances are those of the parameters; running statistics go along in the same proportions of A, B and C, their
+    variances never below 0. Identity: at its own coordinates each model has its own loss.
+
     Args:
         model: the module; nothing is copied.
         a: state dict at the origin.
@@ -56,10 +60,13 @@ def loss_plane(
 
     Raises:
         MergeError: if the models lie on one line, or do not fit each other.
+        CalibrationError: if batches can be read only once, or do not fit the model.
     """
-    if not a.keys() == b.keys() == c.keys():
-        raise MergeError("the three models differ in their keys")
-    batches = list(batches)
+    demand_alike(a, b)
+    demand_alike(a, c)
+    for iterable in (batches, recalibrate):
+        if iterable is not None:
+            demand_reiterable(iterable, "a plane")
     keys = [key for key, tensor in a.items() if tensor.is_floating_point()]
     u = {key: b[key].double() - a[key].double() for key in keys}
     w = {key: c[key].double() - a[key].double() for key in keys}
@@ -75,11 +82,11 @@ def loss_plane(
     v = {key: tensor / height for key, tensor in v.items()}
     models = torch.tensor([[0.0, 0.0], [length, 0.0], [along, height]], dtype=torch.float64)
     x, y = (_axis(models[:, dim], points, margin) for dim in (0, 1))
-    losses, accuracies = torch.zeros(points, points), torch.zeros(points, points)
+    losses, accuracies = torch.zeros(2, points, points, dtype=torch.float64)
     for row, up in enumerate(y.tolist()):
         for column, right in enumerate(x.tolist()):
             state: State = {
-                key: (tensor.double() + right * u[key] + up * v[key]).to(tensor.dtype) if key in u else tensor
+                key: _moved(key, tensor, right * u[key] + up * v[key]) if key in u else tensor
                 for key, tensor in a.items()
             }
             if recalibrate is not None:
@@ -90,7 +97,12 @@ def loss_plane(
 
 
 def _inner(x: dict[str, Tensor], y: dict[str, Tensor]) -> float:
-    return sum(float((x[key] * y[key]).sum()) for key in x)
+    return sum(float((x[key] * y[key]).sum()) for key in x if not is_statistic(key))
+
+
+def _moved(key: str, tensor: Tensor, by: Tensor) -> Tensor:
+    moved = tensor.double() + by
+    return (moved.clamp_min(0) if key.endswith("running_var") else moved).to(tensor.dtype)
 
 
 def _axis(coordinates: Tensor, points: int, margin: float) -> Tensor:

@@ -50,7 +50,7 @@ class Pair:
         b: state dict of B.
         batch: inputs, with or without labels.
         layers: names of modules to record.
-        between: merged models by position, if they are to be kept for the next batch.
+        between: the merged model by position, kept for the next batch; one at a time, however many positions.
 
     Raises:
         MergeError: if the models differ in keys or shapes.
@@ -73,6 +73,7 @@ class Pair:
     def merged(self, lam: float) -> dict[str, Recorded]:
         """What the model at ``lam`` between A (0) and B (1) computes."""
         if lam not in self.between:
+            self.between.clear()
             self.between[lam] = interpolate(self.a, self.b, lam)
         return record_layers(self.model, self.between[lam], self.batch, self.layers)
 

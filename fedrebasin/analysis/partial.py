@@ -77,7 +77,8 @@ def partial_permutations(
         groups: from the input to the output; the spec's order by default.
 
     Returns:
-        label and permutation: the number of layers, or the layer's group.
+        label and permutation: the number of layers, or the layer's group. Identities: the first k layers' and the last
+        n - k layers' permutations compose to the whole, as one layer's and all others' do.
 
     Raises:
         SpecError: for an unknown order or group.
@@ -104,6 +105,8 @@ def partial_barriers(
     order: Order = "bottom-up",
     points: int = 5,
     definition: Definition = "simultaneous",
+    *,
+    recalibrate: Iterable[Batch] | None = None,
 ) -> dict[str, Barrier]:
     """The barrier between A and B under each partial permutation of B (Simultaneous connectivity, H.3).
 
@@ -116,9 +119,13 @@ def partial_barriers(
         order: see :func:`partial_permutations`.
         points: positions on each path.
         definition: of the barrier.
+        recalibrate: see :func:`fedrebasin.loss_barrier`.
+
+    Raises:
+        MergeError: if the models do not fit each other.
+        CalibrationError: if batches can be read only once, or do not fit the model.
     """
-    batches = list(batches)
     return {
-        label: loss_barrier(model, a, part.apply(b), batches, points, definition)
+        label: loss_barrier(model, a, part.apply(b), batches, points, definition, recalibrate=recalibrate)
         for label, part in partial_permutations(permutation, order)
     }

@@ -52,8 +52,9 @@ def apply_mask(state: State, mask: Mask) -> dict[str, Tensor]:
 
 
 def sparsity_of(mask: Mask) -> float:
-    """The share of entries that the mask prunes, in [0, 1]."""
-    return 1 - sum(float(tensor.sum()) for tensor in mask.values()) / sum(tensor.numel() for tensor in mask.values())
+    """The share of entries that the mask prunes, in [0, 1]; 0 for a mask of nothing."""
+    entries = sum(tensor.numel() for tensor in mask.values())
+    return 1 - sum(float(tensor.sum()) for tensor in mask.values()) / entries if entries else 0.0
 
 
 def prune_smallest(state: State, mask: Mask, share: float) -> dict[str, Tensor]:
@@ -65,10 +66,12 @@ def prune_smallest(state: State, mask: Mask, share: float) -> dict[str, Tensor]:
         share: in [0, 1), of the weights that are left.
 
     Raises:
-        MergeError: if the share is out of its range or the mask does not fit.
+        MergeError: if the share is out of its range, or the mask is empty or does not fit.
     """
     if not 0 <= share < 1:
         raise MergeError(f"share {share}: it must be at least 0 and below 1")
+    if not mask:
+        raise MergeError("the mask names no tensor: there is nothing to prune")
     apply_mask(state, mask)
     device = state[next(iter(mask))].device
     kept = torch.cat([mask[key].flatten().to(device) for key in mask])

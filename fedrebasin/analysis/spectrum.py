@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.analysis.features import layers_of, record_layers
+from fedrebasin.analysis.features import by_unit, channels_first, layers_of, record_layers
 from fedrebasin.analysis.streams import each_batch, ratio
 from fedrebasin.batches import Batch, State, mode_of
 
@@ -91,9 +91,7 @@ def activation_spectra(
     with mode_of(model):
         for batch in each_batch(batches):
             for name, recorded in record_layers(model, state, batch, names).items():
-                inputs = recorded.inputs.double()
-                rows = inputs.movedim(1, -1) if inputs.dim() == 4 else inputs
-                rows = rows.reshape(-1, rows.shape[-1])
+                rows = by_unit(recorded.inputs.double(), channels_first(model, name))
                 found = rows.mT @ rows
                 grams[name] = grams[name] + found if name in grams else found
     return {

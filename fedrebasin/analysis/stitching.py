@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.analysis.features import layers_of, module_named, record_layers
+from fedrebasin.analysis.features import layers_of, module_named
 from fedrebasin.analysis.streams import each_batch
-from fedrebasin.batches import Batch, State, logits_and_labels, mode_of
+from fedrebasin.batches import Batch, State, forward, mode_of, number_of_examples
 from fedrebasin.calibration import Evaluation, Score, add_sums
+from fedrebasin.errors import CalibrationError
 
 
 def stitching(
@@ -25,50 +26,75 @@ def stitching(
     Args:
         model: the module; it stays as it is.
         lower: state dict up to and including the layer.
-        upper: state dict after it.
+        upper: state dict after it. The cut is right behind the module: a norm that follows it is ``upper``'s. Name the
+            norms to cut behind them.
         batches: ``(inputs, labels)``; read once.
-        layers: names of modules with one tensor as output; all layers by default. Where a stream goes past a layer
-            (a residual connection), name modules that hold the whole stream, such as blocks: otherwise what goes past
-            is ``upper``'s own.
+        layers: names of modules; all layers by default. Where a stream goes past a layer (a residual connection), name
+            modules that hold the whole stream, such as blocks: otherwise what goes past is ``upper``'s own.
 
     Returns:
-        by layer, in order of execution; the error is ``1 - accuracy``.
+        by layer, in order of execution, a layer's second run as ``NAME#2``; the error is ``1 - accuracy``.
 
     Raises:
-        CalibrationError: if there is no data, a module is unknown, or it gives no single tensor.
+        CalibrationError: if there is no data, a module is unknown, or no layer ran.
     """
     names = layers_of(model) if layers is None else tuple(layers)
     sums: dict[str, dict[str, Tensor]] = {}
     with mode_of(model):
         for batch in each_batch(batches):
-            for name, recorded in record_layers(model, lower, batch, names).items():
-                if "#" in name:
-                    continue
-                with _replaced(module_named(model, name), recorded.outputs):
-                    logits, labels = logits_and_labels(model, upper, batch)
-                found = _score_sums(logits, labels)
+            for name, output in _outputs(model, lower, batch, names).items():
+                with _replaced(model, name, output):
+                    found = Evaluation().from_batch(model, upper, batch)
+                found["examples"] = torch.tensor(float(number_of_examples(batch)), dtype=torch.float64)
                 sums[name] = add_sums(sums[name], found) if name in sums else found
     return {name: Evaluation().finish(total) for name, total in sums.items()}
 
 
-@contextmanager
-def _replaced(module: nn.Module, output: Tensor) -> Iterator[None]:
-    def replace(_: nn.Module, __: Any, own: Any) -> Tensor:
-        return output.to(own)
+def _outputs(model: nn.Module, state: State, batch: Batch, names: Sequence[str]) -> dict[str, Any]:
+    """All that each run of each layer gives, whatever it is made of."""
+    found: dict[str, Any] = {}
 
-    handle = module.register_forward_hook(replace)
+    def take(name: str, output: Any) -> None:
+        runs = sum(key.partition("#")[0] == name for key in found)
+        found[name if runs == 0 else f"{name}#{runs + 1}"] = _copied(output)
+
+    handles = [
+        module_named(model, name).register_forward_hook(lambda _, __, output, name=name: take(name, output))
+        for name in names
+    ]
+    try:
+        forward(model, state, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise CalibrationError("none of the layers ran: are their modules called, and not only their weights read?")
+    return found
+
+
+@contextmanager
+def _replaced(model: nn.Module, layer: str, output: Any) -> Iterator[None]:
+    """This run of the layer gives ``output``; its other runs give their own."""
+    runs = 0
+
+    def replace(_: nn.Module, __: Any, own: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return _copied(output) if runs == int(layer.partition("#")[2] or 1) else own
+
+    handle = module_named(model, layer).register_forward_hook(replace)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _score_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    wide = logits.double()
-    number = torch.tensor(float(len(labels)), dtype=torch.float64)
-    return {
-        "loss": nn.functional.cross_entropy(wide, labels, reduction="sum").cpu(),
-        "correct": (wide.argmax(1) == labels).double().sum().cpu(),
-        "labels": number,
-        "examples": number,
-    }
+def _copied(value: Any) -> Any:
+    """The same nest with tensors that nothing changes in place."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_copied, value))
+    return type(value)(map(_copied, value)) if isinstance(value, tuple | list) else value

@@ -32,7 +32,7 @@ def spread_of(sums: Sequence[float]) -> Spread:
     """Mean and standard deviation from the sums of :func:`spread_sums`."""
     count, total, squares = sums
     mean = total / count
-    return Spread(mean, max(0.0, squares / count - mean**2) ** 0.5)
+    return Spread(mean, max(0.0, squares / count - mean * mean) ** 0.5)
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from torch import nn
 
-from fedrebasin.analysis.barrier import Definition, interpolate, loss_barrier
+from fedrebasin.analysis.barrier import Definition, Quantity, loss_barrier
 from fedrebasin.batches import Batch, State
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Matcher, WeightMatching
@@ -84,6 +84,9 @@ def weak_connectivity(
     matcher: Matcher | None = None,
     points: int = 25,
     definition: Definition = "simultaneous",
+    *,
+    of: Quantity = "loss",
+    recalibrate: Iterable[Batch] | None = None,
 ) -> PairBarriers:
     """Barriers with a permutation of its own for every pair (Simultaneous connectivity, Definition 4.1).
 
@@ -95,17 +98,19 @@ def weak_connectivity(
         matcher: weight matching by default.
         points: positions on each path.
         definition: of the barrier.
+        of: "loss", or "error" for the barrier of ``1 - accuracy``.
+        recalibrate: see :func:`fedrebasin.loss_barrier`.
 
     Raises:
         MergeError: if there are fewer than two models.
     """
     _demand(states, 2)
+    between = _barriers(model, batches, points, definition, of, recalibrate)
     matcher = WeightMatching() if matcher is None else matcher
-    batches = list(batches)
     found = {}
     for i, j in combinations(range(len(states)), 2):
         aligned = matcher(spec, reference=states[i], candidate=states[j]).apply(states[j])
-        found[i, j] = loss_barrier(model, states[i], aligned, batches, points, definition).value
+        found[i, j] = between(states[i], aligned)
     return PairBarriers(found)
 
 
@@ -118,6 +123,9 @@ def strong_connectivity(
     reference: int = 0,
     points: int = 25,
     definition: Definition = "simultaneous",
+    *,
+    of: Quantity = "loss",
+    recalibrate: Iterable[Batch] | None = None,
 ) -> StrongConnectivity:
     """Barriers with one permutation for each model, found against a reference (Definition 4.2 and section 5.3).
 
@@ -132,6 +140,8 @@ def strong_connectivity(
         reference: the position of the model that the others are aligned to.
         points: positions on each path.
         definition: of the barrier.
+        of: "loss", or "error" for the barrier of ``1 - accuracy``.
+        recalibrate: see :func:`fedrebasin.loss_barrier`.
 
     Raises:
         MergeError: if there are fewer than three models, or the reference is none of them.
@@ -139,8 +149,8 @@ def strong_connectivity(
     _demand(states, 3)
     if not 0 <= reference < len(states):
         raise MergeError(f"reference {reference}: there are {len(states)} models")
+    between = _barriers(model, batches, points, definition, of, recalibrate)
     matcher = WeightMatching() if matcher is None else matcher
-    batches = list(batches)
     bound = spec.bind(states[reference])
     permutations = tuple(
         Permutation.identity(bound)
@@ -152,7 +162,7 @@ def strong_connectivity(
     direct: dict[Pair, float] = {}
     third: dict[Pair, float] = {}
     for i, j in combinations(range(len(states)), 2):
-        value = loss_barrier(model, aligned[i], aligned[j], batches, points, definition).value
+        value = between(aligned[i], aligned[j])
         (direct if reference in (i, j) else third)[i, j] = value
     return StrongConnectivity(PairBarriers(direct), PairBarriers(third), permutations)
 
@@ -165,6 +175,9 @@ def simultaneous_connectivity(
     batches: Iterable[Batch],
     points: int = 25,
     definition: Definition = "simultaneous",
+    *,
+    of: Quantity = "loss",
+    recalibrate: Iterable[Batch] | None = None,
 ) -> tuple[float, ...]:
     """The barrier at every step of two sequences under one permutation (Simultaneous connectivity, Definition 4.3).
 
@@ -179,6 +192,8 @@ def simultaneous_connectivity(
         batches: ``(inputs, labels)``, read more than once.
         points: positions on each path.
         definition: of the barrier.
+        of: "loss", or "error" for the barrier of ``1 - accuracy``.
+        recalibrate: see :func:`fedrebasin.loss_barrier`.
 
     Returns:
         a barrier for each step, in nats.
@@ -188,11 +203,8 @@ def simultaneous_connectivity(
     """
     if len(first) != len(second) or not first:
         raise MergeError(f"{len(first)} and {len(second)} checkpoints: the sequences must be of one length, not 0")
-    batches = list(batches)
-    return tuple(
-        loss_barrier(model, a, permutation.apply(b), batches, points, definition).value
-        for a, b in zip(first, second, strict=True)
-    )
+    between = _barriers(model, batches, points, definition, of, recalibrate)
+    return tuple(between(a, permutation.apply(b)) for a, b in zip(first, second, strict=True))
 
 
 def instability(
@@ -203,6 +215,9 @@ def instability(
     seeds: tuple[int, int] = (0, 1),
     points: int = 25,
     definition: Definition = "git-re-basin",
+    *,
+    of: Quantity = "loss",
+    recalibrate: Iterable[Batch] | None = None,
 ) -> tuple[float, ...]:
     """Instability analysis: the barrier between two children of each checkpoint (Frankle et al. 2020, section 2).
 
@@ -210,21 +225,47 @@ def instability(
         model: the module.
         checkpoints: of one training.
         train: ``train(state, position, seed)`` goes on from the checkpoint at this position to the end of the training,
-            with batches in the order of the seed.
+            with batches in the order of the seed. The state is its own to change.
         batches: ``(inputs, labels)``, read more than once.
         seeds: of the two children; equal ones give 0.
         points: positions on each path.
         definition: of the barrier.
+        of: "loss", or "error" for the barrier of ``1 - accuracy``.
+        recalibrate: see :func:`fedrebasin.loss_barrier`.
 
     Returns:
-        a barrier for each checkpoint, in nats. Training is stable from the first one where it is about 0.
+        a barrier for each checkpoint, in nats, or as a share of the examples as Frankle et al. have it ("error").
+        Training is stable from the first one where it is about 0.
+
+    Raises:
+        MergeError: if an argument is out of its range.
+        CalibrationError: if batches can be read only once, or do not fit the model.
     """
-    batches = list(batches)
+    between = _barriers(model, batches, points, definition, of, recalibrate)
     found = []
     for position, state in enumerate(checkpoints):
-        children = [train(interpolate(state, state, 0.0), position, seed) for seed in seeds]
-        found.append(loss_barrier(model, children[0], children[1], batches, points, definition).value)
+        children = [train({key: t.clone() for key, t in state.items()}, position, seed) for seed in seeds]
+        found.append(between(*children))
     return tuple(found)
+
+
+def _barriers(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    points: int,
+    definition: Definition,
+    of: Quantity,
+    recalibrate: Iterable[Batch] | None,
+) -> Callable[[State, State], float]:
+    """The barrier between two models, as all these notions measure it."""
+    if of not in ("loss", "error"):
+        raise MergeError(f"of={of!r} is neither 'loss' nor 'error'")
+
+    def between(a: State, b: State) -> float:
+        found = loss_barrier(model, a, b, batches, points, definition, recalibrate=recalibrate)
+        return found.value if of == "loss" else found.error_barrier(definition)
+
+    return between
 
 
 def _demand(states: Sequence[State], number: int) -> None:

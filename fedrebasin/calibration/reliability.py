@@ -32,9 +32,14 @@ class ReliabilityBins:
 
     @property
     def expected_calibration_error(self) -> float:
-        """The mean distance of accuracy and confidence, bins weighted by their examples."""
+        """``sum_b n_b / n |accuracy_b - confidence_b|``, in [0, 1] (Guo et al. 2017, Eq. 3); empty bins add nothing."""
         gaps = (self.accuracy - self.confidence).abs().nan_to_num()
         return float((gaps * self.counts).sum() / self.counts.sum())
+
+
+def _demand_bins(bins: int) -> None:
+    if bins < 1:
+        raise CalibrationError(f"{bins} bins: at least one is needed")
 
 
 def _bin_sums(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
@@ -62,8 +67,7 @@ def reliability_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> Reliabil
     Raises:
         CalibrationError: if logits and labels cannot be used (see :func:`fit_temperature`), or there is no bin.
     """
-    if bins < 1:
-        raise CalibrationError(f"{bins} bins: at least one is needed")
+    _demand_bins(bins)
     return _bins(_bin_sums(*check_logits(logits, labels), bins))
 
 
@@ -79,12 +83,18 @@ class Reliability:
     Args:
         bins: how many, of equal width.
         beta: the factor on the logits.
+
+    Raises:
+        CalibrationError: if there is no bin.
     """
 
     bins: int = 15
     beta: float = 1.0
     name: ClassVar[str] = "reliability"
     batch_statistics: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _demand_bins(self.bins)
 
     def from_batch(self, model: nn.Module, state: State, batch: Batch) -> dict[str, Tensor]:
         """Examples, correct ones and total confidence by bin."""

@@ -26,6 +26,32 @@ def make_linear(sizes: tuple[int, ...] = (5, 6, 4)) -> nn.Sequential:
     return nn.Sequential(*(nn.Linear(i, o) for i, o in pairwise(sizes)))
 
 
+class Twice(nn.Module):
+    """One layer that runs twice, under a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(torch.relu(self.inner(torch.relu(self.inner(inputs)))))
+
+
+class Positioned(nn.Module):
+    """A transformer that owns its position embeddings itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.ones(1, 5, 8))
+        self.embed = nn.Linear(3, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.block(self.embed(tokens) + self.positions).mean(1))
+
+
 def make_cnn(channels: int = 4) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(1, channels, 3, padding=1),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedrebasin import Permutation, SpecError
+from fedrebasin import Permutation, SpecError, loss_barrier
 from fedrebasin.analysis import fixed_points, partial_barriers, partial_permutation, partial_permutations
 
 from .nets import labelled_by, make_batches, make_mlp, make_spec, random_state
@@ -50,3 +50,35 @@ def test_unknown_names(permutation):
         partial_permutations(permutation, "sideways")
     with pytest.raises(SpecError, match="no group nowhere"):
         partial_permutation(permutation, ["nowhere"])
+
+
+def test_the_first_and_the_last_layers_compose_to_the_whole(permutation):
+    up, down = (partial_permutations(permutation, order) for order in ("bottom-up", "top-down"))
+    for count in range(4):
+        assert up[count][1].compose(down[3 - count][1]) == permutation
+        assert down[3 - count][1].compose(up[count][1]) == permutation
+    whole = Permutation.identity(permutation.spec)
+    for _, one in partial_permutations(permutation, "put-in"):
+        whole = whole.compose(one)
+    assert whole == permutation
+
+
+def test_fixed_points_by_hand():
+    spec = make_spec(random_state(make_mlp(4), 0))
+    first = Permutation(spec, {"P0": torch.tensor([0, 2, 1, 3]), "P1": torch.tensor([3, 2, 1, 0])})
+    second = Permutation(spec, {"P0": torch.tensor([0, 1, 2, 3]), "P1": torch.tensor([3, 1, 2, 0])})
+    found = fixed_points(first, second)
+    assert found.by_group == {"P0": (2, 4), "P1": (2, 4)}
+    assert (found.total, found.share) == ((4, 8), 0.5)
+    assert fixed_points(first).by_group == {"P0": (2, 4), "P1": (0, 4)}
+
+
+def test_each_partial_barrier_is_that_of_the_partly_permuted_model(permutation):
+    model = make_mlp(depth=3)
+    a, b = random_state(model, 0), random_state(model, 1)
+    batches = make_batches()
+    found = partial_barriers(model, permutation, a, b, batches, "leave-out", 3)
+    assert list(found) == ["P0", "P1", "P2"]
+    for left_out, barrier in found.items():
+        kept = partial_permutation(permutation, [name for name in found if name != left_out])
+        assert barrier == loss_barrier(model, a, kept.apply(b), batches, 3, "simultaneous")

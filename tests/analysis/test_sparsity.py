@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from fedrebasin import MergeError, Permutation
 from fedrebasin.analysis import (
@@ -76,3 +77,41 @@ def test_errors(state):
         apply_mask(state, {"nowhere": torch.ones(2)})
     with pytest.raises(MergeError, match="neither 'weights'"):
         iterative_pruning(lambda start, mask: start, state, 1, rewinding="sideways")
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_masks_are_those_of_torchs_global_pruning(state, levels):
+    model = make_mlp().double()
+    model.load_state_dict(state)
+    layers = [module for module in model if isinstance(module, torch.nn.Linear)]
+    mask = dense_mask(state)
+    for _ in range(levels):
+        mask = prune_smallest(state, mask, 0.3)
+        prune.global_unstructured([(layer, "weight") for layer in layers], prune.L1Unstructured, amount=0.3)
+    for key, layer in zip(("0.weight", "2.weight", "4.weight"), layers, strict=True):
+        assert torch.equal(mask[key], layer.weight_mask)
+
+
+def test_one_shot_is_the_first_level_of_iterative_pruning_and_not_the_second(state):
+    def train(start, mask):
+        generator = torch.Generator().manual_seed(round(1000 * sparsity_of(mask)))
+        steps = {key: torch.randn(tensor.shape, generator=generator) for key, tensor in start.items()}
+        return apply_mask({key: tensor + steps[key] for key, tensor in start.items()}, mask)
+
+    dense, first, second = iterative_pruning(train, state, 2, 0.5)
+    for level, same in ((first, True), (second, False)):
+        found = one_shot_pruning(train, state, dense.state, level.sparsity)
+        assert found.sparsity == pytest.approx(level.sparsity, abs=0.01)
+        assert (mask_agreement(found.mask, level.mask) == 1) == same
+    assert all(bool((second.mask[key] <= first.mask[key]).all()) for key in first.mask)
+
+
+def test_agreement_by_hand_and_masks_of_nothing(state):
+    one, other = {"w": torch.tensor([1.0, 1.0, 0.0, 0.0])}, {"w": torch.tensor([0.0, 1.0, 1.0, 0.0])}
+    assert mask_agreement(one, other) == pytest.approx(1 / 3)
+    assert sparsity_of(one) == 0.5
+    assert sparsity_of({}) == 0
+    with pytest.raises(MergeError, match="nothing to prune"):
+        prune_smallest(state, {}, 0.5)
+    with pytest.raises(MergeError, match="differ in the keys v, w"):
+        mask_agreement(one, {"v": one["w"]})

@@ -38,3 +38,20 @@ def test_activation_spectra_are_those_of_the_stacked_inputs():
 def test_only_weights_of_layers_have_a_spectrum():
     model = make_cnn()
     assert list(weight_spectra(model, random_state(model, 0))) == ["0.weight", "3.weight", "7.weight"]
+
+
+def test_a_convolution_has_the_spectrum_of_its_filters_as_rows():
+    model = make_cnn()
+    state = random_state(model, 0)
+    found = weight_spectra(model, state)
+    rows = torch.stack([filters.flatten() for filters in state["3.weight"]])
+    torch.testing.assert_close(found["3.weight"].values, torch.linalg.svdvals(rows))
+    squares = found["3.weight"].values.square()
+    assert found["3.weight"].stable_rank == pytest.approx(float(rows.square().sum() / squares.max()))
+    assert found["3.weight"].relative_rank == pytest.approx(found["3.weight"].stable_rank / 4)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_projection_has_the_stable_rank_of_its_image(rank):
+    basis = torch.linalg.qr(torch.randn(7, rank, generator=torch.Generator().manual_seed(rank)))[0]
+    assert stable_rank(5 * basis @ basis.T) == pytest.approx(rank, rel=1e-5)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from fedrebasin import (
@@ -83,3 +85,38 @@ def test_ensembles() -> None:
     for wrong, weights in (([], None), ([members[0], members[1][:3]], None), (members, [0, 0, 0, 0]), (members, [1])):
         with pytest.raises(CalibrationError):
             ensemble_logits(wrong, weights)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 999), bins=st.integers(1, 20), count=st.integers(1, 30), scale=st.floats(0.1, 9))
+def test_bins_with_plain_loops(seed: int, bins: int, count: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (count,), generator=generator)
+    held: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    for row, label in zip(logits, labels, strict=True):
+        confidence = float(torch.softmax(row, 0).max())
+        place = next(k for k in range(bins) if confidence <= (k + 1) / bins + 1e-15)
+        held[place].append((confidence, int(row.argmax()) == int(label)))
+    found = reliability_bins(logits, labels, bins)
+    error = 0.0
+    for k, inside in enumerate(held):
+        assert found.counts[k] == len(inside)
+        if not inside:
+            assert bool(found.accuracy[k].isnan())
+            assert bool(found.confidence[k].isnan())
+            continue
+        confidence, accuracy = (sum(column) / len(inside) for column in zip(*inside, strict=True))
+        assert float(found.confidence[k]) == pytest.approx(confidence)
+        assert float(found.accuracy[k]) == pytest.approx(accuracy)
+        error += len(inside) / count * abs(accuracy - confidence)
+    assert found.expected_calibration_error == pytest.approx(error, abs=1e-12)
+    assert 0 <= error <= 1
+
+
+def test_a_model_that_is_right_as_often_as_it_says_is_calibrated() -> None:
+    logits, labels = confident(*[0.7] * 10), torch.tensor([0] * 7 + [1] * 3)
+    assert expected_calibration_error(logits, labels) == pytest.approx(0, abs=1e-12)
+    assert expected_calibration_error(logits, 1 - labels) == pytest.approx(0.4)
+    with pytest.raises(CalibrationError, match="0 bins"):
+        Reliability(bins=0)
