@@ -40,7 +40,7 @@ def counterexample(lab: Lab, setting: Setting) -> Result:
         )
         for first, second in product(ORDERS, ORDERS)
     }
-    errors = {name: tuple(100 * (1 - accuracy) for accuracy in found.accuracies) for name, found in curves.items()}
+    errors = {name: tuple(100 * error for error in found.errors) for name, found in curves.items()}
     least = min(max(error) for error in errors.values())
     ends = max(max(error[0], error[-1]) for error in errors.values())
     return Result(

@@ -10,7 +10,6 @@ from typing import Literal
 from fedrebasin import (
     State,
     WeightMatching,
-    barrier_value,
     fixed_points,
     instability,
     loss_barrier,
@@ -61,8 +60,7 @@ def trajectory(lab: Lab, setting: Setting) -> Result:
                 for e in at
             ]
             loss.setdefault(epoch, []).append([path.value for path in paths])
-            errors = ([100 * (1 - accuracy) for accuracy in path.accuracies] for path in paths)
-            error.setdefault(epoch, []).append([barrier_value(each, "simultaneous") for each in errors])
+            error.setdefault(epoch, []).append([100 * path.error_barrier("simultaneous") for path in paths])
         shares.append([fixed_points(found[epoch], found[at[-1]]).share for epoch in at])
     measures = (("loss", loss, "nats", 1e-3), ("error", error, "% points", 0.0))
     claims = [claim for name, rows, unit, slack in measures for claim in _last_is_best(name, rows, unit, slack)]
