@@ -126,10 +126,10 @@ class Lab:
         """
         return self._test_part(dataset, 0)
 
-    def training_batches(self, dataset: str, count: int = 1000) -> Batches:
-        """The first training examples, for matchers that need data."""
-        data = self.data(dataset)
-        return self._batches(data.train_inputs, data.train_labels, torch.arange(min(count, len(data.train_labels))))
+    def training_batches(self, recipe: Recipe, count: int = 1000) -> Batches:
+        """The first examples that the recipe trains on, for what needs data besides test data: matchers, BatchNorm."""
+        data = self.data(recipe.dataset)
+        return self._batches(data.train_inputs, data.train_labels, recipe.part_of(data.train_labels)[:count])
 
     def child(self, recipe: Recipe, order: int) -> State:
         """The end of a training whose first ``recipe.spawn`` epochs all others of the seed share."""

@@ -78,7 +78,7 @@ class Pair:
 
     def matchers(self) -> dict[str, Matcher]:
         """Git Re-Basin's three, by name; those that need data get training examples."""
-        data = self.lab.training_batches(self.recipe.dataset)
+        data = self.lab.training_batches(self.recipe)
         steps = [
             batch for batches in data for batch in zip(*(torch.split(part, STEP) for part in batches), strict=True)
         ]
@@ -102,7 +102,7 @@ class Pair:
             b,
             self.test,
             points,
-            recalibrate=self.lab.training_batches(self.recipe.dataset) if normalised else None,
+            recalibrate=self.lab.training_batches(self.recipe) if normalised else None,
             calibrate=self.held_out if calibrated else None,
         )
 

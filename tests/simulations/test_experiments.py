@@ -80,7 +80,7 @@ def test_curvature_trains_further_than_as_many_gradient_steps(lab):
     losses = []
     for optimizer in ("sgd", LBFGS):
         recipe = replace(TINY, optimizer=optimizer, epochs=3, batch_size=200)
-        batches = lab.training_batches("digits", 200)
+        batches = lab.training_batches(recipe)
         losses.append(evaluate(lab.model(recipe), lab.trained(recipe), batches).loss)
     assert losses[1] < 0.2 * losses[0]
 
