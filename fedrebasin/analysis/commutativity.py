@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.pairs import OfLayer, Pair, distance_fault, measure_pair
 from fedrebasin.analysis.streams import normalised_distance
+from fedrebasin.analysis.weights import weight_of
 from fedrebasin.batches import Batch, State, demand_reiterable
 from fedrebasin.errors import CalibrationError
 from fedrebasin.matching import Matcher
@@ -66,7 +67,7 @@ def commutativity(
         CalibrationError: if there is no data, or no linear layer ran.
     """
     found = measure_pair(Commutation(), model, a, b, batches, layers)
-    return tuple(_with_weights(a, b, distances) for distances in found)
+    return tuple(_with_weights(model, a, b, distances) for distances in found)
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,11 @@ class Commutation:
         return tuple(found)
 
 
-def _with_weights(a: State, b: State, distances: FeatureDistances) -> Commutativity:
-    base = distances.layer.partition("#")[0]
-    key = f"{base}.weight" if base else "weight"
-    w_a, w_b = a[key].double(), b[key].double().to(a[key].device)
+def _with_weights(model: nn.Module, a: State, b: State, distances: FeatureDistances) -> Commutativity:
+    w_a, w_b = (weight_of(model, state, distances.layer) for state in (a, b))
+    if w_a is None or w_b is None:
+        raise CalibrationError(f"{distances.layer}: the state dict holds no weight of this layer")
+    w_b = w_b.to(w_a.device)
     weights = float((w_a - w_b).square().sum())
     return Commutativity(
         layer=distances.layer,

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from fedrebasin.batches import Batch, State, forward
@@ -23,6 +24,7 @@ from fedrebasin.errors import CalibrationError
 from fedrebasin.spec import PermutationSpec
 
 Where = Literal["after", "before"]
+PARAMETRIZED = "parametrizations"  # where torch.nn.utils.parametrize keeps what a weight is computed from
 
 ACTIVATIONS = frozenset(
     {
@@ -65,21 +67,30 @@ def layers_of(model: nn.Module, spec: PermutationSpec | None = None) -> tuple[st
         CalibrationError: if there is none.
     """
     moved = None if spec is None else {axis.key for group in spec.groups.values() for axis in group.axes}
-    found = []
+    owners = {}
     for name, module in model.named_modules():
-        keys = [key for key, tensor in module.named_parameters(name, recurse=False) if tensor.dim() >= 2]
-        if not keys or (moved is not None and not moved.intersection(keys)):
-            continue
+        keys = [key for key, tensor in _own_parameters(name, module) if tensor.dim() >= 2]
+        if keys and PARAMETRIZED not in name.split("."):
+            owners[name] = keys
+    found = []
+    for name, keys in owners.items():
+        within = name and f"{name}."
+        holds = any(other != name and other.startswith(within) for other in owners)
         # Attention reads the weights of the Linear that it holds, and never calls it.
-        if isinstance(module, nn.MultiheadAttention) or not any(map(_owns_matrix, list(module.modules())[1:])):
+        whole = not holds or isinstance(model.get_submodule(name), nn.MultiheadAttention)
+        if whole and (moved is None or moved.intersection(keys)):
             found.append(name)
     if not found:
         raise CalibrationError(f"{type(model).__name__} has no module with a weight of two dimensions or more")
     return tuple(found)
 
 
-def _owns_matrix(module: nn.Module) -> bool:
-    return any(tensor.dim() >= 2 for tensor in module.parameters(recurse=False))
+def _own_parameters(name: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's parameters, and those that its weight is computed from (weight norm)."""
+    yield from module.named_parameters(name, recurse=False)
+    if is_parametrized(module):
+        inner = f"{name}.{PARAMETRIZED}" if name else PARAMETRIZED
+        yield from module.get_submodule(PARAMETRIZED).named_parameters(inner)
 
 
 def module_named(model: nn.Module, layer: str) -> nn.Module:
@@ -229,31 +240,6 @@ def channels_first(model: nn.Module, layer: str) -> bool | None:
     if isinstance(module, nn.modules.conv._ConvNd):
         return True
     return False if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.RNNBase | nn.Embedding) else None
-
-
-def linear_part(model: nn.Module, state: State, layer: str, inputs: Tensor) -> Tensor | None:
-    """``W z``: the layer without its bias on given inputs; None for a layer that is not linear in them.
-
-    Args:
-        model: the module.
-        state: whose weights to take.
-        layer: its name.
-        inputs: as the layer reads them, ``(examples, ...)``.
-
-    Returns:
-        float64, ``(examples, entries)``.
-    """
-    module = module_named(model, layer)
-    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or not inputs.is_floating_point():
-        return None
-    name = layer.partition("#")[0]
-    prefix = f"{name}." if name else ""
-    own = {"weight": state[f"{prefix}weight"].double()}
-    if module.bias is not None:
-        own["bias"] = torch.zeros_like(state[f"{prefix}bias"], dtype=torch.float64)
-    with torch.no_grad():
-        output = torch.func.functional_call(module, own, (inputs.double(),))
-    return first_tensor(output).flatten(1)  # type: ignore[union-attr]
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.analysis.barrier import demand_alike, interpolate
-from fedrebasin.analysis.features import Recorded, layers_of, linear_part, record_layers
+from fedrebasin.analysis.features import Recorded, layers_of, record_layers
 from fedrebasin.analysis.streams import each_batch
+from fedrebasin.analysis.weights import linear_part, owner_of
 from fedrebasin.batches import Batch, State, mode_of
 from fedrebasin.calibration import Sums, add_sums, demand
 from fedrebasin.errors import CalibrationError
@@ -191,7 +192,7 @@ def demand_layers(sums: Sums, measures: Sequence[Measure[object]], state: State,
     """
     demand(sums, {_EXAMPLES: ()}, name)
     by_part: Mapping[str, Measure[Any]] = {measure.part: measure for measure in measures}
-    known = {key.rpartition(".")[0] for key, tensor in state.items() if tensor.dim() >= 2}
+    known = {owner_of(key) for key, tensor in state.items() if tensor.dim() >= 2}
     depths: dict[str, dict[str, int]] = {part: {} for part in by_part}
     rows = float(sums[_EXAMPLES]) * ROWS_PER_EXAMPLE
     for key, tensor in sums.items():

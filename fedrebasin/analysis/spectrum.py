@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.features import by_unit, channels_first, layers_of, record_layers
 from fedrebasin.analysis.streams import each_batch, ratio
+from fedrebasin.analysis.weights import weight_of
 from fedrebasin.batches import Batch, State, mode_of
 
 
@@ -51,7 +52,7 @@ def stable_rank(weight: Tensor) -> float:
 
 
 def weight_spectra(model: nn.Module, state: State, layers: Sequence[str] | None = None) -> dict[str, Spectrum]:
-    """The spectrum of every layer's weights, by key of the state dict.
+    """The spectrum of every layer's weights, by key of the state dict; ``LAYER.weight`` for one that is computed.
 
     Args:
         model: tells which tensors are weights of layers.
@@ -59,11 +60,16 @@ def weight_spectra(model: nn.Module, state: State, layers: Sequence[str] | None 
         layers: names of modules; all layers by default.
     """
     names = layers_of(model) if layers is None else tuple(layers)
-    return {
+    found = {
         key: singular_values(tensor)
         for key, tensor in state.items()
         if tensor.is_floating_point() and tensor.dim() >= 2 and key.rpartition(".")[0] in names
     }
+    for name in names:
+        key = f"{name}.weight" if name else "weight"
+        if key not in state and (weight := weight_of(model, state, name)) is not None:
+            found[key] = singular_values(weight)
+    return found
 
 
 def activation_spectra(

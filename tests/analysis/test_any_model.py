@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from fedrebasin import Permutation, PermutationSpec, WeightMatching, evaluate
 from fedrebasin.analysis import (
@@ -41,6 +42,10 @@ class Recurrent(nn.Module):
         return self.head(torch.tanh(steps.mean(1) + last[-1]))
 
 
+def normed(*modules):
+    return nn.Sequential(*(weight_norm(module) if isinstance(module, nn.Linear) else module for module in modules))
+
+
 MODELS = {
     "mlp": (lambda: make_model("mlp", (1, 8, 8), 4, 8, seed=0), (1, 8, 8)),
     "vgg11-bn": (lambda: make_model("vgg11-bn", (1, 8, 8), 4, 0.05, seed=0), (1, 8, 8)),
@@ -49,6 +54,7 @@ MODELS = {
     "attention": (Positioned, (5, 3)),
     "recurrent": (Recurrent, (5, 3)),
     "a layer that runs twice": (Twice, (5,)),
+    "weight norm": (lambda: normed(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)), (5,)),
 }
 
 
@@ -181,6 +187,30 @@ def test_a_norm_that_is_named_lies_below_the_cut():
     assert stitching(model, a, norm, batches, ["features.0"])["features.0"].loss == pytest.approx(
         evaluate(model, norm, batches).loss, rel=1e-4
     )
+
+
+def test_weights_that_are_computed_are_measured_as_those_they_come_to():
+    model, a, b, batches = setting("weight norm")
+    plain = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def written_out(state):
+        found = {}
+        for layer in ("0", "2"):
+            g, v = (state[f"{layer}.parametrizations.weight.original{k}"] for k in (0, 1))
+            found |= {f"{layer}.weight": g * v / v.norm(dim=1, keepdim=True), f"{layer}.bias": state[f"{layer}.bias"]}
+        return found
+
+    at = written_out(a), written_out(b)
+    for one, other in zip(commutativity(model, a, b, batches), commutativity(plain, *at, batches), strict=True):
+        assert one.layer == other.layer
+        assert vars(one) == {"layer": one.layer} | {
+            key: pytest.approx(value, rel=1e-4, abs=1e-9) for key, value in vars(other).items() if key != "layer"
+        }
+    ours, plainly = weight_spectra(model, a), weight_spectra(plain, at[0])
+    assert list(ours) == list(plainly) == ["0.weight", "2.weight"]
+    for key in ours:
+        torch.testing.assert_close(ours[key].values, plainly[key].values, rtol=1e-4, atol=1e-6)
+    assert weight_spectra(model, {"0.bias": a["0.bias"]}, ["0"]) == {}
 
 
 def test_the_weight_of_a_layer_that_runs_twice_counts_once():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from fedrebasin import CalibrationError, MergeError, add_sums, collect_sums
 from fedrebasin.analysis import (
@@ -16,7 +17,12 @@ from fedrebasin.analysis import (
 
 from .nets import make_batches, make_cnn, make_mlp, random_state
 
-MODELS = {"mlp": (make_mlp, (5,)), "cnn": (make_cnn, (1, 4, 4)), "one layer": (lambda: nn.Linear(5, 3), (5,))}
+MODELS = {
+    "mlp": (make_mlp, (5,)),
+    "cnn": (make_cnn, (1, 4, 4)),
+    "one layer": (lambda: nn.Linear(5, 3), (5,)),
+    "weight norm": (lambda: nn.Sequential(weight_norm(nn.Linear(5, 4)), nn.ReLU(), weight_norm(nn.Linear(4, 3))), (5,)),
+}
 
 
 def setting(name="mlp"):
