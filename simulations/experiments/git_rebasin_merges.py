@@ -247,5 +247,10 @@ def merge_32(lab: Lab, setting: Setting) -> Result:
             ),
             below("its loss is lower than every member's", losses["MergeMany"], losses["best member"], "nats"),
         ),
-        charts=(reliability_chart(f"reliability, {setting.models} MLPs merged", predictions),),
+        charts=(
+            reliability_chart(
+                f"reliability, {setting.models} MLPs merged",
+                {name: predictions[name] for name in ("a member", "MergeMany", "ensemble")},
+            ),
+        ),
     )
