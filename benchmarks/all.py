@@ -20,10 +20,12 @@ from support.section import stamp
 HERE = Path(__file__).parent
 FASHION_MNIST = "--fashion-mnist"
 
+#: These do without the data what they can.
+MORE_WITH_DATA = ("comparisons", "experiments")
 #: Scripts with their arguments; ``{out}`` and ``{data}`` stand for the folders. Without data, those that need it wait.
 SCRIPTS: dict[str, list[str]] = {
     "comparisons": ["--out", "{out}/comparisons", FASHION_MNIST, "{data}", "--write"],
-    "experiments": ["--run", "{out}/experiments"],
+    "experiments": ["--run", "{out}/experiments", "--data-dir", "{data}"],
     "zoo": ["torchvision", "transformers", "--rows", "{out}/zoo", "--write"],
     "matching": ["--data-dir", "{data}", "--cache", "{out}/matching", "--growth", "--plot", "{out}/growth.png"],
     "calibration": ["--data-dir", "{data}", "--cache", "{out}/calibration", "--all-data"],
@@ -61,7 +63,7 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     verdicts = {}
     for name in arguments.only:
-        needs_data = "{data}" in SCRIPTS[name] and name != "comparisons"
+        needs_data = "{data}" in SCRIPTS[name] and name not in MORE_WITH_DATA
         if needs_data and not arguments.data:
             verdicts[name] = f"not run: it needs {FASHION_MNIST} FOLDER"
         else:

@@ -1,14 +1,16 @@
 """Write the section "Experiments" of RESULTS.md from what ``fedrebasin reproduce`` wrote.
 
 Run: ``fedrebasin reproduce NAME --out FOLDER`` for the experiments of interest, then
-``python benchmarks/experiments.py FOLDER [FOLDER ...]``. ``--run FOLDER`` runs those that it does not have yet. The
-section replaces the one that is there.
+``python benchmarks/experiments.py FOLDER [FOLDER ...]``. ``--run FOLDER`` runs those that it does not have yet, with
+``--data-dir DIR`` some of them on Fashion-MNIST too, into ``FOLDER/fashion-mnist``. The section that is there is
+replaced.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from support.section import stamp, write_section
@@ -16,6 +18,16 @@ from support.section import stamp, write_section
 from fedrebasin.simulations import EXPERIMENTS, reproduce
 
 HEADING = "## Experiments"
+#: Those that are run on Fashion-MNIST too.
+FASHION = (
+    "grb-merge-32",
+    "grb-merge-many",
+    "grb-split",
+    "grb-width",
+    "lewc-features",
+    "lewc-width",
+    "sim-trajectory",
+)
 INTRODUCTION = """
 What `fedrebasin reproduce NAME` finds at small scale, beside what the papers say. `±` is the sample standard deviation
 over the seeds. "The paper's" is its number where its text gives one, else empty: the scales differ (the papers train
@@ -41,11 +53,11 @@ def section(folders: list[Path]) -> list[str]:
             first = number == 0
             cells = [
                 f"`{record['name']}` ({record['source']})" if first else "",
-                f"{data}, {len(record['setting']['seeds'])} seeds" if first else "",
+                f"{data}, {_counted(len(record['setting']['seeds']), 'seed')}" if first else "",
                 claim["text"],
                 claim["verdict"] + (f": {claim['why']}" if claim["verdict"] != "holds" and claim["why"] else ""),
                 f"{record['cpu_seconds']:.0f}" if first else "",
-                record["device"] if first else "",
+                record["device"].replace("1 threads", "1 thread") if first else "",
             ]
             lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| experiment | data | quantity | ours | the paper's |", "|---|---|---|---|---|"]
@@ -59,16 +71,31 @@ def section(folders: list[Path]) -> list[str]:
     return lines
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
+
+
+def run(folder: Path, names: Iterable[str], dataset: str = "", data_dir: str = "") -> None:
+    """Run the experiments that a folder has no file of."""
+    for name in names:
+        if not (folder / f"{name}.json").exists():
+            reproduce(name, folder, dataset=dataset, data_dir=data_dir).write(folder)
+            print(f"{name} {dataset}".strip(), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("out")], help="with NAME.json")
     parser.add_argument("--run", type=Path, help="first run the experiments that this folder has no NAME.json of")
+    parser.add_argument("--data-dir", default="", help="where Fashion-MNIST lies: run some experiments on it as well")
     arguments = parser.parse_args()
-    folders = [arguments.run] if arguments.run else arguments.folders
-    for name in EXPERIMENTS if arguments.run else ():
-        if not (arguments.run / f"{name}.json").exists():
-            reproduce(name, arguments.run).write(arguments.run)
-            print(name, flush=True)
+    folders = arguments.folders
+    if arguments.run:
+        folders = [arguments.run]
+        run(arguments.run, EXPERIMENTS)
+        if arguments.data_dir:
+            folders.append(arguments.run / "fashion-mnist")
+            run(folders[-1], FASHION, "fashion-mnist", arguments.data_dir)
     write_section(HEADING, section(folders))
 
 
