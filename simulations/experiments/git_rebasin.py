@@ -130,7 +130,7 @@ def paths(lab: Lab, setting: Setting) -> Result:
     "Git Re-Basin, Figure 3",
     "Connectivity after matching sets in during training",
     Setting(recipe=Recipe(weight_decay=0.0, keep=(0, 1, 2, 5, 10, 20, 40)), widths=(256,), points=11),
-    Setting(recipe=Recipe("mnist", width=512, weight_decay=0.0, epochs=100, keep=(0, 1, 2, 5, 10, 25, 50))),
+    Setting(recipe=replace(PAPER_MLP, keep=(0, 1, 2, 5, 10, 25, 50)), widths=(512,), points=25),
 )
 def onset(lab: Lab, setting: Setting) -> Result:
     """The barrier after matching at every kept epoch, each with a permutation of its own."""

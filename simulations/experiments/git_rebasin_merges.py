@@ -53,7 +53,7 @@ def calibrated_loss(predict: Callable[[Batches], Predictions], test: Batches, he
     "Git Re-Basin, Figures 5, 10 and 11",
     "Models trained on differently biased halves of the data, merged",
     Setting(recipe=Recipe(epochs=60), widths=(512,), points=11),
-    Setting(recipe=Recipe("cifar100", "resnet20", width=32, epochs=250, optimizer="sgd", learning_rate=0.1)),
+    Setting(recipe=Recipe("cifar100", "resnet20", epochs=250, optimizer="sgd", learning_rate=0.1), widths=(32,)),
 )
 def split(lab: Lab, setting: Setting) -> Result:
     """Loss, accuracy and calibration of both models, of their merges and ensemble, and of training on everything."""

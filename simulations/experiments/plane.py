@@ -18,7 +18,7 @@ from .result import Chart, Figure, Plane, Result, below
     "Simultaneous connectivity, Appendix I",
     "The loss in the plane through three models, as trained and after MergeMany",
     Setting(recipe=Recipe(weight_decay=0.0), widths=(512,), models=3, points=15),
-    Setting(recipe=Recipe("mnist", width=512, weight_decay=0.0, epochs=100), widths=(2048,), models=3, points=25),
+    Setting(recipe=Recipe("mnist", weight_decay=0.0, epochs=100), widths=(2048,), models=3, points=25),
 )
 def plane(lab: Lab, setting: Setting) -> Result:
     """The loss at the three models' centre and the mean over their triangle, before and after alignment."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fedrebasin.simulations.config import DATASETS
 from fedrebasin.simulations.experiments.lab import Lab
 from fedrebasin.simulations.experiments.plane import barycentric
 from fedrebasin.simulations.experiments.quasi_newton import LBFGS
@@ -27,6 +28,7 @@ from fedrebasin.simulations.experiments.result import (
 )
 
 from fedrebasin import DataError, Landscape, RebasinError, evaluate
+from fedrebasin.models import MODELS
 from fedrebasin.simulations import EXPERIMENTS, draw, reproduce
 
 TINY = Recipe(width=8, epochs=2, examples=200)
@@ -126,6 +128,22 @@ def test_a_broken_file_is_named(lab, tmp_path):
     (tmp_path / f"{TINY.digest(lab.data(TINY.dataset))}.safetensors").write_bytes(b"nothing")
     with pytest.raises(DataError, match="delete it"):
         lab.trained(TINY)
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_settings_are_sound_at_both_scales(name, scale):
+    setting = getattr(EXPERIMENTS[name], scale)
+    assert list(setting.widths) == sorted(setting.widths)
+    assert setting.points >= 2
+    assert setting.recipe.width in (0, *setting.widths)  # the widths decide
+    for recipe in (setting.recipe, setting.larger or setting.recipe, *(recipe for _, recipe in setting.others)):
+        assert recipe.model in MODELS
+        assert recipe.dataset in DATASETS
+        assert all(0 <= epoch < recipe.epochs for epoch in (recipe.spawn, *recipe.keep))
+        assert recipe.optimizer == LBFGS or recipe.config(recipe.epochs).optimizer == recipe.optimizer
+    # a multiplier, where the MLP has its number of units
+    assert setting.recipe.model == "mlp" or max(setting.widths) <= 64
 
 
 def tiny(width: float) -> float:
