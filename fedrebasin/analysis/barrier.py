@@ -87,7 +87,7 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
     if interpolation == "spherical":
         products = torch.zeros(3, dtype=torch.float64)
         for key in keys:
-            x, y = a[key].double().flatten(), b[key].double().flatten()
+            x, y = a[key].double().flatten(), b[key].to(a[key].device).double().flatten()
             products += torch.stack([x @ x, x @ y, y @ y]).cpu()
         angle = torch.arccos((products[1] / (products[0] * products[2]).sqrt()).clamp(-1, 1))
         if float(torch.sin(angle)) > 1e-6:

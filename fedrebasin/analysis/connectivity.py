@@ -185,7 +185,7 @@ class ErrorBound:
         lam: the position.
         error: of the merged model, in [0, 1].
         bound: ``2 max(error of A, error of B)``.
-        cosine: of the last layer's features with the linear law's sum: how far the lemma's premise is met.
+        cosine: of the model's output with the linear law's sum: how far the lemma's premise is met.
     """
 
     lam: float
@@ -202,7 +202,7 @@ class ErrorBound:
 def lemma_1(
     model: nn.Module, a: State, b: State, batches: Iterable[Batch], lams: Sequence[float] = (0.5,)
 ) -> tuple[ErrorBound, ...]:
-    """Check LLFC's Lemma 1: feature connectivity of the last layer keeps the error below twice the larger one.
+    """Check LLFC's Lemma 1: feature connectivity of the model's output keeps the error below twice the larger one.
 
     Where the logits are a positive multiple of ``(1 - lam) z(A) + lam z(B)``, the merged model errs only on examples on
     which A or B does: ``error <= error(A) + error(B) <= 2 max``. Models whose cosine is below 1 may break the bound.
@@ -219,9 +219,8 @@ def lemma_1(
     """
     demand_reiterable(batches, "Lemma 1")
     bound = 2 * max(1 - evaluate(model, state, batches).accuracy for state in (a, b))
-    last = feature_connectivity(model, a, b, batches, lams)
-    depth = max(layer.depth for layer in last)
-    cosines = {layer.lam: layer.cosine.mean for layer in last if layer.depth == depth}
+    whole = feature_connectivity(model, a, b, batches, lams, layers=[""])
+    cosines = {layer.lam: layer.cosine.mean for layer in whole}
     return tuple(
         ErrorBound(lam, 1 - evaluate(model, interpolate(a, b, lam), batches).accuracy, bound, cosines[lam])
         for lam in lams

@@ -4,7 +4,8 @@ A *layer* is a module that owns a tensor of at least two dimensions and holds no
 convolution, attention; not a transformer that owns position embeddings, which runs until all its layers have run).
 Layers are named as in ``model.named_modules()`` and come in the order in which they run; one that runs n times is
 recorded n times, as ``NAME``, ``NAME#2``, ... The features *after* layer l are what the next layer reads (after
-activation, norm and pooling), those *before* are its own output; for the last layer both are the model's output.
+activation, norm and pooling), those *before* are its own output; for the last layer both are the model's output. The
+first dimension of what a layer reads counts the examples.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ _CONVOLUTIONS = frozenset(
     }
 )
 _PRODUCTS = frozenset(
-    {functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, functional.multi_head_attention_forward}
+    {
+        *(functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.addmm, torch.einsum),
+        *(functional.multi_head_attention_forward, functional.scaled_dot_product_attention),
+    }
 )
 
 

@@ -179,3 +179,14 @@ def test_llfc_lemma_1_holds_where_the_logits_are_sums_and_fails_where_they_are_n
 def test_llfc_lemma_1_on_nets_that_meet_theorem_1(seed):
     model, a, b, batches = commuting_pair(seed)
     assert all(bound.holds for bound in lemma_1(model, a, b, batches, [0.1, 0.3, 0.5, 0.7]))
+
+
+def test_the_premise_of_lemma_1_is_on_what_the_model_answers():
+    model, generator = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU()), torch.Generator().manual_seed(0)
+    a, b = ({"0.weight": positive(generator, 3, 4)} for _ in range(2))
+    batches = data(generator, 4)
+    for sign, met in ((1, True), (-1, False)):  # a unit that is active in A alone
+        b["0.weight"][0] *= sign
+        assert feature_connectivity(model, a, b, batches)[0].cosine.mean == pytest.approx(1)  # its own output is linear
+        (found,) = lemma_1(model, a, b, batches)
+        assert (found.cosine > 1 - 1e-9) == met
