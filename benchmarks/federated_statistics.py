@@ -21,8 +21,10 @@ from fedrebasin import (
     BatchNormMoments,
     Evaluation,
     GramMatrices,
+    HalfwayConnectivity,
     HeadSums,
     LayerRegression,
+    PathEvaluation,
     PermutationSpec,
     PreActivationMoments,
     Reliability,
@@ -48,6 +50,8 @@ def statistics_of(model: nn.Module, state: dict[str, Tensor], batches: Batches) 
     head = head_weight(model, state, batches[0])
     yield "loss and accuracy", [Evaluation()]
     yield "reliability bins", [Reliability()]
+    yield "barrier between two models, 5 points", [PathEvaluation(state)]
+    yield "LLFC and LEWC halfway between two models", [HalfwayConnectivity(state)]
     yield "temperature", [TemperatureCurve()]
     if any("running_mean" in key for key in state):
         yield "BatchNorm moments, a pass", [BatchNormMoments()]
@@ -74,6 +78,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--only", default="", help="statistics whose name has this in it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     print(f"{options.examples} examples, batches of {options.batch_size}, {options.device}\n")
@@ -90,6 +95,8 @@ def main() -> None:
         weights = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         print(f"| {title} | (the weights themselves) | | | {weights:,} |")
         for label, statistics in statistics_of(model, state, batches):
+            if options.only not in label:
+                continue
             print(f"| {title} | {label} | {measure(statistics, model, state, batches)} |", flush=True)
 
 
