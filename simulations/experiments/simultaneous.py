@@ -232,8 +232,10 @@ def partial(lab: Lab, setting: Setting) -> Result:
     Setting(recipe=replace(PAPER_MLP, keep=(0, 1, 2, 5, 10, 25)), widths=(512,), points=25),
 )
 def stability(lab: Lab, setting: Setting) -> Result:
-    """The barrier between two children of each kept epoch."""
-    rows, epochs = [], []
+    """The barriers of loss and error between two children of each kept epoch."""
+    loss: list[list[float]] = []
+    error: list[list[float]] = []
+    epochs: list[int] = []
     for seed in setting.seeds:
         recipe = setting.of(seed=seed)
         checkpoints = lab.checkpoints(recipe)
@@ -243,27 +245,35 @@ def stability(lab: Lab, setting: Setting) -> Result:
             rest = replace(recipe, epochs=recipe.epochs - at[position], order=order, keep=())
             return lab.retrained(rest, start, label=f"child of epoch {at[position]}")
 
+        model, test = lab.model(recipe), lab.test(recipe.dataset)
         states = [checkpoints[epoch] for epoch in epochs]
-        rows.append(
-            list(instability(lab.model(recipe), states, child, lab.test(recipe.dataset), points=setting.points))
-        )
+        loss.append(list(instability(model, states, child, test, points=setting.points)))
+        errors = instability(model, states, child, test, points=setting.points, of="error")
+        error.append([100 * value for value in errors])
+    measures = (("loss", loss, "nats", 0.01), ("error", error, "% points", 0.5))
     return Result(
         figures=tuple(
-            Figure(f"barrier of two children, spawned after epoch {epoch}", tuple(row[i] for row in rows), "", "nats")
-            for i, epoch in enumerate(epochs)
+            Figure(f"{name} barrier of two children, spawned after epoch {e}", tuple(row[i] for row in rows), "", unit)
+            for name, rows, unit, _ in measures
+            for i, e in enumerate(epochs)
         ),
-        claims=(
+        claims=tuple(
             below(
-                "training becomes stable early: the children of the last spawning epoch are closer than those of the "
-                "initialisation, by a factor of 2 or more, or below 0.01 nats",
+                f"{name}: training becomes stable early: the children of the last spawning epoch are closer than those "
+                f"of the initialisation, by a factor of 2 or more, or below {small:g} {unit}",
                 [row[-1] for row in rows],
-                [max(0.01, 0.5 * row[0]) for row in rows],
-                "nats",
-            ),
+                [max(small, 0.5 * row[0]) for row in rows],
+                unit,
+            )
+            for name, rows, unit, small in measures
         ),
-        charts=(
+        charts=tuple(
             Chart(
-                "instability", "epoch of spawning", "test loss barrier (nats)", (curve("two children", epochs, rows),)
-            ),
+                f"instability of the {name}",
+                "epoch of spawning",
+                f"test {name} barrier ({unit})",
+                (curve("two children", epochs, rows),),
+            )
+            for name, rows, unit, _ in measures
         ),
     )
