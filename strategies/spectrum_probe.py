@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedrebasin import RebasinError, Spectrum, State, activation_spectra, layers_of, weight_spectra
 
@@ -36,15 +36,20 @@ class _Task:
         """In multiplications; inputs are compared with inputs only, of models of one architecture."""
         if self.layer is None:
             return 1.0
-        shapes = [tensor.shape for key, tensor in self.state.items() if key.rpartition(".")[0] == self.layer]
-        sizes = [(shape[0], math.prod(shape[1:])) for shape in shapes if len(shape) >= 2]
+        shapes = [tensor.shape for tensor in self.own.values() if tensor.dim() >= 2]
+        sizes = [(shape[0], math.prod(shape[1:])) for shape in shapes]
         return _OVERHEAD + sum(rows * columns * min(rows, columns) for rows, columns in sizes)
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """The layer's tensors, also those that a weight is computed from (weight norm)."""
+        prefix = f"{self.layer}." if self.layer else ""
+        return {key: tensor for key, tensor in self.state.items() if key.startswith(prefix)}
 
     def spectra(self, model: nn.Module, batches: Iterable[Any] | None, round_: Round) -> Mapping[str, Spectrum]:
         """By key of the state dict, or by layer."""
         if self.layer is not None:
-            own = {key: tensor for key, tensor in self.state.items() if key.rpartition(".")[0] == self.layer}
-            return weight_spectra(model, move(own, round_.device), (self.layer,))
+            return weight_spectra(model, move(self.own, round_.device), (self.layer,))
         assert batches is not None
         with at_hand(model, self.state, round_.device):
             return activation_spectra(model, move(self.state, round_.device), batches)

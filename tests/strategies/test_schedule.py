@@ -6,8 +6,9 @@ import pytest
 import torch
 from fedrebasin.strategies.schedule import Schedule
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
-from fedrebasin import RebasinError
+from fedrebasin import RebasinError, stable_rank
 from fedrebasin.strategies import SpectrumProbe
 
 
@@ -90,3 +91,12 @@ def test_a_probe_is_due_in_rounds_that_every_divides(every, due):
 def test_schedules_are_checked(options):
     with pytest.raises(RebasinError, match="must be positive"):
         Schedule(**options)
+
+
+def test_weights_that_are_computed_have_their_spectra():
+    model = nn.Sequential(weight_norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
+    state = model.state_dict()
+    round_ = SimpleNamespace(server_round=1, state=state, device=torch.device("cpu"))
+    found = SpectrumProbe(model, clients=0)(round_)
+    assert found["stable-rank-0.weight"] == pytest.approx(stable_rank(model[0].weight.detach()))
+    assert found["stable-rank-2.weight"] == pytest.approx(stable_rank(state["2.weight"]))
