@@ -90,9 +90,10 @@ def list_of_experiments() -> Table:
 def table_of(record: Record) -> Table:
     """Our numbers beside the paper's, then what the paper claims and whether it holds."""
     count = len(record.setting["seeds"])
+    seeds = f"{count} seed" + ("s" if count != 1 else "")
     table = Table(
         title=f"{record.source}: {record.title}",
-        caption=f"{record.setting['recipe']['dataset']}, {record.scale} scale, {count} seeds, "
+        caption=f"{record.setting['recipe']['dataset']}, {record.scale} scale, {seeds}, "
         f"{record.seconds:.0f} s ({record.cpu_seconds:.0f} s of CPU) on {record.device}. {record.result.notes}",
     )
     for column in ("", "ours", "the paper's"):
