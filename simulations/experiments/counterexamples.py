@@ -115,8 +115,8 @@ def greedy_example(lab: Lab, setting: Setting) -> Result:
     """The slope of the halfway model after greedy and after weight matching; both networks compute x."""
     a, b = greedy_nets(1e-2)
     slopes, found = {}, {}
-    for method in ("greedy", "coordinate"):
-        matcher = WeightMatching(method="greedy" if method == "greedy" else "coordinate")
+    matchers = {"greedy": WeightMatching(method="greedy"), "coordinate": WeightMatching(method="coordinate")}
+    for method, matcher in matchers.items():
         alignment = matcher(spec_of_two_layers(a), reference=a, candidate=b)
         found[method] = {name: alignment.permutation[name].tolist() for name in alignment.permutation}
         merged = interpolate(a, alignment.apply(b), 0.5)

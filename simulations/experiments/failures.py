@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedrebasin import WeightMatching, loss_barrier
+from fedrebasin import loss_barrier
 
 from .lab import Lab
-from .pairs import pair_of
-from .recipe import Recipe
+from .pairs import Pair
+from .recipe import NO_DECAY, PAPER_MLP, Recipe
 from .registry import Setting, experiment
 from .result import Claim, Figure, Result
 
 TRAINED = "wide and trained"
-EARLY = "after one epoch"
 
 
 def _modes(small: bool) -> tuple[tuple[str, Recipe], ...]:
-    mlp = Recipe(width=256, weight_decay=0.0) if small else Recipe("mnist", width=512, weight_decay=0.0, epochs=100)
+    mlp = replace(NO_DECAY, width=256) if small else PAPER_MLP
     convolutional = replace(mlp, width=0.25, epochs=20) if small else replace(mlp, width=1)
     return (
         ("too narrow", replace(mlp, width=16)),
-        (EARLY, replace(mlp, keep=(1,))),
+        ("after one epoch", replace(mlp, keep=(1,))),
         ("VGG-11 on digits", replace(convolutional, model="vgg11"))
         if small
         else ("VGG-16 on MNIST", replace(convolutional, model="vgg16")),
@@ -35,13 +34,8 @@ def _modes(small: bool) -> tuple[tuple[str, Recipe], ...]:
     "grb-failures",
     "Git Re-Basin, A.1",
     "Failure modes, each shown to fail",
-    Setting(recipe=Recipe(weight_decay=0.0), widths=(256,), points=11, others=_modes(small=True)),
-    Setting(
-        recipe=Recipe("mnist", width=512, weight_decay=0.0, epochs=100),
-        widths=(512,),
-        points=25,
-        others=_modes(small=False),
-    ),
+    Setting(recipe=NO_DECAY, widths=(256,), points=11, others=_modes(small=True)),
+    Setting(recipe=PAPER_MLP, widths=(512,), points=25, others=_modes(small=False)),
 )
 def failures(lab: Lab, setting: Setting) -> Result:
     """The barrier that weight matching leaves in each mode, beside that of wide MLPs that were trained well."""
@@ -49,15 +43,10 @@ def failures(lab: Lab, setting: Setting) -> Result:
     naive: dict[str, list[float]] = {}
     for seed in setting.seeds:
         for name, recipe in ((TRAINED, setting.of()), *setting.others):
-            p = pair_of(lab, recipe, seed)
-            if name == EARLY:
-                a, b = (
-                    lab.checkpoints(replace(recipe, seed=1000 * seed + number))[recipe.keep[0]] for number in (0, 1)
-                )
-            else:
-                a, b = p.a, p.b
-            aligned = WeightMatching()(p.spec, reference=a, candidate=b).apply(b)
-            for found, state in ((rows, aligned), (naive, b)):
+            epoch = recipe.keep[0] if recipe.keep else recipe.epochs
+            a, b = (lab.checkpoints(recipe.member(seed, number))[epoch] for number in (0, 1))
+            p = Pair(lab, recipe.member(seed), a, b)
+            for found, state in ((rows, p.aligned), (naive, b)):
                 barrier = loss_barrier(p.model, a, state, p.test, setting.points, "simultaneous")
                 found.setdefault(name, []).append(barrier.value)
     good = rows[TRAINED]

@@ -13,13 +13,10 @@ from fedrebasin.models import make_model
 
 from .lab import Lab
 from .pairs import by_width, pair
-from .recipe import Recipe
+from .recipe import NO_DECAY, PAPER_CONV, PAPER_MLP, Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Result, below, curve, falls_at_every_step
+from .result import Chart, Claim, Figure, Result, below, by_width_chart, by_width_figures, curve, falls_at_every_step
 
-PAPER_MLP = Recipe(dataset="mnist", width=512, epochs=100, weight_decay=0.0)
-PAPER_CONV = Recipe("cifar10", optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, batch_size=128, epochs=250)
-NO_DECAY = Recipe(weight_decay=0.0)
 #: VGG-16 does not learn from 8x8 images, whose last ten convolutions see a single pixel.
 VGG, RESNET = (replace(NO_DECAY, model=name, epochs=20) for name in ("vgg11", "resnet20"))
 
@@ -206,10 +203,7 @@ def width(lab: Lab, setting: Setting) -> Result:
         lambda p: (p.barrier(p.b, setting.points).value, p.barrier(p.aligned, setting.points).value),
     )
     return Result(
-        figures=tuple(
-            Figure(f"barrier after matching, width {w:g}", tuple(row[i] for row in aligned), "", "nats")
-            for i, w in enumerate(setting.widths)
-        ),
+        figures=by_width_figures("barrier after matching", setting.widths, aligned, "nats"),
         claims=(
             Claim(
                 "the widest has a lower barrier after matching than the narrowest, by a factor of 2 or more",
@@ -219,12 +213,12 @@ def width(lab: Lab, setting: Setting) -> Result:
             falls_at_every_step("it falls at every step (0.02 nats of slack)", aligned, 0.02),
         ),
         charts=(
-            Chart(
+            by_width_chart(
                 "barrier and width",
-                "hidden units" if setting.recipe.model == "mlp" else "width multiplier",
                 "test loss barrier (nats)",
-                (curve("naive", setting.widths, naive), curve("weight matching", setting.widths, aligned)),
-                log_x=True,
+                setting.widths,
+                {"naive": naive, "weight matching": aligned},
+                setting.width_axis,
             ),
         ),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 from torch import nn
 
@@ -20,12 +21,11 @@ from fedrebasin import (
 )
 
 from .lab import Batches, Lab
-from .recipe import Recipe
+from .recipe import PAPER_MLP, Recipe
 from .registry import Setting, experiment
 from .reliability import Predictions, calibration_error, reliability_chart
 from .result import Chart, Figure, Line, Result, below
 
-PAPER_MLP = Recipe(dataset="mnist", width=512, epochs=100, weight_decay=0.0)
 #: Table 3: test loss and accuracy of MergeMany, and of the best of its five members.
 TABLE_3 = {
     "loss, MergeMany": "0.0727",
@@ -35,16 +35,19 @@ TABLE_3 = {
 }
 
 
-def ensemble(model: nn.Module, states: Sequence[State], batches: Batches) -> Predictions:
-    """The mean of the models' logits, and the labels."""
-    members = [logits_of(model, state, batches) for state in states]
+def mean_logits(members: Sequence[Predictions]) -> Predictions:
+    """The ensemble of models that saw the same examples: the mean of their logits, and the labels."""
     return ensemble_logits([logits for logits, _ in members]), members[0][1]
 
 
-def calibrated_loss(predict: Callable[[Batches], Predictions], test: Batches, held_out: Batches) -> float:
-    """The mean NLL on test data at the inverse temperature of held-out data, in nats."""
-    beta = fit_temperature(*predict(held_out)).beta
-    logits, labels = predict(test)
+def ensemble(model: nn.Module, states: Sequence[State], batches: Batches) -> Predictions:
+    """The mean of the models' logits, and the labels."""
+    return mean_logits([logits_of(model, state, batches) for state in states])
+
+
+def nll(predictions: Predictions, beta: float = 1.0) -> float:
+    """The mean NLL of ``beta`` times the logits, in nats."""
+    logits, labels = predictions
     return float(nn.functional.cross_entropy(beta * logits, labels))
 
 
@@ -76,15 +79,11 @@ def split(lab: Lab, setting: Setting) -> Result:
             "ensemble": [a, b],
         }
         for name, states in groups.items():
-
-            def predict(batches: Batches, states: Sequence[State] = states, model: nn.Module = model) -> Predictions:
-                return ensemble(model, states, batches)
-
-            losses.setdefault(name, []).append(calibrated_loss(predict, test, held_out))
-            predictions.setdefault(name, []).append(predict(test))
-    plain = {
-        name: [float(nn.functional.cross_entropy(*found)) for found in seeds] for name, seeds in predictions.items()
-    }
+            beta = fit_temperature(*ensemble(model, states, held_out)).beta
+            found = ensemble(model, states, test)
+            losses.setdefault(name, []).append(nll(found, beta))
+            predictions.setdefault(name, []).append(found)
+    plain = {name: [nll(found) for found in seeds] for name, seeds in predictions.items()}
     right = {
         name: [100 * float((logits.argmax(1) == labels).double().mean()) for logits, labels in seeds]
         for name, seeds in predictions.items()
@@ -210,21 +209,20 @@ def merge_32(lab: Lab, setting: Setting) -> Result:
         recipe = setting.of(seed=seed)
         model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
         states = [lab.trained(setting.of(seed=seed, number=number)) for number in range(setting.models)]
-        groups: dict[str, Sequence[State]] = {
-            "a member": states[:1],
-            "MergeMany": [MergeMany(seed=seed)(spec, states).merged],
-            "naive average": [average(states)],
-            "ensemble": states,
+        alone = [logits_of(model, state, test) for state in states]
+        groups = {
+            "a member": alone[0],
+            "MergeMany": logits_of(model, MergeMany(seed=seed)(spec, states).merged, test),
+            "naive average": logits_of(model, average(states), test),
+            "ensemble": mean_logits(alone),
         }
-        for name, members in groups.items():
-            found = ensemble(model, members, test)
+        for name, found in groups.items():
             predictions.setdefault(name, []).append(found)
             errors.setdefault(name, []).append(calibration_error(found))
-            losses.setdefault(name, []).append(float(nn.functional.cross_entropy(*found)))
-        alone = [ensemble(model, [state], test) for state in states]
-        errors.setdefault("mean member", []).append(sum(map(calibration_error, alone)) / len(alone))
-        each = [float(nn.functional.cross_entropy(*found)) for found in alone]
-        losses.setdefault("mean member", []).append(sum(each) / len(each))
+            losses.setdefault(name, []).append(nll(found))
+        errors.setdefault("mean member", []).append(fmean(map(calibration_error, alone)))
+        each = [nll(found) for found in alone]
+        losses.setdefault("mean member", []).append(fmean(each))
         losses.setdefault("best member", []).append(min(each))
     return Result(
         figures=(

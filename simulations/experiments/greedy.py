@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from fedrebasin import Matcher, WeightMatching
 
+from .git_rebasin import RESNET, VGG
 from .lab import Lab, halfway
 from .pairs import pair_of
-from .recipe import Recipe
+from .recipe import NO_DECAY, PAPER_CONV
 from .registry import Setting, experiment
 from .result import Figure, Result, below
 
@@ -19,8 +20,6 @@ MATCHERS: dict[str, Matcher] = {
 }
 #: Table 2: VGG-11 on CIFAR-10, OT-Fusion ("wts") beside weight matching.
 TABLE_2 = {"greedy": "85.98 %, 2.86 s (OT-Fusion)", "weight matching": "86.57 %, 0.64 s"}
-SMALL = Recipe(epochs=20, weight_decay=0.0)
-PAPER = Recipe("cifar10", epochs=250, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, batch_size=128)
 
 
 @experiment(
@@ -28,20 +27,20 @@ PAPER = Recipe("cifar10", epochs=250, optimizer="sgd", learning_rate=0.1, weight
     "Git Re-Basin, A.7.1: Table 2 and Figure 8",
     "Weight matching against greedy matching in one pass",
     Setting(
-        recipe=SMALL,
+        recipe=NO_DECAY,
         points=5,
         others=(
-            ("VGG-11", replace(SMALL, model="vgg11", width=0.25)),
-            ("ResNet-20", replace(SMALL, model="resnet20", width=2)),
-            ("MLP", replace(SMALL, width=256, epochs=60)),
+            ("VGG-11", replace(VGG, width=0.25)),
+            ("ResNet-20", replace(RESNET, width=2)),
+            ("MLP", replace(NO_DECAY, width=256)),
         ),
     ),
     Setting(
-        recipe=PAPER,
+        recipe=PAPER_CONV,
         points=25,
         others=(
-            ("VGG-11", replace(PAPER, model="vgg11", width=1)),
-            ("ResNet-20", replace(PAPER, model="resnet20", width=32)),
+            ("VGG-11", replace(PAPER_CONV, model="vgg11", width=1)),
+            ("ResNet-20", replace(PAPER_CONV, model="resnet20", width=32)),
         ),
     ),
 )

@@ -18,16 +18,14 @@ from fedrebasin import (
 )
 
 from .lab import Lab
+from .lewc import PAPER
 from .pairs import pair
 from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Figure, Line, Result, below, curve, falls, falls_at_every_step, rises
 
-PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
 BY: tuple[Literal["tensor", "model"], ...] = ("tensor", "model")
 WIDEST = Setting(recipe=Recipe(), widths=(512,), points=5)
-
-
 #: What the paper says of VGG-11 at weight decays of 1e-4 and 3e-3.
 IN_WORDS = {
     "cosine": {1e-4: "low", 3e-3: "high"},
@@ -41,7 +39,7 @@ IN_WORDS = {
     "LEWC, Figures 9, 10 and 23 (section 5.4 and F.9)",
     "Weight decay decides whether wide models merge as they are",
     Setting(recipe=Recipe(), widths=(512,), points=3),
-    Setting(recipe=Recipe("mnist", epochs=100), widths=(8192,), points=25),
+    replace(PAPER, widths=(8192,)),
 )
 def weight_decay(lab: Lab, setting: Setting) -> Result:
     """Calibrated naive barrier, LEWC's cosine and ratio, and stable rank, by weight decay."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from statistics import fmean
 
@@ -17,13 +16,11 @@ from fedrebasin import (
 )
 
 from .lab import Lab
+from .lewc import PAPER, WIDE
 from .pairs import Pair, by_width, independent_pair, spawned_pair
 from .recipe import Recipe
 from .registry import Setting, experiment
 from .result import Chart, Figure, Result, below, by_width_chart, by_width_figures, curve, falls, rises
-
-WIDE = Setting(recipe=Recipe(), widths=(32, 128, 512), points=3)
-PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
 
 
 @experiment(
@@ -195,13 +192,13 @@ def good_permutation(lab: Lab, setting: Setting) -> Result:
     named = {"as trained": trained, "randomly permuted": shuffled, "weight matching": matched}
     return Result(
         figures=(
-            *(figure for name, rows in named.items() for figure in _barriers(name, setting, rows)),
+            *(
+                figure
+                for name, rows in named.items()
+                for figure in by_width_figures(f"calibrated barrier, {name}", setting.widths, rows, "nats")
+            ),
             *by_width_figures("random minus matched", setting.widths, gap, "nats"),
         ),
         claims=(falls("what a good permutation gains over a random one falls with width, by half or more", gap, 0.5),),
         charts=(by_width_chart("does the order matter?", "calibrated barrier (nats)", setting.widths, named),),
     )
-
-
-def _barriers(name: str, setting: Setting, rows: tuple[tuple[float, ...], ...]) -> Iterable[Figure]:
-    return by_width_figures(f"calibrated barrier, {name}", setting.widths, rows, "nats")

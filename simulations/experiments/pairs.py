@@ -119,7 +119,7 @@ def pair(lab: Lab, setting: Setting, width: float | None = None, seed: int = 0) 
 
 def pair_of(lab: Lab, recipe: Recipe, seed: int) -> Pair:
     """Two independently trained models of a recipe whose own seed is 0."""
-    first, second = (replace(recipe, seed=1000 * seed + number) for number in (0, 1))
+    first, second = (recipe.member(seed, number) for number in (0, 1))
     return Pair(lab, first, lab.trained(first), lab.trained(second))
 
 

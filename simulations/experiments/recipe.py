@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class Recipe:
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()[:20]
 
+    def member(self, seed: int, number: int = 0) -> Recipe:
+        """The recipe of model ``number`` of a seed's set."""
+        return replace(self, seed=1000 * seed + number)
+
     def config(self, epochs: int) -> SimulationConfig:
         """The settings of a training of so many epochs by stochastic gradients."""
         return SimulationConfig(
@@ -88,3 +92,9 @@ class Recipe:
             rank[half] = torch.linspace(0, 1, int(half.sum()) + 1, dtype=torch.float64)[:-1]
         share = torch.where(low, 0.2, 0.8)
         return index[rank < share] if self.part == "first" else index[rank >= share]
+
+
+NO_DECAY = Recipe(weight_decay=0.0)
+#: Git Re-Basin, A.3: the MLP, and (but for warm-up and cosine decay) VGG and ResNet-20 on CIFAR-10.
+PAPER_MLP = Recipe("mnist", width=512, epochs=100, weight_decay=0.0)
+PAPER_CONV = Recipe("cifar10", optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, batch_size=128, epochs=250)

@@ -45,8 +45,12 @@ class Setting:
 
     def of(self, width: float | None = None, seed: int = 0, number: int = 0) -> Recipe:
         """The recipe of model ``number`` of a seed's set."""
-        width = self.widths[-1] if width is None else width
-        return replace(self.recipe, width=width, seed=1000 * seed + number)
+        return replace(self.recipe, width=self.widths[-1] if width is None else width).member(seed, number)
+
+    @property
+    def width_axis(self) -> str:
+        """What widths count."""
+        return "hidden units" if self.recipe.model == "mlp" else "width multiplier"
 
 
 @dataclass(frozen=True)

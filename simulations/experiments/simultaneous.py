@@ -20,12 +20,9 @@ from fedrebasin import (
 
 from .lab import Lab
 from .pairs import pair
-from .recipe import Recipe
+from .recipe import PAPER_MLP, Recipe
 from .registry import Setting, experiment
 from .result import Chart, Claim, Figure, Result, below, curve, falls, rises
-
-PAPER_MLP = Recipe("mnist", width=512, weight_decay=0.0, epochs=100)
-
 
 Order = Literal["bottom-up", "top-down", "put-in", "leave-out"]
 

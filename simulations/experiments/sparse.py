@@ -24,12 +24,9 @@ from fedrebasin import (
 )
 
 from .lab import Lab
-from .recipe import Recipe
+from .recipe import PAPER_MLP, Recipe
 from .registry import Setting, experiment
 from .result import Chart, Figure, Result, below, curve
-
-PAPER_MLP = Recipe("mnist", width=512, weight_decay=0.0, epochs=100)
-
 
 SPARSE = Setting(recipe=Recipe(weight_decay=0.0, epochs=30, keep=(1,)), widths=(128,), points=5)
 PAPER_SPARSE = Setting(recipe=replace(PAPER_MLP, keep=(1,)), widths=(512,), points=25)
