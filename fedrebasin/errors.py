@@ -34,6 +34,17 @@ class DataError(RebasinError):
     """A data set, a partition or a file cannot be read as what it should be."""
 
 
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """The kind of an error from elsewhere and what it says, on one line.
+
+    Args:
+        error: whatever was raised.
+        longest: characters; torch prints graphs and kernels.
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return text if len(text) <= longest else f"{text[: longest - 4]} ..."
+
+
 def choose(option: str, value: str, allowed: Iterable[str]) -> str:
     """The value of an option, if it is one of those allowed.
 
