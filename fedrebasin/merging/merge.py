@@ -41,7 +41,7 @@ class Aligner(Protocol):
     """Brings any number of models into one another's order, and averages them."""
 
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
-        """Align and merge.
+        """Align and merge. A spec that moves little is warned of (:class:`fedrebasin.CoverageWarning`).
 
         Args:
             spec: of all models.
