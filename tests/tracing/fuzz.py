@@ -169,12 +169,12 @@ def _runs(program: Program) -> bool:
         return False
 
 
-def main(first: int, last: int) -> None:
+def main(first: int, last: int, steps: int = 5) -> None:
     from tests.tracing.grammar import draw
 
     counts: dict[str, int] = {}
     for seed in range(first, last):
-        program = draw(seed)
+        program = draw(seed, steps)
         verdict = judge(program)
         kind = verdict.kind
         if kind == "right" and verdict.spec is not None and not verdict.spec.groups:
@@ -191,4 +191,4 @@ def main(first: int, last: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

@@ -238,12 +238,13 @@ def draw(seed: int, steps: int = 5) -> Program:
     return Program(builder.x, members, tuple(builder.lines))
 
 
-def _attempt(builder: Builder, production: Any) -> None:
-    lines, members, values = list(builder.lines), dict(builder.members), dict(builder.values)
-    try:
-        production(builder)
-    except Misfit:
-        builder.lines, builder.members, builder.values = lines, members, values
+def _attempt(builder: Builder, production: Any, tries: int = 4) -> None:
+    for _ in range(tries):
+        lines, members, values = list(builder.lines), dict(builder.members), dict(builder.values)
+        try:
+            return production(builder)
+        except Misfit:
+            builder.lines, builder.members, builder.values = lines, members, values
 
 
 if __name__ == "__main__":
