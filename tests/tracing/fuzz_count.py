@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrebasin import Permutation, PermutationSpec
-from tests.tracing.fuzz_entries import Entries
+from tests.tracing.fuzz_entries import Entries, Slot
 from tests.tracing.fuzz_symmetries import Symmetries, Undecided, symmetries, twins
 
 Images = NDArray[np.int64]
@@ -73,13 +73,15 @@ class Comparison:
     Args:
         true: log10 of the number of symmetries there are.
         found: log10 of the number of those that the spec has.
-        missing: symmetries that the spec does not have, in words.
+        missing: symmetries that the spec does not have, in words, without those that fall to a known limit.
+        limits: the known limits that the others fall to.
         extra: whether the spec has one that the search did not find.
     """
 
     true: float
     found: float
     missing: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     extra: bool = False
 
 
@@ -103,14 +105,79 @@ def compared(entries: Entries, spec: PermutationSpec) -> Comparison:
 
     for image in members(entries, spec):
         spec_group.add(on_classes_of(image))
-    missing = []
+    found = spec_group.log10
+    others, limits = [], []
     for image in everything.generators:
         on_classes = on_classes_of(image.numpy())
         true_group.add(on_classes)
         if on_classes not in spec_group:
-            missing.append(in_words(entries, image))
+            limit = limit_of(entries, spec, image, everything)
+            if limit is None:
+                others.append((image, on_classes))
+            else:
+                limits.append(limit)
+                spec_group.add(on_classes)
+    missing = [in_words(entries, image) for image, on_classes in others if on_classes not in spec_group]
     extra = any(one not in true_group for one in spec_group.generators)
-    return Comparison(true_group.log10, spec_group.log10, tuple(missing), extra)
+    return Comparison(true_group.log10, found, tuple(missing), tuple(limits), extra)
+
+
+REPORTED = {
+    "order in time": "mirrored or turned orders",
+    "order matters": "mirrored or turned orders",
+    "position in space": "mirrored or turned orders",
+    "position in the kernel": "mirrored or turned orders",
+    "rows are picked by index": "places numbered by constants",
+    "a constant that is not in the state dict": "places numbered by constants",
+    "two ways of cutting the axis do not fit together": "views of which one does not divide the other",
+}
+SPREAD = "one order of pairs of indices that do not lie side by side"
+
+
+def limit_of(entries: Entries, spec: PermutationSpec, image: Tensor, everything: Symmetries) -> str | None:
+    """The known limit of the tracer that a symmetry falls to, if any.
+
+    A spec moves whole orders (all n! of them), each along one stride of one dimension; what it holds in place it
+    reports with a reason.
+    """
+    moved = {(slot.key, dim) for slot, where in _moved(entries, image) for dim in where}
+    for row in spec.unpermuted:
+        if (row.key, row.dim) in moved and row.reason in REPORTED:
+            return REPORTED[row.reason]
+    if any(_is_one_order(everything, orbit) and _spread(entries, orbit) for orbit in _orbits(everything, image)):
+        return SPREAD
+    return None
+
+
+def _orbits(everything: Symmetries, image: Tensor) -> list[list[int]]:
+    """The orbits, under all symmetries, of the entries that one of them moves."""
+    orbit = torch.arange(len(image))
+    changed = True
+    while changed:
+        before = orbit
+        for other in everything.generators:
+            orbit = torch.minimum(orbit, orbit[other])
+            orbit = orbit.scatter_reduce(0, other, orbit, "amin")
+        changed = not torch.equal(before, orbit)
+    numbers = torch.unique(orbit[image != torch.arange(len(image))])
+    return [torch.nonzero(orbit == number).flatten().tolist() for number in numbers]
+
+
+def _is_one_order(everything: Symmetries, orbit: list[int]) -> bool:
+    """Whether the symmetries bring these entries into any order."""
+    places = {entry: place for place, entry in enumerate(orbit)}
+    group = Group(len(orbit))
+    for image in everything.generators:
+        group.add(np.array([places[int(image[entry])] for entry in orbit]))
+    return math.isclose(group.log10, math.lgamma(len(orbit) + 1) / math.log(10), abs_tol=1e-6)
+
+
+def _spread(entries: Entries, orbit: list[int]) -> bool:
+    """Whether entries do not lie at even steps along one dimension (or along several at once: a diagonal)."""
+    slot = next(slot for slot in entries.slots if slot.start <= orbit[0] < slot.stop)
+    where = np.unravel_index(np.array(orbit) - slot.start, tuple(slot.tensor.shape))
+    places = [np.unique(along) for along in where if len(set(along.tolist())) > 1]
+    return any(len(along) < len(orbit) or len(set(np.diff(along).tolist())) > 1 for along in places)
 
 
 def members(entries: Entries, spec: PermutationSpec) -> Iterator[Images]:
@@ -128,20 +195,24 @@ def members(entries: Entries, spec: PermutationSpec) -> Iterator[Images]:
                 yield entries.flattened(moved).long().numpy()
 
 
-def in_words(entries: Entries, image: Tensor) -> str:
-    """Which tensors a permutation moves, along which dimension if it is only one."""
-    found = []
+def _moved(entries: Entries, image: Tensor) -> Iterator[tuple[Slot, dict[int, Tensor]]]:
+    """The tensors that a permutation moves, with the new position of each entry along the dimensions that change."""
     for slot in entries.slots:
         own = image[slot.start : slot.stop] - slot.start
         shape = slot.tensor.shape
-        if torch.equal(own, torch.arange(len(own))):
-            continue
-        own = own.reshape(shape)
-        where = torch.unravel_index(own, shape)
-        dims = [dim for dim in range(len(shape)) if not torch.equal(where[dim], _positions(shape, dim))]
-        words = f"{slot.key}{dims}"
-        if len(dims) == 1:
-            along = where[dims[0]].movedim(dims[0], 0).flatten(1)
+        if not torch.equal(own, torch.arange(len(own))):
+            where = torch.unravel_index(own.reshape(shape), shape)
+            yield slot, {dim: at for dim, at in enumerate(where) if not torch.equal(at, _positions(shape, dim))}
+
+
+def in_words(entries: Entries, image: Tensor) -> str:
+    """Which tensors a permutation moves, along which dimension if it is only one."""
+    found = []
+    for slot, where in _moved(entries, image):
+        words = f"{slot.key}{list(where)}"
+        if len(where) == 1:
+            ((dim, at),) = where.items()
+            along = at.movedim(dim, 0).reshape(slot.tensor.shape[dim], -1)
             whole = bool((along == along[:, :1]).all())
             words += f" {along[:, 0].tolist()}" if whole else " differently in each column"
         found.append(words)
@@ -150,6 +221,3 @@ def in_words(entries: Entries, image: Tensor) -> str:
 
 def _positions(shape: torch.Size, dim: int) -> Tensor:
     return torch.arange(shape[dim]).reshape([-1 if at == dim else 1 for at in range(len(shape))]).expand(shape)
-
-
-__all__ = ["Comparison", "Group", "Symmetries", "compared", "in_words", "members"]

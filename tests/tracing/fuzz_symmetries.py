@@ -125,7 +125,7 @@ def _live(entries: Entries, generator: torch.Generator) -> Tensor:
 
 
 def _close(some: Tensor, others: Tensor) -> Tensor:
-    size = others.abs().amax(-1).clamp(min=1e-12)
+    size = others.abs().amax(-1).clamp(min=0.01)
     return ~((some - others).abs().amax(-1) > TOLERANCE * size)
 
 
@@ -137,7 +137,7 @@ def _summed(outputs: Tensor, weights: Tensor) -> NDArray[np.float64]:
 
 def _room(values: NDArray[np.float64]) -> float:
     """By how much equal values may differ."""
-    return TOLERANCE * max(1e-6, float(np.abs(values).max(initial=0)))
+    return TOLERANCE * max(0.01, float(np.abs(values).max(initial=0)))
 
 
 def _labels(values: NDArray[np.float64]) -> NDArray[np.int64]:

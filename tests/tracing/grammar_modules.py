@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tests.tracing.grammar import Builder, Misfit
 from tests.tracing.grammar_operators import Draw, activated, maybe_activated, production
 
@@ -28,9 +30,25 @@ def first_vectors(b: Builder) -> None:
 FIRST: dict[str, Draw] = {"tokens": first_tokens, "vectors": first_vectors}
 
 
+def channels_first(b: Builder, v: str) -> str:
+    """The value with its units as channels, if a linear layer has put them last."""
+    sizes, name = b.shape(v), v
+    while (line := next((line for line in b.lines if name in line.targets), None)) is not None:
+        if "F.linear" in line.source or "@ self" in line.source:
+            last = len(sizes) - 1
+            return b.emit(f"{v}.permute(0, {last}, {', '.join(map(str, range(1, last)))})")[0]
+        same = [other for other in sorted(line.reads) if b.shape(other) == sizes]
+        if not same:
+            break
+        name = same[0]
+    return v
+
+
 @production(2)
 def convolution(b: Builder) -> None:
     v = b.pick(3, 4)
+    if b.rng.random() < 0.7:
+        v = channels_first(b, v)
     channels, *space = b.shape(v)[1:]
     rank = len(space)
     kernel = tuple(min(b.rng.choice([1, 2]), size) for size in space)
@@ -69,7 +87,8 @@ def norm(b: Builder) -> None:
     sizes = b.shape(v)
     last, channels = sizes[-1], sizes[1]
     affine = f", {b.param(last)}, {b.param(last)}" if b.rng.random() < 0.6 else ""
-    groups = b.rng.choice([n for n in range(1, channels + 1) if channels % n == 0])
+    normed = math.prod(sizes[1:])
+    groups = b.rng.choice([n for n in range(1, channels + 1) if channels % n == 0 and normed > n])
     dims = {2: "1d", 3: "1d", 4: "2d"}.get(len(sizes))
     kinds = [
         f"F.layer_norm({v}, ({last},){affine})",
@@ -85,7 +104,7 @@ def norm(b: Builder) -> None:
 
 @production()
 def pool(b: Builder) -> None:
-    v = b.pick(3, 4)
+    v = channels_first(b, b.pick(3, 4))
     rank = len(b.shape(v)) - 2
     b.emit(b.rng.choice([f"F.max_pool{rank}d({v}, 2)", f"F.avg_pool{rank}d({v}, 2, 1)", f"F.adaptive_avg_pool{rank}d({v}, 1)"]))
 

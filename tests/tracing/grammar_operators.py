@@ -29,9 +29,13 @@ def production(weight: float = 1.0) -> Callable[[Draw], Draw]:
     return register
 
 
+def activation_of(b: Builder, value: str) -> str:
+    return b.rng.choice(ACTIVATIONS).format(value, value)
+
+
 def activated(b: Builder, value: str) -> str:
     """The value after an activation."""
-    return b.emit(b.rng.choice(ACTIVATIONS).format(value, value))[0]
+    return b.emit(activation_of(b, value))[0]
 
 
 def maybe_activated(b: Builder, value: str) -> str:
@@ -59,7 +63,7 @@ def scale(b: Builder) -> None:
     dim = b.dim(v)
     shape = sizes[1:] if b.rng.random() < 0.3 else (sizes[dim], *[1] * (len(sizes) - dim - 1))
     other = b.param(*shape) if kind == "param" else b.member(f"{kind}({', '.join(map(str, shape))})")
-    b.emit(b.rng.choice(["{} * {}", "{} + {}", "torch.maximum({}, {})", "torch.where({} > 0, {}, 0.3)"]).format(v, other))
+    b.emit(b.rng.choice(["{} * {}", "{} + {}", "torch.maximum({}, {})", "torch.where({0} > 0, {0}, {1})"]).format(v, other))
 
 
 @production()
@@ -121,8 +125,10 @@ def permute(b: Builder) -> None:
 @production(1.5)
 def join(b: Builder) -> None:
     v = b.pick(2, 3, 4)
-    others = [b.pick(like=v, last=False) for _ in range(b.rng.choice([1, 1, 2]))]
-    values = ", ".join([v, *others])
+    others = {b.pick(like=v, last=False) for _ in range(b.rng.choice([1, 1, 2]))} - {v}
+    if not others:
+        return
+    values = ", ".join([v, *sorted(others)])
     kind = b.rng.choice(["stack", "cat"])
     if kind == "stack":
         b.emit(f"torch.stack(({values}), {b.rng.randint(1, len(b.shape(v)))})")
@@ -169,7 +175,7 @@ def pieces(b: Builder) -> None:
         first = b.rng.randrange(1, size)
         names = b.emit(f"{v}.split(({first}, {size - first}), {dim})", 2)
         if b.rng.random() < 0.6:
-            b.emit(f"torch.cat(({names[1]}, {names[0]}.tanh()), {dim})")
+            b.emit(f"torch.cat(({names[1]}, {activation_of(b, names[0])}), {dim})")
 
 
 @production(1.5)
@@ -279,7 +285,7 @@ def index(b: Builder) -> None:
         f"torch.zeros({tuple(full)}, dtype={v}.dtype).index_add({dim}, {ids}, {v})",
         f"torch.zeros({tuple(full)}, dtype={v}.dtype).scatter_add({dim}, {expanded}, {v})",
         f"{v}.index_add({dim}, torch.tensor({chosen}), {v}[{before}:1].repeat_interleave({n}, {dim}))",
-        f"{v}.index_fill({dim}, {picked}, 0.5)",
+        f"{v}.index_fill({dim}, torch.tensor([{chosen[0]}]), 0.5)",
     ]
     b.emit(b.rng.choice(kinds))
 
