@@ -1,4 +1,4 @@
-"""What a fuzzed net may get from the tracer: a spec that is right unchecked, or a refusal; everything else is reduced.
+"""What a random net may get from the tracer: a spec that is right before any check and has all there is, or a refusal.
 
 ``python -m tests.tracing.fuzz FIRST LAST`` prints what is wrong among these seeds, each reduced to few lines.
 """
@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedrebasin import Permutation, PermutationSpec, RebasinError, trace
-from tests.tracing.grammar import Line, Misfit, Net, Program, members_read
+from tests.tracing.fuzz_count import compared
+from tests.tracing.fuzz_entries import Entries
+from tests.tracing.fuzz_reduce import reduced
+from tests.tracing.fuzz_symmetries import Undecided
+from tests.tracing.grammar import Net, Program, draw
 
 TOLERANCE = 1e-9
 MEMBERS = 4
+LARGEST, LARGEST_ONE_BY_ONE = 160, 60  # entries whose symmetries are counted in a second or so
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,21 @@ class Verdict:
     """What tracing a net came to.
 
     Args:
-        kind: "right", "wrong" (a member changes the function), "refused" (with a RebasinError) or "foreign".
-        reason: the largest change, or the error.
+        kind: "wrong" (a member changes the function), "foreign" (an error that is none of ours), "too few" (a symmetry
+            is missing); or "refused" (with one of our errors), "exact", "frozen" (exact, and nothing can be moved),
+            "limited" (all that is missing falls to known limits), "not compared".
+        reason: the largest change, the error, or what is missing.
+        limits: the known limits that missing symmetries fall to.
         spec: where there is one.
     """
 
     kind: str
     reason: str = ""
+    limits: tuple[str, ...] = ()
     spec: PermutationSpec | None = None
+
+
+FAILURES = frozenset({"wrong", "foreign", "too few"})
 
 
 def random_state(net: Net, generator: torch.Generator) -> dict[str, Tensor]:
@@ -84,110 +96,61 @@ def _relative(before: Tensor, after: Tensor) -> float:
     return float((before - after)[finite].abs().max() / before[finite].abs().max().clamp(min=1e-300))
 
 
-def judge(program: Program, check: bool = False) -> Verdict:
-    """Trace a net, unchecked unless told otherwise, and try the spec."""
+def judge(program: Program) -> Verdict:
+    """Trace a net unchecked, try the spec, and count what it has against what there is."""
     net = program.net()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            spec = trace(net, program.example, check=check)
+            spec = trace(net, program.example, check=False)
     except RebasinError as error:
         return Verdict("refused", str(error))
     except Exception as error:
-        return Verdict("foreign", f"trace: {type(error).__name__}: {error}")
-    try:
-        change = largest_change(program, spec)
-    except Exception as error:
-        return Verdict("foreign", f"apply: {type(error).__name__}: {error}", spec)
+        return Verdict("foreign", f"{type(error).__name__}: {error}")
+    change = largest_change(program, spec)
     if not change <= TOLERANCE:
-        return Verdict("wrong", f"the function changes by {change:.1e}", spec)
-    return Verdict("right", "", spec)
-
-
-def reduced(program: Program, fails: Callable[[Program], bool]) -> Program:
-    """A program of as few lines as possible that still fails."""
-    program = program.pruned()
-    smaller = True
-    while smaller:
-        smaller = False
-        for candidate in _smaller(program):
-            if _runs(candidate) and fails(candidate):
-                program, smaller = candidate, True
-                break
-    return program
-
-
-def _smaller(program: Program) -> Iterator[Program]:
-    """Programs that end earlier, then those in which one value is replaced by an earlier one of its shape."""
-    shapes = _shapes(program)
-    names = [name for line in program.lines[:-2] for name in line.targets]
-    for name in names:
-        at = next(at for at, line in enumerate(program.lines) if name in line.targets)
-        yield _ended(program, program.lines[: at + 1], name, shapes[name])
-    for at, line in enumerate(program.lines[:-1]):
-        for target in line.targets:
-            for other in ["x", *(name for before in program.lines[:at] for name in before.targets)]:
-                if shapes[other] == shapes[target] and other != target:
-                    lines = [
-                        replace(after, source=_renamed(after.source, target, other)) for after in program.lines[at + 1 :]
-                    ]
-                    found = replace(program, lines=(*program.lines[: at + 1], *lines)).pruned()
-                    if len(found.lines) < len(program.lines):
-                        yield found
-
-
-def _renamed(source: str, old: str, new: str) -> str:
-    import re
-
-    return re.sub(rf"\b{old}\b", new, source)
-
-
-def _ended(program: Program, lines: tuple[Line, ...], name: str, shape: tuple[int, ...]) -> Program:
-    size = int(torch.Size(shape[1:]).numel())
-    members = {**program.members, "head": f"param(2, {size})"}
-    flat = name if len(shape) == 2 else f"{name}.flatten(1)"
-    return replace(
-        program, members=members, lines=(*lines, Line(("v99",), f"F.linear({flat}, self.head)"))
-    ).pruned()
-
-
-def _shapes(program: Program) -> dict[str, tuple[int, ...]]:
-    names = ", ".join(name for line in program.lines for name in line.targets)
-    every = replace(program, lines=(*program.lines, Line(("every",), f"({names},)")))
-    net = every.net()
-    with torch.no_grad():
-        values = net(program.example)
-    found = {name: tuple(value.shape) for name, value in zip(names.split(", "), values, strict=True)}
-    return {"x": tuple(program.example.shape), **found}
-
-
-def _runs(program: Program) -> bool:
+        return Verdict("wrong", f"the function changes by {change:.1e}", spec=spec)
+    entries = Entries(net, program.example, net.ranges)
+    if entries.number > (LARGEST if entries.runs_in_batches() else LARGEST_ONE_BY_ONE):
+        return Verdict("not compared", "too many entries", spec=spec)
     try:
-        with torch.no_grad():
-            return bool(torch.isfinite(program.net()(program.example)).all())
-    except (RuntimeError, ValueError, TypeError, IndexError, Misfit):
-        return False
+        count = compared(entries, spec)
+    except Undecided:
+        return Verdict("not compared", "the search takes too long", spec=spec)
+    if count.missing:
+        words = f"10^{count.found:.3f} of 10^{count.true:.3f} symmetries; missing: " + "\n  ".join(("", *count.missing))
+        return Verdict("too few", words, count.limits, spec)
+    if count.extra:
+        return Verdict("not compared", "the search missed symmetries at a tie", spec=spec)
+    if count.limits:
+        return Verdict("limited", "", count.limits, spec)
+    return Verdict("exact" if count.found else "frozen", spec=spec)
+
+
+def explained(program: Program, verdict: Verdict) -> str:
+    """A failure in words, of a program made as small as it fails."""
+    if judge(program.pruned()).kind == verdict.kind:
+        program = reduced(program, lambda other: judge(other).kind == verdict.kind)
+        verdict = judge(program)
+    words = [f"{verdict.kind}: {verdict.reason}", str(program)]
+    if verdict.spec is not None:
+        words.append(str(verdict.spec))
+    return "\n".join(words)
 
 
 def main(first: int, last: int, steps: int = 5) -> None:
-    from tests.tracing.grammar import draw
-
-    counts: dict[str, int] = {}
+    """Print the verdicts on a range of seeds; what is wrong or missing is reduced first."""
+    kinds: Counter[str] = Counter()
+    limits: Counter[str] = Counter()
     for seed in range(first, last):
         program = draw(seed, steps)
         verdict = judge(program)
-        kind = verdict.kind
-        if kind == "right" and verdict.spec is not None and not verdict.spec.groups:
-            kind = "frozen"
-        counts[kind] = counts.get(kind, 0) + 1
-        if verdict.kind in ("wrong", "foreign", "refused"):
-            small = reduced(program, lambda other, kind=verdict.kind: judge(other).kind == kind)
-            again = judge(small)
-            print(f"## seed {seed}: {again.kind}: {again.reason[:300]}\n{small}", flush=True)
-            if again.spec is not None:
-                print("\n".join(f"  {g.name} {again.spec.shape(g.name)} {[str(a) for a in g.axes]}" for g in again.spec.groups.values()), flush=True)
-            print(flush=True)
-    print(counts)
+        kinds[verdict.kind] += 1
+        limits.update(set(verdict.limits))
+        if verdict.kind in FAILURES:
+            print(f"## seed {seed}: {explained(program, verdict)}\n", flush=True)
+    print(dict(kinds))
+    print(dict(limits))
 
 
 if __name__ == "__main__":

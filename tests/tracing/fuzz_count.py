@@ -122,14 +122,16 @@ def compared(entries: Entries, spec: PermutationSpec) -> Comparison:
     return Comparison(true_group.log10, found, tuple(missing), tuple(limits), extra)
 
 
+MIRRORED = "mirrored or turned orders"
+NUMBERED = "places numbered by constants"
 REPORTED = {
-    "order in time": "mirrored or turned orders",
-    "order matters": "mirrored or turned orders",
-    "position in space": "mirrored or turned orders",
-    "position in the kernel": "mirrored or turned orders",
-    "rows are picked by index": "places numbered by constants",
-    "a constant that is not in the state dict": "places numbered by constants",
-    "two ways of cutting the axis do not fit together": "views of which one does not divide the other",
+    "order in time": MIRRORED,
+    "order matters": MIRRORED,
+    "position in space": MIRRORED,
+    "position in the kernel": MIRRORED,
+    "rows are picked by index": NUMBERED,
+    "a constant that is not in the state dict": NUMBERED,
+    "two ways of cutting the axis do not fit together": "views of which neither divides the other",
 }
 SPREAD = "one order of pairs of indices that do not lie side by side"
 
@@ -137,16 +139,18 @@ SPREAD = "one order of pairs of indices that do not lie side by side"
 def limit_of(entries: Entries, spec: PermutationSpec, image: Tensor, everything: Symmetries) -> str | None:
     """The known limit of the tracer that a symmetry falls to, if any.
 
-    A spec moves whole orders (all n! of them), each along one stride of one dimension; what it holds in place it
-    reports with a reason.
+    A spec has whole orders (all n! of them), each along one stride of one dimension; what it holds in place it reports
+    with a reason. An axis held in place for its order that can be brought into any order is no limit, but a miss.
     """
-    moved = {(slot.key, dim) for slot, where in _moved(entries, image) for dim in where}
+    orders = [orbit for orbit in _orbits(everything, image) if _is_one_order(everything, orbit)]
+    moved = {(slot.key, dim): slot.tensor.shape[dim] for slot, where in _moved(entries, image) for dim in where}
     for row in spec.unpermuted:
-        if (row.key, row.dim) in moved and row.reason in REPORTED:
-            return REPORTED[row.reason]
-    if any(_is_one_order(everything, orbit) and _spread(entries, orbit) for orbit in _orbits(everything, image)):
-        return SPREAD
-    return None
+        size = moved.get((row.key, row.dim))
+        if size is not None and row.reason in REPORTED:
+            limit = REPORTED[row.reason]
+            if limit != MIRRORED or size == 2 or not any(len(orbit) == size for orbit in orders):
+                return limit
+    return SPREAD if any(_spread(entries, orbit) for orbit in orders) else None
 
 
 def _orbits(everything: Symmetries, image: Tensor) -> list[list[int]]:

@@ -81,6 +81,11 @@ class Entries:
                 found[slot.key] = (smallest + (values * (largest + 1 - smallest)).floor()).to(slot.tensor.dtype)
         return found | {key: found[other] for key, other in self.alias.items()}
 
+    def runs_in_batches(self) -> bool:
+        """Whether the net can be run on many states at once."""
+        self.outputs(torch.full((2, self.number), 0.5, dtype=torch.float64))
+        return self.in_batches
+
     def outputs(self, u: Tensor) -> Tensor:
         """What the net gives for each row of numbers, on its inputs: one row each."""
         with torch.no_grad():

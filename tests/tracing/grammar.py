@@ -70,8 +70,9 @@ class Program:
     @property
     def example(self) -> Tensor:
         """The example input, in float64 or int64."""
-        torch.manual_seed(1)
-        found = eval(self.x, {"torch": torch})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            found = eval(self.x, {"torch": torch})
         return found.double() if found.is_floating_point() else found
 
     def net(self) -> Net:
@@ -104,15 +105,16 @@ class Net(nn.Module):
 
     def __init__(self, program: Program) -> None:
         super().__init__()
-        torch.manual_seed(0)
         self.ranges: dict[str, tuple[int, int]] = {}
         names: dict[str, Any] = {"torch": torch, "F": functional, "nn": nn, "self": self, **NAMES}
-        for name, source in program.members.items():
-            found = eval(source, names)
-            if isinstance(found, Member):
-                found.register(self, name)
-            else:
-                setattr(self, name, found.double() if isinstance(found, nn.Module) else found)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for name, source in program.members.items():
+                found = eval(source, names)
+                if isinstance(found, Member):
+                    found.register(self, name)
+                else:
+                    setattr(self, name, found.double() if isinstance(found, nn.Module) else found)
         self.eval()
         body = "\n".join(f"    {line}" for line in program.lines)
         exec(f"def forward(self, x):\n{body}\n    return {program.lines[-1].targets[-1]}", names)
