@@ -17,7 +17,7 @@ from fedrebasin import Permutation, PermutationSpec, RebasinError, trace
 from tests.tracing.fuzz_count import compared
 from tests.tracing.fuzz_entries import Entries
 from tests.tracing.fuzz_reduce import reduced
-from tests.tracing.fuzz_symmetries import Undecided
+from tests.tracing.fuzz_search import UndecidedError
 from tests.tracing.grammar import Net, Program, draw
 
 TOLERANCE = 1e-9
@@ -115,7 +115,7 @@ def judge(program: Program) -> Verdict:
         return Verdict("not compared", "too many entries", spec=spec)
     try:
         count = compared(entries, spec)
-    except Undecided:
+    except UndecidedError:
         return Verdict("not compared", "the search takes too long", spec=spec)
     if count.missing:
         words = f"10^{count.found:.3f} of 10^{count.true:.3f} symmetries; missing: " + "\n  ".join(("", *count.missing))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fedrebasin import Permutation, PermutationSpec
 from tests.tracing.fuzz_entries import Entries, Slot
-from tests.tracing.fuzz_symmetries import Symmetries, Undecided, symmetries, twins
+from tests.tracing.fuzz_search import Symmetries, UndecidedError
+from tests.tracing.fuzz_symmetries import symmetries, twins
 
 Images = NDArray[np.int64]
 
@@ -89,7 +90,7 @@ def compared(entries: Entries, spec: PermutationSpec) -> Comparison:
     """Count; entries that the function sees only the sum of, or not at all, are not told apart.
 
     Raises:
-        Undecided: if the search takes too long.
+        UndecidedError: if the search takes too long.
     """
     everything = symmetries(entries)
     classes = twins(entries, everything).numpy()
@@ -100,7 +101,7 @@ def compared(entries: Entries, spec: PermutationSpec) -> Comparison:
     def on_classes_of(image: Images) -> Images:
         found = classes[image]
         if not np.array_equal(found, found[first][classes]):
-            raise Undecided
+            raise UndecidedError
         return found[first]
 
     for image in members(entries, spec):

@@ -36,7 +36,8 @@ def _smaller(program: Program) -> Iterator[Program]:
             for other in ["x", *(name for before in program.lines[:at] for name in before.targets)]:
                 if shapes[other] == shapes[target] and other != target:
                     lines = [
-                        replace(after, source=_renamed(after.source, target, other)) for after in program.lines[at + 1 :]
+                        replace(after, source=_renamed(after.source, target, other))
+                        for after in program.lines[at + 1 :]
                     ]
                     found = replace(program, lines=(*program.lines[: at + 1], *lines)).pruned()
                     if len(found.lines) < len(program.lines):
@@ -51,9 +52,7 @@ def _ended(program: Program, lines: tuple[Line, ...], name: str, shape: tuple[in
     size = int(torch.Size(shape[1:]).numel())
     members = {**program.members, "head": f"param(2, {size})"}
     flat = name if len(shape) == 2 else f"{name}.flatten(1)"
-    return replace(
-        program, members=members, lines=(*lines, Line(("v99",), f"F.linear({flat}, self.head)"))
-    ).pruned()
+    return replace(program, members=members, lines=(*lines, Line(("v99",), f"F.linear({flat}, self.head)"))).pruned()
 
 
 def _shapes(program: Program) -> dict[str, tuple[int, ...]]:

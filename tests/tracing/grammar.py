@@ -143,10 +143,11 @@ class Builder:
         fits = [
             name
             for name in floats
-            if (not ranks or self.values[name].dim() in ranks) and (like is None or self.shape(name) == self.shape(like))
+            if (not ranks or self.values[name].dim() in ranks)
+            and (like is None or self.shape(name) == self.shape(like))
         ]
         if not fits:
-            raise Misfit
+            raise MisfitError
         return fits[-1] if last and self.rng.random() < 0.7 else self.rng.choice(fits)
 
     def member(self, source: str) -> str:
@@ -171,14 +172,14 @@ class Builder:
         """A dimension of a value, not the batch's, of at least this size."""
         fits = [dim for dim, size in enumerate(self.shape(value)) if dim and size >= smallest]
         if not fits:
-            raise Misfit
+            raise MisfitError
         return self.rng.choice(fits)
 
     def emit(self, source: str, number: int = 1) -> tuple[str, ...]:
         """A new line.
 
         Raises:
-            Misfit: if it does not run, gives nothing finite, or too much.
+            MisfitError: if it does not run, gives nothing finite, or too much.
         """
         first = sum(len(line.targets) for line in self.lines)
         line = Line(tuple(f"v{first + at}" for at in range(number)), source)
@@ -189,19 +190,19 @@ class Builder:
             with torch.no_grad():
                 found = eval(source, names)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise Misfit(f"{source}: {error}") from error
+            raise MisfitError(f"{source}: {error}") from error
         results = [found] if number == 1 else list(found)
         for value in results:
             if value.dim() < 2 or value.shape[0] != BATCH or value.numel() > LARGEST_VALUE * BATCH or not value.numel():
-                raise Misfit(source)
+                raise MisfitError(source)
             if not bool(torch.isfinite(value).all()) or value.abs().max() > 1e6:
-                raise Misfit(source)
+                raise MisfitError(source)
         self.lines.append(line)
         self.values.update(zip(line.targets, results, strict=True))
         return line.targets
 
 
-class Misfit(Exception):
+class MisfitError(Exception):
     """What was drawn does not fit the values there are."""
 
 
@@ -223,6 +224,7 @@ INPUTS = ("torch.randn(2, 3)", "torch.randn(2, 3, 4)", "torch.randn(2, 3, 3)", "
 
 def draw(seed: int, steps: int = 5) -> Program:
     """The net of a seed: a first layer, some operators, a linear head."""
+    from tests.tracing import grammar_views  # noqa: F401 (its productions join the others)
     from tests.tracing.grammar_modules import FIRST
     from tests.tracing.grammar_operators import PRODUCTIONS
 
@@ -244,8 +246,9 @@ def _attempt(builder: Builder, production: Any, tries: int = 4) -> None:
     for _ in range(tries):
         lines, members, values = list(builder.lines), dict(builder.members), dict(builder.values)
         try:
-            return production(builder)
-        except Misfit:
+            production(builder)
+            break
+        except MisfitError:
             builder.lines, builder.members, builder.values = lines, members, values
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tests.tracing.grammar import Builder, Misfit
+from tests.tracing.grammar import Builder, MisfitError
 from tests.tracing.grammar_operators import Draw, activated, maybe_activated, production
 
 
@@ -71,7 +71,7 @@ def two_grouped(b: Builder) -> None:
     v = b.pick(3, 4)
     channels, *space = b.shape(v)[1:]
     if channels not in (4, 6):
-        raise Misfit
+        raise MisfitError
     rank, ones = len(space), [1] * len(space)
     groups = b.rng.choice([n for n in (2, 3) if channels % n == 0])
     (h,) = b.emit(f"F.conv{rank}d({v}, {b.param(channels, channels // groups, *ones)}, groups={groups}).tanh()")
@@ -106,7 +106,11 @@ def norm(b: Builder) -> None:
 def pool(b: Builder) -> None:
     v = channels_first(b, b.pick(3, 4))
     rank = len(b.shape(v)) - 2
-    b.emit(b.rng.choice([f"F.max_pool{rank}d({v}, 2)", f"F.avg_pool{rank}d({v}, 2, 1)", f"F.adaptive_avg_pool{rank}d({v}, 1)"]))
+    b.emit(
+        b.rng.choice(
+            [f"F.max_pool{rank}d({v}, 2)", f"F.avg_pool{rank}d({v}, 2, 1)", f"F.adaptive_avg_pool{rank}d({v}, 1)"]
+        )
+    )
 
 
 @production(0.7)
@@ -164,6 +168,20 @@ def recurrent(b: Builder) -> None:
     both = ", bidirectional=True" if b.rng.random() < 0.2 else ""
     module = b.member(f"nn.{kind}({size}, {b.size(4)}, batch_first=True{both})")
     b.emit(f"{module}({v})[0]{b.rng.choice(['', '[:, -1]'])}")
+
+
+@production(0.3)
+def layer(b: Builder) -> None:
+    """Layers of torch that are several operators each."""
+    v = b.pick(3)
+    size = b.shape(v)[-1]
+    kinds = [
+        f"nn.TransformerEncoderLayer({size}, 1, 2, batch_first=True)",
+        f"nn.GRU({size}, 2, 2, batch_first=True)",
+        f"nn.utils.parametrizations.weight_norm(nn.Linear({size}, 3))",
+    ]
+    kind = b.rng.choice(kinds)
+    b.emit(f"{b.member(kind)}({v}){'[0]' if 'GRU' in kind else ''}")
 
 
 @production(0.7)

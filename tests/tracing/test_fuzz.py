@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-import torch
 
 from tests.tracing.fuzz import FAILURES, explained, judge
-from tests.tracing.fuzz_count import Group
-from tests.tracing.fuzz_entries import Entries
-from tests.tracing.fuzz_symmetries import symmetries
 from tests.tracing.grammar import draw
-from tests.tracing.nets import NETS
 
 BLOCK = 10
 
