@@ -34,6 +34,11 @@ class DataError(RebasinError):
     """A data set, a partition or a file cannot be read as what it should be."""
 
 
+def one_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def choose(option: str, value: str, allowed: Iterable[str]) -> str:
     """The value of an option, if it is one of those allowed.
 

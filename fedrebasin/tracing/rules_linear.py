@@ -51,6 +51,15 @@ def outer(call: Call, a: Value, b: Value) -> Axes:
     return (*a.axes, *b.axes)
 
 
+@register_rule("aten.cdist", "aten._cdist_forward", "aten._euclidean_dist")
+def distances(call: Call, a: Value, b: Value, *_: Any) -> Axes:
+    """Distances of all pairs: ``a (..., n, k)`` and ``b (..., m, k)`` to ``(..., n, m)``."""
+    contracted = call.tie(a.axes[-1], b.axes[-1])
+    batch = call.broadcast(Value(a.axes[:-2]), Value(b.axes[:-2]))
+    call.together(*batch, a.axes[-2], contracted, b.axes[-2])
+    return (*batch, a.axes[-2], b.axes[-2])
+
+
 @register_rule("aten.bilinear")
 def bilinear(call: Call, x: Value, y: Value, weight: Value, bias: Value | None = None) -> Axes:
     """``out[o] = x[i] weight[o, i, j] y[j] + bias[o]``."""
@@ -103,7 +112,7 @@ def convolution(
     groups: int = 1,
 ) -> Axes:
     """``weight (groups x out, in, *kernel)`` on ``x (batch, groups x in, *space)``."""
-    return _convolve(call, x, weight, bias, groups, transposed=False)
+    return convolve(call, x, weight, bias, groups, transposed=False)
 
 
 @register_rule("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
@@ -119,7 +128,7 @@ def transposed_convolution(
     dilation: Any = 1,
 ) -> Axes:
     """``weight (groups x in, out, *kernel)`` on ``x (batch, groups x in, *space)``."""
-    return _convolve(call, x, weight, bias, groups, transposed=True)
+    return convolve(call, x, weight, bias, groups, transposed=True)
 
 
 @register_rule("aten.convolution", "aten._convolution")
@@ -137,10 +146,11 @@ def any_convolution(
     *_: Any,
 ) -> Axes:
     """What every convolution decomposes into."""
-    return _convolve(call, x, weight, bias, groups, transposed)
+    return convolve(call, x, weight, bias, groups, transposed)
 
 
-def _convolve(call: Call, x: Value, weight: Value, bias: Value | None, groups: int, transposed: bool) -> Axes:
+def convolve(call: Call, x: Value, weight: Value, bias: Value | None, groups: int, transposed: bool) -> Axes:
+    """A convolution in any number of dimensions."""
     rank = weight.dim - 2
     channel = x.dim - rank - 1
     kernel, space = weight.axes[2:], x.axes[channel + 1 :]
