@@ -1,24 +1,17 @@
-"""The weighted mean of state dicts.
-
-What is averaged is said here, once, for every way of merging: floating-point and complex tensors are. Integer and bool
-tensors never are. A single one of them is a counter or a switch (``num_batches_tracked``) and the first model's; one
-with more entries (masks, integer weights, indices) moves with its units and has to be equal in all models then, or
-the merge is refused with its key. Flower's strategies keep to Flower's ways with counters and with what no group moves,
-see :mod:`fedrebasin.strategies.integers`.
-"""
+"""The weighted mean of state dicts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from fedrebasin.errors import MergeError, RebasinError, one_line
 from fedrebasin.matching import State
+from fedrebasin.state import demand_numbers, has_mean, is_counter, wide
 
 
 def normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
@@ -91,21 +84,6 @@ def average(states: Iterable[State], weights: Sequence[float] | None = None) -> 
     return mean
 
 
-def has_mean(tensor: Tensor) -> bool:
-    """Whether a tensor is averaged: floating-point and complex ones are."""
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def is_counter(tensor: Tensor) -> bool:
-    """Whether a tensor is a single integer or bool, which no permutation moves."""
-    return not has_mean(tensor) and tensor.numel() == 1
-
-
-def wide(tensor: Tensor, is_complex: bool = False) -> Tensor:
-    """A tensor in the precision that sums are taken in: float64, or complex128."""
-    return tensor.to(torch.complex128 if is_complex or tensor.is_complex() else torch.float64)
-
-
 def demand_equal(key: str, first: Tensor, other: Tensor, number: int) -> None:
     """Refuse integer and bool tensors that differ from the first model's; counters may.
 
@@ -154,20 +132,7 @@ def _demand_same_tensors(first: State, other: State) -> None:
     if first.keys() != other.keys():
         raise MergeError(f"the models differ in the keys {', '.join(sorted(first.keys() ^ other.keys()))}")
     for state in (first, other):
-        demand_tensors(state)
+        demand_numbers(state)
     for key, tensor in first.items():
         if tensor.shape != other[key].shape:
             raise MergeError(f"{key}: shapes {tuple(tensor.shape)} and {tuple(other[key].shape)} in models to merge")
-
-
-def demand_tensors(state: Mapping[str, Tensor]) -> None:
-    """Refuse entries that are no tensors yet.
-
-    Raises:
-        MergeError: naming the first one.
-    """
-    for key, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise MergeError(f"{key} is a {type(tensor).__name__} where a tensor is needed: leave it out")
-        if is_lazy(tensor):
-            raise MergeError(f"{key} has no shape yet: run the lazy module once before its state dict is taken")

@@ -12,8 +12,9 @@ from torch import Tensor
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import State
 from fedrebasin.memory import LARGE
-from fedrebasin.merging.average import demand_equal, has_mean, in_range, is_counter, naming, normalised, wide
+from fedrebasin.merging.average import demand_equal, in_range, naming, normalised
 from fedrebasin.permutation import Permutation
+from fedrebasin.state import has_mean, is_counter, wide
 
 
 def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, rows: int) -> Iterator[Tensor]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Alignment, State, Trace
 from fedrebasin.memory import LARGE
-from fedrebasin.merging.average import demand_tensors, wide
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import demand_numbers
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Vectors:
         self._spec = spec
 
     def of(self, state: State) -> dict[str, Tensor]:
-        """The tensors of a state dict that vote, in float64 (complex ones in complex128)."""
-        return {key: wide(state[key].detach()) for key in self._spec.voting(state)}
+        """The tensors of a state dict that vote, in float64."""
+        return {key: state[key].detach().double() for key in self._spec.voting(state)}
 
     def inner(self, a: State, b: State) -> float:
         """``<vec(a), vec(b)>`` over the voting tensors."""
@@ -91,12 +91,7 @@ class Vectors:
         for key in self._spec.voting(a):
             pieces = (torch.split(state[key].detach().flatten(), LARGE) for state in (a, b))
             for left, right in zip(*pieces, strict=True):
-                yield _real(left), _real(right.to(left.device))
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """In float64; a complex number is a vector of two."""
-    return torch.view_as_real(wide(tensor)) if tensor.is_complex() else wide(tensor)
+                yield left.double(), right.to(left.device, torch.float64)
 
 
 def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[PermutationSpec, tuple[State, ...]]:
@@ -110,7 +105,7 @@ def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[Permutati
     if not held:
         raise MergeError("no model to merge: give at least one state dict")
     for state in held:
-        demand_tensors(state)
+        demand_numbers(state)
         spec = spec.bind(state)
     return spec, held
 
@@ -127,5 +122,12 @@ def cosine(spec: PermutationSpec, a: State, b: State) -> float:
         spec: of both models, which says what votes.
         a: a state dict.
         b: a state dict.
+
+    Raises:
+        SpecError: if the spec does not fit one of them.
+        MergeError: if one has entries without numbers.
     """
+    for state in (a, b):
+        spec.bind(state)
+        demand_numbers(state)
     return Vectors(spec).cosine(a, b)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fedrebasin.assignment import WarmAssignment
 from fedrebasin.matching import Alignment, Control, Matcher, Problem, State, Trace, WeightMatching, climb
-from fedrebasin.merging.average import average, has_mean
+from fedrebasin.merging.average import average
 from fedrebasin.merging.merge import Merge, Vectors
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import has_mean
 
 # A visit need not run to its end: the mean moves before the next one, and a round without a move ends it all.
 _SWEEPS = 2

@@ -14,6 +14,7 @@ from fedrebasin.axis import Axis
 from fedrebasin.errors import MergeError
 from fedrebasin.group import Group
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import demand_numbers
 
 UNITS_SAMPLED = 32
 
@@ -31,13 +32,18 @@ def started_from(spec: PermutationSpec, start: Mapping[str, Tensor], states: Seq
         states: state dicts of the same form.
 
     Raises:
-        MergeError: if there are no models.
+        MergeError: if there are no models, or entries without numbers.
         SpecError: if the spec does not fit.
     """
     if not states:
         raise MergeError("no models to compare with the start: give at least one state dict")
     spec = spec.bind(start)
+    for state in (start, *states):
+        spec.bind(state)
+        demand_numbers(state)
     voting = set(spec.voting(start))
+    if odd := [key for key in voting for state in states if state[key].is_complex() != start[key].is_complex()]:
+        raise MergeError(f"{odd[0]} is complex in one model and real in another")
     groups = [
         replace(group, axes=tuple(axis for axis in group.axes if axis.key in voting)) for group in spec.groups.values()
     ]
