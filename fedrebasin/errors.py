@@ -39,13 +39,14 @@ class CoverageWarning(UserWarning):
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
-    """The kind of an error from elsewhere and what it says, on one line.
+    """The kind of an error from elsewhere and the first line of what it says.
 
     Args:
         error: whatever was raised.
         longest: characters; torch prints graphs and kernels.
     """
-    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    text = " ".join(f"{type(error).__name__}: {said}".split()).removesuffix(":")
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."
 
 

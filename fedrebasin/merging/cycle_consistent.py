@@ -52,11 +52,12 @@ class CycleConsistent:
         matcher = WeightMatching(method="coordinate", seed=self.seed, threads=self.threads)
         polish = by_ascent(spec, held, matcher, control)
         with torch.no_grad():
-            problems = [Problem(spec, state, state) for state in held]
+            copies = rounds.put_copies_in_order()
+            problems = [Problem(spec, state, state) for state in rounds.states]
             if len(relaxable(problems[0])) < len(problems[0].moved):
                 rounds.run(polish, generator, 1)
                 problems = [Problem(spec, state, state) for state in rounds.states]
-            if relaxable(problems[0]) and len(held) > 1:
+            if relaxable(problems[0]) and len(held) > 1 and not copies:
                 steps = to_universe(problems, shares, self.max_steps, control)
                 found = [step.compose(done) for step, done in zip(steps, rounds.permutations, strict=True)]
                 relaxed = Rounds(spec, held, shares, found, control)

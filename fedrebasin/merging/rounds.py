@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from fedrebasin.assignment import WarmAssignment
-from fedrebasin.matching import Alignment, Control, Matcher, Problem, State, Trace, WeightMatching, climb
+from fedrebasin.matching import (
+    Alignment,
+    Control,
+    Matcher,
+    Problem,
+    State,
+    Trace,
+    WeightMatching,
+    climb,
+    copies_in_order,
+)
 from fedrebasin.merging.average import average
 from fedrebasin.merging.merge import Merge, Vectors
 from fedrebasin.permutation import Permutation
@@ -61,6 +71,23 @@ class Rounds:
             for key, tensor in self._vectors.of(state).items():
                 self._sum[key] = self._sum[key].add_(tensor, alpha=share) if key in self._sum else tensor * share
         self.spreads.append(self.spread)
+
+    def put_copies_in_order(self) -> bool:
+        """Begin with every copy of another model in that one's order; whether all models are copies of one.
+
+        From copies in different orders the rounds have little to go on: the mean of two that disagree is neither.
+        """
+        if self.control.expired:
+            return False
+        found = copies_in_order(self.spec, self.held, self.control.threads)
+        if any(order is not None for order in found):
+            before, spread = self.permutations, self.spread
+            self.restart([stays if order is None else order for order, stays in zip(found, before, strict=True)])
+            if self.spread > spread:
+                self.spreads.pop()
+                self.restart(before)
+                return False
+        return len(found) > 1 and None not in found[1:]
 
     @property
     def spread(self) -> float:

@@ -7,7 +7,7 @@ fewer symmetries are found, never a wrong one.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from fedrebasin.tracing.parts import (
@@ -18,15 +18,21 @@ from fedrebasin.tracing.parts import (
     Part,
     Pinned,
     Product,
+    Run,
     Tree,
     case,
     cases_in,
     concat,
+    incomplete,
     leaves,
+    number_of,
     pin,
     product,
     resolve,
+    run,
     selector_of,
+    take,
+    units,
 )
 from fedrebasin.tracing.parts import at as at_position
 
@@ -42,6 +48,11 @@ def tie(first: Tree, second: Tree, operator: str = "") -> None:
         why = Pinned(f"sizes {first.size} and {second.size} meet", operator)
         pin(first, why)
         pin(second, why)
+    elif isinstance(first, Run) or isinstance(second, Run):
+        for one in (first, second):
+            if isinstance(one, Run):
+                settle(one)
+        tie(first, second, operator)
     elif isinstance(first, Part) and isinstance(second, Part):
         _merge(first, second)
     elif isinstance(first, Part):
@@ -74,12 +85,35 @@ def collapse(selector: Part) -> None:
 
 
 def scope(trees: Sequence[Tree], operator: str = "") -> None:
-    """Make sure that the selector of every case in these axes of one tensor is itself an index of the tensor."""
-    present = {part for tree in trees for part in leaves(tree)}
+    """Make sure that these axes of one tensor stand for themselves.
+
+    The selector of every case is itself an index of the tensor, and only one: where rows and columns are told apart
+    alike (a product of stacked vectors with themselves) it is not said which of them decides. Runs of a part lie beside
+    the rest of it; one that is used alone is a part of its own.
+    """
+    for tree in trees:
+        while (alone := incomplete(tree)) is not None:
+            settle(alone)
     for tree in trees:
         for found in list(cases_in(tree)):
-            if selector_of(found) not in present:
+            if sum(number_of(selector_of(found), other) for other in trees) != 1:
                 tie_all(found.options, operator)
+
+
+def settle(alone: Run) -> None:
+    """A run becomes a part of its own, and the rest of its part another one."""
+    part = alone.part
+    before, behind = alone.start, part.size - alone.stop
+    if part.pinned is None and before and behind:
+        rest = Part(before + behind)
+        around = run(rest, 0, before), run(rest, before, rest.size)
+    else:
+        around = units(before) if before else concat(), units(behind) if behind else concat()
+    collapse(part)
+    if part.bound is None:
+        _become(part, concat(around[0], units(alone.size), around[1]))
+        for end in part.cuts:
+            take(resolve(part), 0, end)
 
 
 def cut(tree: Tree, position: int, operator: str = "") -> tuple[Tree, Tree]:
@@ -95,7 +129,10 @@ def cut(tree: Tree, position: int, operator: str = "") -> tuple[Tree, Tree]:
         case Part():
             first, second = Part(position), Part(tree.size - position)
             _bind(tree, Concat((first, second)), operator)
-            return first, second
+            return resolve(first), resolve(second)
+        case Run():
+            settle(tree)
+            return cut(tree, position, operator)
         case Concat():
             index = bisect_right(_ends(tree), position)
             first, second = cut(
@@ -108,6 +145,35 @@ def cut(tree: Tree, position: int, operator: str = "") -> tuple[Tree, Tree]:
             return case(selector, [half[0] for half in halves]), case(selector, [half[1] for half in halves])
         case Product():
             return _cut_product(tree, position, operator)
+
+
+def stretch(tree: Tree, start: int, length: int, operator: str = "") -> Tree:
+    """So many units from ``start`` on; a part is not cut by it until they are used without the others."""
+    tree = resolve(tree)
+    match tree:
+        case Part() | Run():
+            part = tree if isinstance(tree, Part) else tree.part
+            if part.cases:
+                # What an index decides is looked up by its units' places, which runs do not keep.
+                collapse(part)
+                return stretch(tree, start, length, operator)
+            found = take(tree, start, start + length)
+        case Concat():
+            kept, first = [], 0
+            for piece in tree.pieces:
+                low, high = max(start - first, 0), min(start + length - first, piece.size)
+                if low < high:
+                    kept.append(piece if high - low == piece.size else stretch(piece, low, high - low, operator))
+                first += piece.size
+            found = concat(*kept)
+        case _:
+            _, rest = cut(tree, start, operator)
+            found, _ = cut(rest, length, operator)
+    if length == 1:
+        if isinstance(found, Run):
+            settle(found)
+        return UNIT
+    return found
 
 
 def pieces(tree: Tree, sizes: Sequence[int], operator: str = "") -> list[Tree]:
@@ -129,6 +195,9 @@ def divide(tree: Tree, outer: int, inner: int, operator: str = "") -> tuple[Tree
     head: Tree
     tail: Tree
     match tree:
+        case Run():
+            settle(tree)
+            return divide(tree, outer, inner, operator)
         case Part():
             head, tail = Part(outer), Part(inner)
             _bind(tree, Product((head, tail)), operator)
@@ -186,13 +255,28 @@ def _merge(first: Part, second: Part) -> None:
     first.places |= second.places
     first.cases += second.cases
     first.pinned = first.pinned or second.pinned
+    first.read |= second.read
+    first.cuts |= second.cuts
+
+
+def _become(part: Part, tree: Tree) -> None:
+    """The part turns out to be the tree, which inherits all that is known of it."""
+    part.bound = tree
+    for inside in leaves(tree):
+        inside.places |= part.places
+        inside.read |= part.read
+    if part.pinned is not None:
+        pin(tree, part.pinned)
 
 
 def _bind(leaf: Part, compound: Tree, operator: str) -> None:
     collapse(leaf)
+    if leaf.cuts and leaf.bound is None:
+        ends = [0, *sorted(leaf.cuts), leaf.size]
+        _become(leaf, concat(*(units(stop - start) for start, stop in pairwise(ends))))
     for found in list(cases_in(compound)):
         selector = selector_of(found)
-        if not leaf.places <= selector.places and selector not in leaves(compound):
+        if not leaf.places.keys() <= selector.places.keys() and selector not in leaves(compound):
             tie_all(found.options, operator)
     part, tree = resolve(leaf), resolve(compound)
     if not isinstance(part, Part) or isinstance(tree, Part):
@@ -202,11 +286,7 @@ def _bind(leaf: Part, compound: Tree, operator: str) -> None:
         assert isinstance(tree, Case)
         tie_all(tree.options, operator)
     else:
-        part.bound = tree
-        for inside in leaves(tree):
-            inside.places |= part.places
-        if part.pinned is not None:
-            pin(tree, part.pinned)
+        _become(part, tree)
 
 
 def _tie_case(first: Case, second: Tree, operator: str) -> None:
@@ -230,10 +310,15 @@ def _tie_case(first: Case, second: Tree, operator: str) -> None:
 
 
 def _tie_concat(first: Concat, second: Tree, operator: str) -> None:
+    if isinstance(second, Concat) and (pairs := _same_runs(first, second)) is not None:
+        for one, other in pairs:
+            tie(one, other, operator)
+        return
     if isinstance(second, Product):
         outer, rest = second.factors[0], product(*second.factors[1:])
         if (
             isinstance(outer, Part)
+            and not outer.cuts
             and outer.size <= LARGEST_SELECTOR
             and len(first.pieces) == outer.size
             and all(piece.size == rest.size for piece in first.pieces)
@@ -250,6 +335,23 @@ def _tie_concat(first: Concat, second: Tree, operator: str) -> None:
         tie(one, other, operator)
 
 
+def _same_runs(first: Concat, second: Concat) -> list[tuple[Tree, Tree]] | None:
+    """What is to be tied where both consist of the same stretches of as many parts; None where they do not."""
+    pairs: dict[Tree, Tree] = {}
+    if [piece.size for piece in first.pieces] != [piece.size for piece in second.pieces]:
+        return None
+    for one, other in zip(first.pieces, second.pieces, strict=True):
+        if isinstance(one, Run) and isinstance(other, Run):
+            if (one.start, one.stop, one.part.size) != (other.start, other.stop, other.part.size):
+                return None
+            one, other = one.part, other.part
+        elif isinstance(one, Run) or isinstance(other, Run):
+            return None
+        if pairs.setdefault(one, other) != other:
+            return None
+    return list(pairs.items())
+
+
 def _tie_products(first: Tree, second: Tree, operator: str) -> None:
     assert isinstance(first, Product)
     assert isinstance(second, Product)
@@ -262,8 +364,48 @@ def _tie_products(first: Tree, second: Tree, operator: str) -> None:
         pin(second, Pinned(CLASH, operator))
         return
     head, tail = divide(a, b.size, a.size // b.size, operator)
+    ours, theirs = product(tail, *first.factors[1:]), product(*second.factors[1:])
+    head, b = resolve(head), resolve(b)
+    if (
+        isinstance(head, Part)
+        and isinstance(b, Part)
+        and _two_of_one_tensor(head, b)
+        and [tell_apart(head, operator), tell_apart(b, operator)] != [False, False]
+    ):
+        for position in range(head.size):
+            tie(at_position(ours, head, position), at_position(theirs, b, position), operator)
+        return
     tie(head, b, operator)
-    tie(product(tail, *first.factors[1:]), product(*second.factors[1:]), operator)
+    tie(ours, theirs, operator)
+
+
+def _two_of_one_tensor(first: Part, second: Part) -> bool:
+    """Whether two parts index one tensor, so that as one part they would not say which of them decides an order."""
+    if first is second or first.size > LARGEST_SELECTOR or first.cuts or second.cuts:
+        return False
+    return bool(first.places.keys() & second.places.keys())
+
+
+def tell_apart(selector: Part, operator: str = "", among: Iterable[Part] | None = None) -> bool:
+    """Give the parts that always occur with the selector an order of their own in each of its units, which then stay.
+
+    Args:
+        selector: the part whose units stay.
+        operator: who demands it.
+        among: the parts that may be told apart; all that occur with the selector if None.
+
+    Returns:
+        whether there are such parts; without, nothing is done.
+    """
+    if among is None:
+        among = (part for space in selector.places.values() for axis in space for part in leaves(axis))
+    others = {part for part in among if part is not selector and part.pinned is None}
+    free = [part for part in others if part.places.keys() <= selector.places.keys()]
+    for part in sorted(free, key=lambda part: part.number):
+        pin(selector, Pinned("its entries are told apart", operator))
+        options = [Part(part.size, places=dict(part.places), read=part.read) for _ in range(selector.size)]
+        part.bound = case(selector, options)
+    return bool(free)
 
 
 def _cut_product(tree: Product, position: int, operator: str) -> tuple[Tree, Tree]:

@@ -270,3 +270,7 @@ def pad(call: Call, x: Value, pads: Sequence[int], mode: str = "constant", *_: A
 
 def _run(call: Call, size: int) -> Tree:
     return concat() if size == 0 else call.new(size)
+
+
+#: Rules whose results are the entries of their argument, in another arrangement: nothing is read by them.
+REARRANGING = frozenset([reshape, permute, movedim, transpose, turned, expand, select, narrow, slice_, split, unbind])
