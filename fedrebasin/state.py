@@ -27,14 +27,14 @@ def is_counter(tensor: Tensor) -> bool:
     return not has_mean(tensor) and tensor.numel() == 1
 
 
-def wide(tensor: Tensor, is_complex: bool = False) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """A tensor in the precision that sums are taken in: float64, or complex128."""
-    return tensor.to(torch.complex128 if is_complex or tensor.is_complex() else torch.float64)
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
-def real(tensor: Tensor, is_complex: bool = False) -> Tensor:
+def real(tensor: Tensor) -> Tensor:
     """A tensor as real numbers in float64; a complex number is a vector of two."""
-    return torch.view_as_real(wide(tensor, True)) if is_complex or tensor.is_complex() else wide(tensor)
+    return torch.view_as_real(wide(tensor).resolve_conj()) if tensor.is_complex() else wide(tensor)
 
 
 def computable(tensor: Tensor) -> Tensor:
@@ -69,3 +69,25 @@ def demand_numbers(state: Mapping[str, Tensor], kind: type[RebasinError] = Merge
         raise kind(found[0])
     if empty := next((key for key, tensor in state.items() if tensor.is_meta), None):
         raise kind(f"{empty} has no numbers: it is on the meta device")
+
+
+def demand_same_kinds(a: Mapping[str, Tensor], b: Mapping[str, Tensor], kind: type[RebasinError] = MergeError) -> None:
+    """Refuse two state dicts where a tensor is real in one and complex or of integers in the other.
+
+    Args:
+        a: a state dict.
+        b: another one; keys that only one of them has do not count, nor do single numbers.
+        kind: of the error.
+
+    Raises:
+        RebasinError: naming the first such tensor.
+    """
+    for key in (key for key in a if key in b and a[key].numel() > 1):
+        if (has_mean(a[key]), a[key].is_complex()) != (has_mean(b[key]), b[key].is_complex()):
+            raise kind(
+                f"{key} is {_dtype(a[key])} in one model and {_dtype(b[key])} in another: bring them to one dtype"
+            )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

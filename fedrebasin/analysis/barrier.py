@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedrebasin.batches import Batch, State, demand_reiterable
 from fedrebasin.calibration import evaluate, fit_temperature, logits_of, recalibrate_batch_norm
 from fedrebasin.errors import MergeError
-from fedrebasin.state import computable, demand_numbers, has_mean, real
+from fedrebasin.state import computable, demand_numbers, demand_same_kinds, has_mean, real
 
 Definition = Literal["git-re-basin", "simultaneous"]
 Interpolation = Literal["linear", "spherical"]
@@ -66,8 +66,7 @@ def demand_alike(a: State, b: State) -> None:
     for key in a:
         if a[key].shape != b[key].shape:
             raise MergeError(f"{key}: shapes {tuple(a[key].shape)} and {tuple(b[key].shape)} differ")
-        if a[key].is_complex() != b[key].is_complex():
-            raise MergeError(f"{key} is complex in one of the models and real in the other")
+    demand_same_kinds(a, b)
 
 
 def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "linear") -> dict[str, Tensor]:
@@ -92,8 +91,7 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
     if interpolation == "spherical":
         products = torch.zeros(3, dtype=torch.float64)
         for key in keys:
-            is_complex = a[key].is_complex() or b[key].is_complex()
-            x, y = (real(state[key].to(a[key].device), is_complex).flatten() for state in (a, b))
+            x, y = (real(state[key].to(a[key].device)).flatten() for state in (a, b))
             products += torch.stack([x @ x, x @ y, y @ y]).cpu()
         angle = torch.arccos((products[1] / (products[0] * products[2]).sqrt()).clamp(-1, 1))
         if float(torch.sin(angle)) > 1e-6:

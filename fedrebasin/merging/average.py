@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedrebasin.errors import MergeError, RebasinError, one_line
 from fedrebasin.matching import State
-from fedrebasin.state import demand_numbers, has_mean, is_counter, wide
+from fedrebasin.state import demand_numbers, demand_same_kinds, has_mean, is_counter, wide
 
 
 def normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
@@ -71,7 +71,7 @@ def average(states: Iterable[State], weights: Sequence[float] | None = None) -> 
                 if not has_mean(first[key]):
                     demand_equal(key, first[key], tensor, count)
                     continue
-                term = wide(tensor.detach().to(first[key].device), first[key].is_complex())
+                term = wide(tensor.detach().to(first[key].device))
                 sums[key] = term * share if key not in sums else sums[key].add_(term, alpha=share)
     if first is None:
         raise MergeError("no model to average: give at least one state dict")
@@ -133,6 +133,7 @@ def _demand_same_tensors(first: State, other: State) -> None:
         raise MergeError(f"the models differ in the keys {', '.join(sorted(first.keys() ^ other.keys()))}")
     for state in (first, other):
         demand_numbers(state)
+    demand_same_kinds(first, other)
     for key, tensor in first.items():
         if tensor.shape != other[key].shape:
             raise MergeError(f"{key}: shapes {tuple(tensor.shape)} and {tuple(other[key].shape)} in models to merge")

@@ -110,7 +110,7 @@ class MeanInPieces:
         ]
         base = None if self.base is None else iter(torch.split(like.detach().reshape(like.shape or (1,)), rows))
         for pieces in zip(*parts, strict=True):
-            terms = [wide(piece, like.is_complex()) for piece in pieces]
+            terms = [wide(piece) for piece in pieces]
             yield self._mean(terms, None if base is None else wide(next(base))).to(like.dtype).reshape(-1)
 
     def _mean(self, pieces: Sequence[Tensor], base: Tensor | None) -> Tensor:

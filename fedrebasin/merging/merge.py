@@ -15,7 +15,7 @@ from fedrebasin.matching import Alignment, State, Trace
 from fedrebasin.memory import LARGE
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
-from fedrebasin.state import demand_numbers
+from fedrebasin.state import demand_numbers, demand_same_kinds
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[Permutati
         raise MergeError("no model to merge: give at least one state dict")
     for state in held:
         demand_numbers(state)
+        demand_same_kinds(held[0], state)
         spec = spec.bind(state)
     return spec, held
 
@@ -130,4 +131,5 @@ def cosine(spec: PermutationSpec, a: State, b: State) -> float:
     for state in (a, b):
         spec.bind(state)
         demand_numbers(state)
+    demand_same_kinds(a, b)
     return Vectors(spec).cosine(a, b)
