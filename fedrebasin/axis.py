@@ -120,7 +120,7 @@ class Axis:
             tensor: the tensor named ``key``, contiguous when the axis has a layout.
             index: of the group, shape ``group.shape``, on any device.
         """
-        view = self.view(tensor)
+        view = self.view(as_bits(tensor))
         view.copy_(move_units(view, index.to(tensor.device)))
 
     def units(self, tensor: Tensor, depth: int = 1) -> Tensor:
@@ -157,6 +157,11 @@ class Axis:
         parts = "x".join(f"({factor.size})" if moved else str(factor.size) for factor, moved in factors)
         offset = dict(self.layout.start).get(self.dim, 0)
         return f"{self.key}[{self.dim}: {parts}{f' from {offset}' if offset else ''}]"
+
+
+def as_bits(tensor: Tensor) -> Tensor:
+    """A tensor that torch can index, over the same memory: floats of 8 bits as integers, others as they are."""
+    return tensor.view(torch.uint8) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def number_moved(axes: Sequence[Axis], shape: tuple[int, ...]) -> int:

@@ -175,7 +175,7 @@ class PermutationSpec:
             state: a state dict of the model; keys that it does not have are left out.
         """
         kept = (key for key in self.shapes if key in state and key not in self.statistics)
-        return tuple(key for key in kept if state[key].is_floating_point())
+        return tuple(key for key in kept if state[key].is_floating_point() or state[key].is_complex())
 
     def sizes(self, key: str) -> tuple[int, ...]:
         """The shape of the tensor ``key``.
