@@ -135,6 +135,7 @@ REPORTED = {
     "a slice with a step that does not divide it": "slices with uneven steps",
     "two ways of cutting the axis do not fit together": "views of which neither divides the other",
 }
+WHOLE = "orders of whole numbers alone, which no matcher could see"
 SPREAD = "one order of pairs of indices that do not lie side by side"
 
 
@@ -145,6 +146,8 @@ def limit_of(entries: Entries, spec: PermutationSpec, image: Tensor, everything:
     with a reason. An axis held in place for its order that can be brought into any order is no limit, but a miss.
     """
     orders = [orbit for orbit in _orbits(everything, image) if _is_one_order(everything, orbit)]
+    if not any(slot.tensor.is_floating_point() or slot.tensor.is_complex() for slot, _ in _moved(entries, image)):
+        return WHOLE
     moved = {(slot.key, dim): slot.tensor.shape[dim] for slot, where in _moved(entries, image) for dim in where}
     for row in spec.unpermuted:
         size = moved.get((row.key, row.dim))
