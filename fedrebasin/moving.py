@@ -11,6 +11,8 @@ from torch import Tensor
 from fedrebasin.axis import Axis
 from fedrebasin.memory import room
 
+_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 class Moves:
     """The moves of one tensor of a state dict.
@@ -85,8 +87,9 @@ def gathered(tensor: Tensor, dim: int, positions: Tensor, out: Tensor | None = N
     run = math.gcd(size, *breaks.tolist(), *positions[:1].tolist(), *positions[breaks].tolist())
     blocks = (positions[::run] // run).to(tensor.device) if run else positions.to(tensor.device)
     out = room(tensor.shape, tensor.dtype, tensor.device) if out is None else out
-    if run <= 1 and not tensor.shape[dim + 1 :].numel() > 1:
-        # Along the last dimension gather takes half of index_select's time in float64, and the same in float32.
+    if run <= 1 and tensor.dtype in _PLAIN and not tensor.shape[dim + 1 :].numel() > 1:
+        # Along the last dimension gather takes half of index_select's time in float64, and the same in float32. For
+        # 8-bit floats there is none.
         rows = tensor.reshape(-1, size)
         torch.gather(rows, 1, blocks.expand_as(rows), out=out.view(-1, size))
         return out

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedrebasin.batches import Batch, State, forward, mode_of
+from fedrebasin.batches import Batch, State, demand_parameters, forward, mode_of
 from fedrebasin.errors import CalibrationError
 
 _aten = torch.ops.aten
@@ -228,6 +228,7 @@ def watch(
     Returns:
         the model's output.
     """
+    demand_parameters(model, state)
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedrebasin.batches import Batch, State, logits_and_labels, mode_of
+from fedrebasin.batches import Batch, State, demand_batches, demand_classes, logits_and_labels, mode_of
 from fedrebasin.calibration.sums import Sums, collect_sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
 
@@ -35,6 +35,7 @@ class Evaluation:
     def from_batch(self, model: nn.Module, state: State, batch: Batch) -> dict[str, Tensor]:
         """Total loss, correct predictions and labels."""
         logits, labels = logits_and_labels(model, state, batch)
+        demand_classes(labels, logits.shape[1])
         logits = logits.double() * self.beta
         return {
             "loss": cross_entropy(logits, labels, reduction="sum"),
@@ -82,7 +83,7 @@ def logits_of(model: nn.Module, state: State, batches: Iterable[Batch]) -> tuple
         CalibrationError: if there are no batches, or outputs and labels do not fit.
     """
     with mode_of(model):
-        pairs = [logits_and_labels(model, state, batch) for batch in batches]
+        pairs = [logits_and_labels(model, state, batch) for batch in demand_batches(batches)]
     if not pairs:
         raise CalibrationError("there are no batches")
     return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])

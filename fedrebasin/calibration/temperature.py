@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, logits_and_labels
+from fedrebasin.batches import Batch, State, demand_classes, logits_and_labels
 from fedrebasin.calibration.affine import bias_of
 from fedrebasin.calibration.sums import Sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
@@ -54,10 +54,7 @@ def check_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     labels = labels.detach().to(logits.device, torch.int64)
     if not bool(torch.isfinite(logits).all()):
         raise CalibrationError("the logits are not finite")
-    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-        raise CalibrationError(
-            f"labels lie in {int(labels.min())} .. {int(labels.max())} where there are {logits.shape[1]} classes"
-        )
+    demand_classes(labels, logits.shape[1])
     return logits, labels
 
 

@@ -5,6 +5,7 @@ from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace
 from fedrebasin.matching.already_aligned import AlreadyAligned, Closeness
 from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.coordinate import climb
+from fedrebasin.matching.copies import copies_in_order
 from fedrebasin.matching.frank_wolfe import relaxable
 from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.straight_through import StraightThrough
@@ -25,6 +26,7 @@ __all__ = [
     "Trace",
     "WeightMatching",
     "climb",
+    "copies_in_order",
     "match_relations",
     "relaxable",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -39,13 +40,22 @@ class Alignment:
     Args:
         permutation: ``permutation.apply(candidate)`` is the aligned candidate.
         similarity: the cosine, in [-1, 1], of all voting tensors of the reference and the aligned candidate; 1 where
-            both are zero.
+            both are zero. A few large units decide it alone.
         trace: the objective by sweep.
+        by_layer: the same cosine for every layer, so that one that did not agree shows however small its weights are.
+            A layer is a module with tensors of its own, by its name: ``"0"`` of ``"0.weight"`` and ``"0.bias"``. Empty
+            where nobody measured it.
     """
 
     permutation: Permutation
     similarity: float
     trace: Trace
+    by_layer: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def least_similar(self) -> tuple[str, float] | None:
+        """The layer with the smallest cosine, and that cosine; None where they were not measured."""
+        return min(self.by_layer.items(), key=lambda item: item[1], default=None)
 
     def apply(self, candidate: State) -> dict[str, Tensor]:
         """The candidate, aligned: its own dtypes and devices, tensors that do not move are shared."""
@@ -68,3 +78,25 @@ class Matcher(Protocol):
             MatchingError: if a weight is not finite.
         """
         ...
+
+
+def cosines_by_layer(products: Mapping[str, float], a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    """The cosines of two models' layers; 1 where both are zero.
+
+    Args:
+        products: the inner product of every tensor that votes, by its key.
+        a: the norms of the first model's tensors.
+        b: those of the second model's.
+    """
+    layers: dict[str, list[str]] = {}
+    for key in products:
+        layers.setdefault(key.rpartition(".")[0] or key, []).append(key)
+    found = {}
+    for layer, keys in layers.items():
+        lengths = math.hypot(*(a[key] for key in keys)), math.hypot(*(b[key] for key in keys))
+        if 0 in lengths:
+            found[layer] = 1.0 if lengths[0] == lengths[1] else 0.0
+        else:
+            cosine = sum(products[key] / lengths[0] / lengths[1] for key in keys)
+            found[layer] = max(-1.0, min(1.0, cosine))
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fedrebasin.matching.alignment import Trace
+from fedrebasin.matching.prepared import scaled
 
 Progress = Callable[[int, float], None]
 
@@ -19,11 +20,15 @@ class Control:
         seconds: the time budget; None for none.
         progress: called with the number of the sweep or round and the objective after it.
         threads: how many threads may solve assignments.
+        exponent: what is reported is the objective times two to this power, see :class:`Problem`.
+        certificate: why nothing better can be found, where that is known.
     """
 
     seconds: float | None = None
     progress: Progress | None = None
     threads: int = 1
+    exponent: int = 0
+    certificate: str = ""
     converged: bool = False
     objectives: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -53,14 +58,17 @@ class Control:
         objective = max([objective, *self.objectives[-1:]])
         self.objectives.append(objective)
         if self.progress is not None:
-            self.progress(len(self.objectives) - 1, objective)
+            self.progress(len(self.objectives) - 1, scaled(objective, self.exponent))
 
     def trace(self) -> Trace:
         """What is known when it is over."""
-        if self.converged:
+        if self.certificate:
+            reason = self.certificate
+        elif self.converged:
             reason = "no group can be improved any more"
         elif self.expired:
             reason = self.spent
         else:
             reason = f"stopped after {len(self.objectives) - 1} sweeps"
-        return Trace(tuple(self.objectives), self.elapsed, self.converged, reason)
+        objectives = tuple(scaled(value, self.exponent) for value in self.objectives)
+        return Trace(objectives, self.elapsed, self.converged, reason)

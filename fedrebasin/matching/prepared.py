@@ -5,20 +5,39 @@ Of a model that is mapped from a file only what is being looked at need be in me
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedrebasin.errors import MatchingError
+from fedrebasin.memory import LARGE
 
 # Conversions up to this many bytes in all are kept; a checkpoint in half precision that is larger is converted anew
 # each time, so that it does not need twice its size.
 _KEPT_BYTES = 2**28
+# Norms, as powers of two. Between these float32 products of the weights neither overflow nor vanish.
+_LEAST, _MOST = -30, 40
+# A tensor this much smaller than the largest is matched in float64, where its products are still numbers.
+_RANGE = 40
+
+
+class Totals(NamedTuple):
+    """What one reading of a tensor says of it, whatever the order of its entries."""
+
+    entries: int
+    sum: float
+    norm: float
 
 
 class Prepared(Mapping[str, Tensor]):
-    """Tensors of a state dict, contiguous, at least float32, on one device.
+    """Tensors of a state dict, contiguous, real, at least float32, on one device, at a scale where products fit.
+
+    Complex tensors become real ones with one more dimension, of two. All tensors are multiplied by one power of two
+    where the model's weights are very large or very small: which permutation is best does not depend on that.
 
     Args:
         state: the state dict; not changed.
@@ -26,8 +45,12 @@ class Prepared(Mapping[str, Tensor]):
         role: the model's name in errors.
         like: tensors whose dtypes and devices these take; their own where None.
 
+    Attributes:
+        totals: by key, of the tensors as they are given.
+        exponent: the tensors are multiplied by two to this power.
+
     Raises:
-        MatchingError: if a value is not finite.
+        MatchingError: if a value is not finite, or a tensor has no values.
     """
 
     def __init__(
@@ -37,8 +60,22 @@ class Prepared(Mapping[str, Tensor]):
         self._keys = dict.fromkeys(keys)
         self._kept: dict[str, Tensor] = {}
         self._room = _KEPT_BYTES
-        for key in keys:
-            demand_finite(key, state[key], role)
+        self._double = False
+        self.totals = {key: totals(key, state[key], role) for key in keys}
+        self.exponent = 0
+        sizes = [math.frexp(found.norm)[1] for found in self.totals.values() if found.norm > 0]
+        self.ranges_widely = bool(sizes) and max(sizes) - min(sizes) > _RANGE
+        if sizes and not _LEAST <= max(sizes) <= _MOST:
+            self.exponent = -max(sizes)
+
+    def widen(self) -> None:
+        """Give out float64 from now on."""
+        self._double = True
+
+    @property
+    def norm(self) -> float:
+        """Of all tensors together, as they are given out."""
+        return math.hypot(*(scaled(found.norm, self.exponent) for found in self.totals.values()))
 
     def __getitem__(self, key: str) -> Tensor:
         """The tensor as it is matched."""
@@ -47,10 +84,13 @@ class Prepared(Mapping[str, Tensor]):
         if key not in self._keys:
             raise KeyError(key)
         tensor = self._state[key].detach()
-        wide = tensor.float() if tensor.element_size() < 4 else tensor
+        given = as_real(tensor)
+        wide = given.double() if self._double else given
         if self._like is not None:
             wide = wide.to(self._like[key].device, self._like[key].dtype)
         wide = wide.contiguous()
+        if self.exponent:
+            wide = (wide.double() * 2.0**self.exponent).to(wide.dtype)
         if wide.device == tensor.device and wide.data_ptr() == tensor.data_ptr():
             keep = isinstance(self._state, dict)  # what a mapped file gives out, it wants to let go of again
         else:
@@ -67,14 +107,47 @@ class Prepared(Mapping[str, Tensor]):
         return len(self._keys)
 
 
-def demand_finite(key: str, tensor: Tensor, role: str) -> None:
-    """Refuse a tensor with NaN or infinity.
+def as_real(tensor: Tensor) -> Tensor:
+    """The same numbers in a real dtype of at least 32 bits; the parts of complex ones in a further, last dimension."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.float() if tensor.element_size() < 4 else tensor
+
+
+def scaled(value: float, exponent: int) -> float:
+    """``value`` times two to a power; the largest number where that is too large."""
+    try:
+        return math.ldexp(value, exponent)
+    except OverflowError:
+        return math.copysign(sys.float_info.max, value)
+
+
+def totals(key: str, tensor: Tensor, role: str) -> Totals:
+    """Read a tensor once.
 
     Raises:
-        MatchingError: with the number of such values.
+        MatchingError: if a value is not finite, with the number of such values; if there are no values to be read.
     """
-    if not bool(tensor.sum(dtype=torch.float32 if tensor.element_size() < 4 else None).isfinite()) and not bool(
-        tensor.isfinite().all()
-    ):
-        bad = int((~tensor.isfinite()).sum())
-        raise MatchingError(f"{role}: {key} has {bad} values that are not finite: leave this model out")
+    if tensor.is_meta:
+        raise MatchingError(f"{role}: {key} lies on the meta device, without values: load them first")
+    try:
+        real = as_real(tensor.detach())
+        total = float(real.sum())
+        if not math.isfinite(total):
+            if not bool(real.isfinite().all()):
+                bad = int((~real.isfinite()).sum())
+                raise MatchingError(f"{role}: {key} has {bad} values that are not finite: leave this model out")
+            total = float(real.sum(dtype=torch.float64))
+        return Totals(real.numel(), total, _norm(real))
+    except (RuntimeError, TypeError) as error:
+        kind = f"{tensor.dtype} of layout {tensor.layout}".replace("torch.", "")
+        raise MatchingError(f"{role}: {key} ({kind}) cannot be matched: {str(error).splitlines()[0]}") from None
+
+
+def _norm(tensor: Tensor) -> float:
+    parts = torch.split(tensor.flatten(), LARGE)
+    norm = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
+    if tensor.numel() and (norm == 0 or math.isinf(norm)):  # squares may overflow and vanish
+        largest = float(tensor.abs().max())
+        norm = largest * float(torch.linalg.vector_norm(tensor / largest, dtype=torch.float64)) if largest else 0.0
+    return min(norm, sys.float_info.max)

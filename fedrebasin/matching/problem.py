@@ -6,7 +6,6 @@ maximising ``<vec(A), vec(pi(B))>``, since permuting changes no norm. All tensor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import NamedTuple
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from fedrebasin.axis import Axis
 from fedrebasin.errors import MatchingError
-from fedrebasin.matching.alignment import State
-from fedrebasin.matching.prepared import Prepared
+from fedrebasin.matching.alignment import State, cosines_by_layer
+from fedrebasin.matching.prepared import Prepared, scaled
 from fedrebasin.memory import LARGE
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
@@ -50,6 +49,8 @@ class Problem:
         flat: the groups whose cost matrix is a plain sum over terms: not nested, every tensor of theirs moved by one
             index per dimension.
         terms: for each flat group, its terms.
+        exponent: values of the objective are those of the models given, divided by two to this power: very large and
+            very small weights are matched at another scale.
         quadratic: the groups that lie on two dimensions of one tensor, so that their cost depends on themselves.
         neighbours: for each group, the groups whose movement can change its cost.
 
@@ -64,7 +65,11 @@ class Problem:
         voting = spec.voting(reference)
         self.reference = Prepared(reference, voting, "reference")
         self.candidate = Prepared(candidate, voting, "candidate", like=self.reference)
-        self.norms = (_norm(self.reference), _norm(self.candidate))
+        if self.reference.ranges_widely or self.candidate.ranges_widely:
+            self.reference.widen()
+            self.candidate.widen()
+        self.norms = (self.reference.norm, self.candidate.norm)
+        self.exponent = -self.reference.exponent - self.candidate.exponent
         self._lay_out(voting)
 
     def restricted(self, keys: Iterable[str]) -> Problem:
@@ -95,7 +100,7 @@ class Problem:
         self.terms = {name: self._terms(name) for name in self.flat}
         self.quadratic = frozenset(name for name in self.spec.groups if self._is_quadratic(name))
         self.neighbours = {name: self._neighbours(name) for name in self.moved}
-        self._still = self._inner_product([key for key in voting if not self.axes[key]], {})
+        self._still = {key: self._inner_product(key, {}) for key in voting if not self.axes[key]}
 
     def _family(self, name: str) -> tuple[str, ...]:
         """The group and all groups inside its units."""
@@ -185,15 +190,17 @@ class Problem:
     def objective(self, indices: Mapping[str, Tensor], keys: tuple[str, ...] | None = None) -> float:
         """``<A, pi(B)>``, in float64, over all voting tensors or over some of those that move."""
         if keys is not None:
-            return self._inner_product(list(keys), indices)
-        return self._still + self._inner_product(list(self.keys), indices)
+            return sum(self._inner_product(key, indices) for key in keys)
+        return sum(self.inner_products(indices).values())
 
-    def _inner_product(self, keys: list[str], indices: Mapping[str, Tensor]) -> float:
-        total = 0.0
-        for key in keys:
-            for ours, moved in self._pieces(key, indices):
-                total += float(ours.double().flatten() @ moved.double().flatten())
-        return total
+    def inner_products(self, indices: Mapping[str, Tensor]) -> dict[str, float]:
+        """``<A, pi(B)>`` of every voting tensor; their sum is the objective."""
+        return {**self._still, **{key: self._inner_product(key, indices) for key in self.keys}}
+
+    def _inner_product(self, key: str, indices: Mapping[str, Tensor]) -> float:
+        return sum(
+            float(ours.double().flatten() @ moved.double().flatten()) for ours, moved in self._pieces(key, indices)
+        )
 
     def _pieces(self, key: str, indices: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The reference's tensor and the permuted candidate's, the large ones a few rows at a time."""
@@ -214,7 +221,15 @@ class Problem:
         a, b = self.norms
         if a == 0 or b == 0:
             return 1.0 if a == b else 0.0
-        return max(-1.0, min(1.0, objective / (a * b)))
+        return max(-1.0, min(1.0, objective / a / b))
+
+    def by_layer(self, products: Mapping[str, float]) -> dict[str, float]:
+        """The cosine of every layer, from :meth:`inner_products`; see :class:`Alignment`."""
+        a, b = (
+            {key: scaled(found.norm, state.exponent) for key, found in state.totals.items()}
+            for state in (self.reference, self.candidate)
+        )
+        return cosines_by_layer(products, a, b)
 
     # -- points ----------------------------------------------------------------------------------------------------
 
@@ -234,8 +249,3 @@ class Problem:
         identity = Permutation.identity(self.spec)
         whole = Permutation(self.spec, {**identity, **step})
         return dict(whole.compose(Permutation(self.spec, indices)).indices)
-
-
-def _norm(state: Mapping[str, Tensor]) -> float:
-    parts = (part for key in state for part in torch.split(state[key].flatten(), LARGE))
-    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))

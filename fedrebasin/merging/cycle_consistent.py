@@ -14,6 +14,7 @@ from fedrebasin.merging.rounds import Rounds, by_ascent
 from fedrebasin.merging.universe import to_universe
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec_text import warn_of_gaps
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class CycleConsistent:
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
         """Align and average: see :class:`fedrebasin.merging.Aligner`."""
         spec, held = collected(spec, states)
+        warn_of_gaps(spec)
         shares = normalised(weights, len(held))
         control = Control(self.seconds, self.progress, self.threads)
         rounds = Rounds(spec, held, shares, [Permutation.identity(spec)] * len(held), control)
@@ -50,11 +52,12 @@ class CycleConsistent:
         matcher = WeightMatching(method="coordinate", seed=self.seed, threads=self.threads)
         polish = by_ascent(spec, held, matcher, control)
         with torch.no_grad():
-            problems = [Problem(spec, state, state) for state in held]
+            copies = rounds.put_copies_in_order()
+            problems = [Problem(spec, state, state) for state in rounds.states]
             if len(relaxable(problems[0])) < len(problems[0].moved):
                 rounds.run(polish, generator, 1)
                 problems = [Problem(spec, state, state) for state in rounds.states]
-            if relaxable(problems[0]) and len(held) > 1:
+            if relaxable(problems[0]) and len(held) > 1 and not copies:
                 steps = to_universe(problems, shares, self.max_steps, control)
                 found = [step.compose(done) for step, done in zip(steps, rounds.permutations, strict=True)]
                 relaxed = Rounds(spec, held, shares, found, control)

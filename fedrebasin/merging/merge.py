@@ -13,6 +13,7 @@ from torch import Tensor
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Alignment, State, Trace
 from fedrebasin.memory import LARGE
+from fedrebasin.merging.average import demand_tensors, wide
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
@@ -40,7 +41,7 @@ class Aligner(Protocol):
     """Brings any number of models into one another's order, and averages them."""
 
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
-        """Align and merge.
+        """Align and merge. A spec that moves little is warned of (:class:`fedrebasin.CoverageWarning`).
 
         Args:
             spec: of all models.
@@ -50,7 +51,8 @@ class Aligner(Protocol):
         Raises:
             SpecError: if the spec does not fit a model.
             MatchingError: if a weight is not finite.
-            MergeError: if there is no model, or the weights cannot be used.
+            MergeError: if there is no model, the weights cannot be used, or integer tensors differ once they have
+                moved: see :mod:`fedrebasin.merging.average`.
         """
         ...
 
@@ -66,8 +68,8 @@ class Vectors:
         self._spec = spec
 
     def of(self, state: State) -> dict[str, Tensor]:
-        """The tensors of a state dict that vote, in float64."""
-        return {key: state[key].detach().double() for key in self._spec.voting(state)}
+        """The tensors of a state dict that vote, in float64 (complex ones in complex128)."""
+        return {key: wide(state[key].detach()) for key in self._spec.voting(state)}
 
     def inner(self, a: State, b: State) -> float:
         """``<vec(a), vec(b)>`` over the voting tensors."""
@@ -89,20 +91,26 @@ class Vectors:
         for key in self._spec.voting(a):
             pieces = (torch.split(state[key].detach().flatten(), LARGE) for state in (a, b))
             for left, right in zip(*pieces, strict=True):
-                yield left.double(), right.to(left.device, torch.float64)
+                yield _real(left), _real(right.to(left.device))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """In float64; a complex number is a vector of two."""
+    return torch.view_as_real(wide(tensor)) if tensor.is_complex() else wide(tensor)
 
 
 def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[PermutationSpec, tuple[State, ...]]:
     """All models at once, each checked against the spec.
 
     Raises:
-        MergeError: if there is none.
+        MergeError: if there is none, or one has entries that are no tensors yet.
         SpecError: if the spec does not fit one of them.
     """
     held = tuple(states)
     if not held:
         raise MergeError("no model to merge: give at least one state dict")
     for state in held:
+        demand_tensors(state)
         spec = spec.bind(state)
     return spec, held
 

@@ -13,6 +13,7 @@ from fedrebasin.merging.merge import Merge, collected
 from fedrebasin.merging.rounds import Rounds, by_ascent, by_matcher
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec_text import warn_of_gaps
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class MergeMany:
 
     Args:
         matcher: aligns a model to a mean. :class:`WeightMatching` (``"auto"`` and ``"coordinate"``) goes on from
-            where the models are, two sweeps of coordinate ascent at each visit: the first means are of models that do
-            not agree yet, so that nothing is gained by matching them better.
+            where the models are (copies of one another are put in order first), two sweeps of coordinate ascent at each
+            visit: the first means are of models that do not agree yet, so that nothing is gained by matching them
+            better.
         seed: of the order in which models are visited.
         max_rounds: an upper bound.
         seconds: a time budget: the models as they are when it is spent are averaged.
@@ -41,6 +43,7 @@ class MergeMany:
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
         """Align and average: see :class:`fedrebasin.merging.Aligner`."""
         spec, held = collected(spec, states)
+        warn_of_gaps(spec)
         control = Control(self.seconds, self.progress)
         still = [Permutation.identity(spec)] * len(held)
         rounds = Rounds(spec, held, normalised(weights, len(held)), still, control)
@@ -48,5 +51,6 @@ class MergeMany:
         step = by_matcher(spec, held, self.matcher)
         if isinstance(self.matcher, WeightMatching) and self.matcher.method in ("auto", "coordinate"):
             step = by_ascent(spec, held, self.matcher, control)
+            rounds.put_copies_in_order()
         rounds.run(step, generator, self.max_rounds)
         return rounds.merge()

@@ -9,8 +9,18 @@ import torch
 from torch import Tensor
 
 from fedrebasin.assignment import WarmAssignment
-from fedrebasin.matching import Alignment, Control, Matcher, Problem, State, Trace, WeightMatching, climb
-from fedrebasin.merging.average import average
+from fedrebasin.matching import (
+    Alignment,
+    Control,
+    Matcher,
+    Problem,
+    State,
+    Trace,
+    WeightMatching,
+    climb,
+    copies_in_order,
+)
+from fedrebasin.merging.average import average, has_mean
 from fedrebasin.merging.merge import Merge, Vectors
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
@@ -61,6 +71,23 @@ class Rounds:
                 self._sum[key] = self._sum[key].add_(tensor, alpha=share) if key in self._sum else tensor * share
         self.spreads.append(self.spread)
 
+    def put_copies_in_order(self) -> bool:
+        """Begin with every copy of another model in that one's order; whether all models are copies of one.
+
+        From copies in different orders the rounds have little to go on: the mean of two that disagree is neither.
+        """
+        if self.control.expired:
+            return False
+        found = copies_in_order(self.spec, self.held, self.control.threads)
+        if any(order is not None for order in found):
+            before, spread = self.permutations, self.spread
+            self.restart([stays if order is None else order for order, stays in zip(found, before, strict=True)])
+            if self.spread > spread:
+                self.spreads.pop()
+                self.restart(before)
+                return False
+        return len(found) > 1 and None not in found[1:]
+
     @property
     def spread(self) -> float:
         """The weighted mean of the squared distances to the weighted mean."""
@@ -93,8 +120,10 @@ class Rounds:
         own = self._vectors.of(self.states[k])
         others = {key: self._sum[key] - self.shares[k] * tensor for key, tensor in own.items()}
         scale = 1 - self.shares[k]
-        # Running statistics do not vote, but a matcher that runs the model needs them.
-        mean = average([state for j, state in enumerate(self.states) if j != k]) if self.spec.statistics else {}
+        # Running statistics do not vote, but a matcher that runs the model needs them; masks need not agree yet.
+        kept = [key for key in self.spec.statistics if has_mean(self.states[k][key])]
+        rest = [{key: state[key] for key in kept} for j, state in enumerate(self.states) if j != k]
+        mean = average(rest) if kept else {}
         reference = {
             key: (others[key] / scale).to(tensor.dtype) if key in others else mean.get(key, tensor)
             for key, tensor in self.states[k].items()

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, demand_reiterable
+from fedrebasin.batches import Batch, State, demand_reiterable, number_of_examples
 from fedrebasin.calibration import (
     AffineCall,
     Sums,
@@ -149,7 +149,7 @@ def sequential_regression(
         raise MergeError(f"{len(states)} models and {len(clients)} clients' data: as many are needed, at least one")
     for batches in clients:
         demand_reiterable(batches, "sequential regression")
-    first = next((batch for batches in clients for batch in batches), None)
+    first = next((batch for batches in clients for batch in batches if number_of_examples(batch)), None)
     if first is None:
         raise MergeError("sequential regression: no client has data")
     result = dict(average)

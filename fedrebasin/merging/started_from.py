@@ -93,5 +93,6 @@ def _rows(axis: Axis, state: Mapping[str, Tensor], depth: int, chosen: Tensor | 
     view = axis.view(state[axis.key] if axis.layout is None else state[axis.key].contiguous())
     if chosen is not None and depth == 1:
         view, chosen = view.index_select(0, chosen.to(view.device)), None
-    rows = view.reshape(math.prod(view.shape[:depth]), -1).float()
+    rows = view.reshape(math.prod(view.shape[:depth]), -1)
+    rows = torch.view_as_real(rows).flatten(1).float() if rows.is_complex() else rows.float()
     return rows if chosen is None else rows[chosen.to(rows.device)]

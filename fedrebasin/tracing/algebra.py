@@ -7,7 +7,7 @@ fewer symmetries are found, never a wrong one.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from fedrebasin.tracing.parts import (
@@ -364,8 +364,48 @@ def _tie_products(first: Tree, second: Tree, operator: str) -> None:
         pin(second, Pinned(CLASH, operator))
         return
     head, tail = divide(a, b.size, a.size // b.size, operator)
+    ours, theirs = product(tail, *first.factors[1:]), product(*second.factors[1:])
+    head, b = resolve(head), resolve(b)
+    if (
+        isinstance(head, Part)
+        and isinstance(b, Part)
+        and _two_of_one_tensor(head, b)
+        and [tell_apart(head, operator), tell_apart(b, operator)] != [False, False]
+    ):
+        for position in range(head.size):
+            tie(at_position(ours, head, position), at_position(theirs, b, position), operator)
+        return
     tie(head, b, operator)
-    tie(product(tail, *first.factors[1:]), product(*second.factors[1:]), operator)
+    tie(ours, theirs, operator)
+
+
+def _two_of_one_tensor(first: Part, second: Part) -> bool:
+    """Whether two parts index one tensor, so that as one part they would not say which of them decides an order."""
+    if first is second or first.size > LARGEST_SELECTOR or first.cuts or second.cuts:
+        return False
+    return bool(first.places.keys() & second.places.keys())
+
+
+def tell_apart(selector: Part, operator: str = "", among: Iterable[Part] | None = None) -> bool:
+    """Give the parts that always occur with the selector an order of their own in each of its units, which then stay.
+
+    Args:
+        selector: the part whose units stay.
+        operator: who demands it.
+        among: the parts that may be told apart; all that occur with the selector if None.
+
+    Returns:
+        whether there are such parts; without, nothing is done.
+    """
+    if among is None:
+        among = (part for space in selector.places.values() for axis in space for part in leaves(axis))
+    others = {part for part in among if part is not selector and part.pinned is None}
+    free = [part for part in others if part.places.keys() <= selector.places.keys()]
+    for part in sorted(free, key=lambda part: part.number):
+        pin(selector, Pinned("its entries are told apart", operator))
+        options = [Part(part.size, places=dict(part.places), read=part.read) for _ in range(selector.size)]
+        part.bound = case(selector, options)
+    return bool(free)
 
 
 def _cut_product(tree: Product, position: int, operator: str) -> tuple[Tree, Tree]:

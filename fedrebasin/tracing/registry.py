@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedrebasin.tracing.algebra import divide, scope, stretch, tie
+from fedrebasin.tracing.algebra import divide, scope, stretch, tell_apart, tie
 from fedrebasin.tracing.parts import (
     LARGEST_SELECTOR,
     UNIT,
@@ -213,13 +213,7 @@ class Call:
             return True
         if selector.size > LARGEST_SELECTOR or length > 1 or selector.cuts:
             return False
-        others = {part for axis in axes for part in leaves(axis)} - {selector}
-        free = [part for part in others if part.pinned is None and part.places.keys() <= selector.places.keys()]
-        for part in sorted(free, key=lambda part: part.number):
-            pin(selector, Pinned("its entries are told apart", self.operator))
-            options = [Part(part.size, places=dict(part.places), read=part.read) for _ in range(selector.size)]
-            part.bound = case(selector, options)
-        return bool(free)
+        return tell_apart(selector, self.operator, (part for axis in axes for part in leaves(axis)))
 
 
 def register_rule(*operators: str) -> Callable[[AnyRule], AnyRule]:

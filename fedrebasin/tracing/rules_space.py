@@ -102,7 +102,7 @@ def deformable_convolution(
     call: Call, x: Value, weight: Value, offset: Value, mask: Value, bias: Value, *sizes: Any
 ) -> Axes:
     """A convolution that looks where the offsets say; these belong to groups of channels."""
-    *_, groups, offset_groups, _use_mask = sizes
+    *_, groups, offset_groups, _use_mask = sizes  # positions are moved, whatever the kernel
     for value in tensors([offset, mask]):
         call.pin(value.axes[1:], SPACE)
     if offset_groups > 1:

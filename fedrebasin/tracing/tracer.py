@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedrebasin.spec import PermutationSpec, is_weight
 from fedrebasin.tracing.checking import holds
 from fedrebasin.tracing.groups import Grouping
 from fedrebasin.tracing.inputs import as_call, preserved, tensors_of
+from fedrebasin.tracing.packed import packed_as_padded
 from fedrebasin.tracing.parts import Pinned, leaves, pin, units
 from fedrebasin.tracing.program import Reading
 from fedrebasin.tracing.registry import Value
@@ -43,8 +45,11 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
         seed: of the check.
 
     Raises:
-        TraceError: if torch.export cannot read the model.
+        TraceError: if torch.export cannot read the model, or it has lazy layers that have met no example yet.
+        SpecError: if the model cannot be run with random parameters, so that nothing can be checked.
     """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"a torch.nn.Module is what can be traced, not a {type(model).__name__}")
     state = tensors_of(model)
     reading = Reading(_axes_of(state))
     weights = {key for key, _ in model.named_parameters(remove_duplicate=False) if is_weight(state[key])}
@@ -89,7 +94,8 @@ def _axes_of(state: Mapping[str, Tensor]) -> dict[str, Value]:
 def _export(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     args, kwargs = as_call(example_inputs)
     try:
-        with warnings.catch_warnings(), _without_stack_traces():
+        # Where torch fails it prints graphs and stack traces as well; what is of use in them is the error's first line.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), _without_stack_traces(), packed_as_padded():
             # Recurrent layers keep a second list of their weights, which export swaps and restores with a warning.
             warnings.simplefilter("ignore", UserWarning)
             return torch.export.export(model, args, kwargs, strict=False)

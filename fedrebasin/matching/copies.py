@@ -1,0 +1,97 @@
+"""Copies: models that are one another's, permuted, perhaps with some noise; how to tell, and to find their order.
+
+Matching strangers is hard and has no certain answer. A copy has one, and what no permutation changes shows it first:
+the sums of the tensors agree. Then the units are paired by their signatures.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fedrebasin.matching.alignment import State
+from fedrebasin.matching.prepared import Totals, totals
+from fedrebasin.matching.problem import Indices, Problem
+from fedrebasin.matching.signatures import pair_by_signature
+from fedrebasin.permutation import Permutation
+from fedrebasin.spec import PermutationSpec
+
+# Sums of strangers' tensors differ by about 1.4 deviations of such a sum; of copies with noise of a share s of each
+# tensor's deviation by s of them. The median over all tensors is compared to this.
+_SUMS = 0.3
+# Signatures of paired units, see Paired.distance. Strangers' are above a tenth unless there are few features.
+_SIGNATURES = 0.1
+# A tensor whose deviation is this share of its size is a constant, and its sum says nothing.
+_CONSTANT = 1e-3
+# Layers of models this similar are in the same order already.
+_IN_ORDER = 0.9
+
+
+def copy_order(problem: Problem, products: dict[str, float], threads: int = 1) -> Indices | None:
+    """The order in which the candidate is a copy of the reference; None where it seems to be none, or is in order.
+
+    Costs nothing for strangers: sums and norms are known already. Where it returns an order, it is a start for an
+    ascent, which also tells whether it was one.
+
+    Args:
+        problem: two models.
+        products: their inner products by tensor as they are, see :meth:`Problem.inner_products`.
+        threads: for assignments.
+    """
+    if (
+        not _sums_agree(problem.reference.totals, problem.candidate.totals)
+        or min(problem.by_layer(products).values(), default=1.0) > _IN_ORDER
+    ):
+        return None
+    found = pair_by_signature(problem, threads)
+    return found.indices if found.distance < _SIGNATURES else None
+
+
+def is_exact(problem: Problem, indices: Indices) -> bool:
+    """Whether the candidate in this order is the reference, number by number."""
+    if problem.reference.exponent != problem.candidate.exponent:
+        return False
+    moved = ((key, problem.permuted(key, indices)) for key in problem.reference if problem.axes[key])
+    still = ((key, problem.candidate[key]) for key in problem.reference if not problem.axes[key])
+    return all(torch.equal(problem.reference[key], tensor) for pairs in (still, moved) for key, tensor in pairs)
+
+
+def copies_in_order(spec: PermutationSpec, states: Sequence[State], threads: int = 1) -> list[Permutation | None]:
+    """For every model the permutation into the order of the first model that it is a copy of.
+
+    Args:
+        spec: bound to the models.
+        states: of any number of models.
+        threads: for assignments.
+
+    Returns:
+        None for a model that is no copy of an earlier one, or whose order agrees already.
+    """
+    known = [{key: totals(key, state[key], "a model") for key in spec.voting(state)} for state in states]
+    found: list[Permutation | None] = []
+    for k, state in enumerate(states):
+        first = next((j for j in range(k) if found[j] is None and _sums_agree(known[j], known[k])), None)
+        order = None
+        if first is not None:
+            problem = Problem(spec, states[first], state)
+            order = copy_order(problem, problem.inner_products(problem.start(None)), threads)
+        found.append(None if order is None else Permutation(spec, order))
+    return found
+
+
+def _sums_agree(ours: Mapping[str, Totals], theirs: Mapping[str, Totals]) -> bool:
+    pairs = ((found, theirs[key]) for key, found in ours.items())
+    found = [apart for a, b in pairs if (apart := _sums_apart(a, b)) is not None]
+    return bool(found) and statistics.median(found) < _SUMS
+
+
+def _sums_apart(a: Totals, b: Totals) -> float | None:
+    """How far the sums of two tensors are apart, in deviations of a sum; None for tensors of one number."""
+    if a.entries < 2 or a.norm == 0:
+        return None
+    ratio = min(1.0, abs(a.sum) / a.norm / math.sqrt(a.entries))
+    share = math.sqrt(1 - ratio**2)  # of the norm, that is deviation
+    return None if share < _CONSTANT else abs(a.sum - b.sum) / a.norm / share
