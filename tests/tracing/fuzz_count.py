@@ -132,6 +132,7 @@ REPORTED = {
     "position in the kernel": MIRRORED,
     "rows are picked by index": NUMBERED,
     "a constant that is not in the state dict": NUMBERED,
+    "positions are told apart": "what an argmax picks, by its place",
     "a slice with a step that does not divide it": "slices with uneven steps",
     "two ways of cutting the axis do not fit together": "views of which neither divides the other",
 }
