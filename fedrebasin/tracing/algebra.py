@@ -29,7 +29,6 @@ from fedrebasin.tracing.parts import (
     pin,
     product,
     resolve,
-    run,
     selector_of,
     take,
     units,
@@ -92,28 +91,38 @@ def scope(trees: Sequence[Tree], operator: str = "") -> None:
     the rest of it; one that is used alone is a part of its own.
     """
     for tree in trees:
-        while (alone := incomplete(tree)) is not None:
-            settle(alone)
+        while alone := incomplete(tree):
+            settle(*alone)
     for tree in trees:
         for found in list(cases_in(tree)):
             if sum(number_of(selector_of(found), other) for other in trees) != 1:
                 tie_all(found.options, operator)
 
 
-def settle(alone: Run) -> None:
-    """A run becomes a part of its own, and the rest of its part another one."""
-    part = alone.part
-    before, behind = alone.start, part.size - alone.stop
-    if part.pinned is None and before and behind:
-        rest = Part(before + behind)
-        around = run(rest, 0, before), run(rest, before, rest.size)
-    else:
-        around = units(before) if before else concat(), units(behind) if behind else concat()
+def settle(*runs: Run) -> None:
+    """Runs of one part become a part of their own, and the rest of that part another one.
+
+    Args:
+        runs: in their order. Where they overlap, or nothing may be moved anyway, every stretch becomes a part.
+    """
+    part = runs[0].part
     collapse(part)
-    if part.bound is None:
-        _become(part, concat(around[0], units(alone.size), around[1]))
-        for end in part.cuts:
-            take(resolve(part), 0, end)
+    if part.bound is not None:
+        return
+    ends = [0, *sorted(part.cuts), part.size]
+    stretches = list(pairwise(ends))
+    chosen = [any(one.start <= start and stop <= one.stop for one in runs) for start, stop in stretches]
+    if part.pinned is not None or any(before.stop > after.start for before, after in pairwise(runs)):
+        _become(part, concat(*(units(stop - start) for start, stop in stretches)))
+        return
+    own, rest = sum(one.size for one in runs), part.size - sum(one.size for one in runs)
+    parts = {True: units(own), False: units(rest) if rest else concat()}
+    done = {True: 0, False: 0}
+    found = []
+    for (start, stop), inside in zip(stretches, chosen, strict=True):
+        found.append(take(parts[inside], done[inside], done[inside] + stop - start) if parts[inside] != UNIT else UNIT)
+        done[inside] += stop - start
+    _become(part, concat(*found))
 
 
 def cut(tree: Tree, position: int, operator: str = "") -> tuple[Tree, Tree]:

@@ -40,6 +40,21 @@ def live_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
     return frozenset(live)
 
 
+def join_repeated(graph: fx.Graph) -> None:
+    """Calls that an earlier call has made already, with the same arguments, are that one: what comes out is the same.
+
+    Nothing is said of graphs that write into tensors, and of random numbers.
+    """
+    if any(map(_writes, graph.nodes)):
+        return
+    first: dict[tuple[Any, str, str], fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+            before = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+            if before is not node:
+                node.replace_all_uses_with(before)
+
+
 def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 

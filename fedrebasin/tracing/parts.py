@@ -285,20 +285,19 @@ def number_of(part: Part, tree: Tree) -> int:
             return max(number_of(part, option) for option in options)
 
 
-def incomplete(tree: Tree) -> Run | None:
-    """A run that does not lie beside the rest of its part in one axis; None if all do."""
+def incomplete(tree: Tree) -> list[Run]:
+    """Runs of one part that do not lie beside the rest of it, each once, in one axis; none where all do."""
     match resolve(tree):
         case Part():
-            return None
+            return []
         case Run() as alone:
-            return alone
+            return [alone]
         case Product(inside) | Case(_, inside):
-            return next((found for one in inside if (found := incomplete(one)) is not None), None)
+            return next((found for one in inside if (found := incomplete(one))), [])
         case Concat(pieces):
             runs = [piece for piece in pieces if isinstance(piece, Run)]
-            for one in runs:
-                ends = sorted((other.start, other.stop) for other in runs if other.part is one.part)
-                if [0, *(stop for _, stop in ends)] != [*(start for start, _ in ends), one.part.size]:
-                    return one
-            rest = (incomplete(piece) for piece in pieces if not isinstance(piece, Run))
-            return next((found for found in rest if found is not None), None)
+            for part in dict.fromkeys(one.part for one in runs):
+                found = sorted((one for one in runs if one.part is part), key=lambda one: one.start)
+                if [0, *(one.stop for one in found)] != [*(one.start for one in found), part.size]:
+                    return found
+            return next((found for piece in pieces if not isinstance(piece, Run) and (found := incomplete(piece))), [])

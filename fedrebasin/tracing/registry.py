@@ -9,22 +9,27 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedrebasin.tracing.algebra import divide, scope, stretch, tell_apart, tie
+from fedrebasin.tracing.algebra import collapse, divide, scope, settle, stretch, tell_apart, tie
 from fedrebasin.tracing.parts import (
     LARGEST_SELECTOR,
     UNIT,
     Case,
+    Concat,
     Part,
     Pinned,
+    Run,
     Tree,
     at,
     case,
     cases_in,
+    concat,
+    incomplete,
     leaves,
     number_of,
     pin,
     resolve,
     selector_of,
+    take,
     units,
 )
 
@@ -97,6 +102,16 @@ class Index:
             for part in leaves(axis):
                 part.places[len(self.spaces)] = space
         self.spaces.append(space)
+
+    def settle(self) -> None:
+        """Runs that ties have left apart from the rest of their parts become parts of their own."""
+        pending = True
+        while pending:
+            pending = False
+            for axis in (axis for space in self.spaces for axis in space):
+                while alone := incomplete(axis):
+                    settle(*alone)
+                    pending = True
 
 
 def _decided(found: LookUp, space: Sequence[Tree]) -> bool:
@@ -203,6 +218,17 @@ class Call:
             return tuple(some if d == dim else case(some, options) for d, options in enumerate(chosen))
         axes[dim] = stretch(axis, start, length, self.operator)
         return tuple(axes)
+
+    def some(self, axis: Tree, positions: Sequence[int]) -> Tree:
+        """Some units of an axis, in rising order; they are told apart from the others only."""
+        axis = resolve(axis)
+        pieces = axis.pieces if isinstance(axis, Concat) else (axis,)
+        if len(positions) == 1 or not all(isinstance(piece, Part | Run) or piece == UNIT for piece in pieces):
+            return concat(*(stretch(axis, position, 1, self.operator) for position in positions))
+        for part in leaves(axis):
+            collapse(part)
+        axis = resolve(axis)
+        return concat(*(take(axis, position, position + 1) for position in positions))
 
     def _tells_apart(self, selector: Part, axes: Sequence[Tree], length: int) -> bool:
         """Whether other parts differ from one unit of ``selector`` to the next.

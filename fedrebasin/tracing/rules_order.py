@@ -26,6 +26,16 @@ Axes = tuple[Tree, ...]
     "aten.argsort",
     "aten.topk",
     "aten.diff",
+    "aten.fft_fft",
+    "aten.fft_ifft",
+    "aten.fft_rfft",
+    "aten.fft_irfft",
+    "aten._fft_r2c",
+    "aten._fft_c2c",
+    "aten._fft_c2r",
+    "prims.fft_r2c",
+    "prims.fft_c2c",
+    "prims.fft_c2r",
 )
 def ordered(call: Call, x: Value, *args: Any, **kwargs: Any) -> list[Axes]:
     """The order along some dimensions matters: pin those that the operator names, or all.
@@ -51,10 +61,20 @@ def _name(operator: str) -> str:
 
 def _named_dims(operator: str, x: Value, args: Sequence[Any], kwargs: dict[str, Any]) -> set[int]:
     name = _name(operator)
-    place = {"roll": 1, "flip": 0, "topk": 1, "rot90": 1}.get(name, 0)
+    place = {
+        "roll": 1,
+        "flip": 0,
+        "topk": 1,
+        "rot90": 1,
+        "fft_fft": 1,
+        "fft_ifft": 1,
+        "fft_rfft": 1,
+        "fft_irfft": 1,
+    }.get(name, 0)
     dims = kwargs.get("dim", kwargs.get("dims", args[place] if len(args) > place else None))
     if name in ("fliplr", "flipud") or dims is None or dims == [] or isinstance(dims, bool):
-        dims = [-1] if name in ("sort", "argsort", "topk", "diff") and dims is None else range(x.dim)
+        last = name in ("sort", "argsort", "topk", "diff") or (name.startswith("fft_") and "2" not in name)
+        dims = [-1] if last and dims is None else range(x.dim)
     return {dim % x.dim for dim in ([dims] if isinstance(dims, int) else dims)}
 
 

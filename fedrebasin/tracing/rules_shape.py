@@ -148,9 +148,7 @@ def slice_(call: Call, x: Value, dim: int = 0, start: int | None = None, end: in
     axes = list(x.axes)
     first = positions.start // step
     if size % step or len(positions) != size // step - first:
-        call.mix(x, dim)
-        call.pin(axes[dim], "a slice with a step that does not divide it")
-        axes[dim] = call.new(len(positions), "a slice with a step that does not divide it")
+        axes[dim] = call.some(axes[dim], positions)
         return tuple(axes)
     outer, inner = call.divide(axes[dim], size // step, step)
     axes[dim : dim + 1] = [outer, inner] if dim >= 0 else []
