@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedrebasin.tracing.parts import UNIT, Tree, product
+from fedrebasin.tracing.parts import UNIT, Part, Tree, product, resolve
 from fedrebasin.tracing.registry import Call, Value, register_rule
-from fedrebasin.tracing.tying import tie
+from fedrebasin.tracing.tying import tell_apart, tie
+from fedrebasin.tracing.walks import cases_in, leaves, selector_of
 
 Axes = tuple[Tree, ...]
 KERNEL = "position in the kernel"
@@ -193,6 +194,10 @@ def convolve(
     inputs, outputs = (second, weight.axes[1]) if transposed else (weight.axes[1], second)
     call.tie(first, group_of_input)
     call.tie(inputs, within)
+    selector = resolve(first)
+    if isinstance(selector, Part) and any(selector_of(found) is selector for found in cases_in(inputs)):
+        # Where each group reads units of its own, it gives units of its own as well.
+        tell_apart(selector, call.operator, leaves(outputs))
     call.together(*x.axes[:channel], first, inputs, outputs, *kept)
     out = product(first, outputs)
     if bias is not None:
