@@ -26,7 +26,7 @@ def assign(gain: Matrix) -> Index:
     Returns:
         index of shape (n,), such that ``gain[arange(n), index].sum()`` is largest.
     """
-    return np.asarray(linear_sum_assignment(gain, maximize=True)[1], dtype=np.int64)
+    return _with_small_rows(gain, np.asarray(linear_sum_assignment(gain, maximize=True)[1], dtype=np.int64))
 
 
 def assign_batch(gains: Matrix, threads: int = 1) -> Index:
@@ -60,7 +60,25 @@ class WarmAssignment:
         if len(gain) < _SMALL:
             return assign(gain)
         self._prices = _entropic_prices(gain, self._prices)
-        return np.asarray(linear_sum_assignment(self._prices - gain)[1], dtype=np.int64)
+        index = np.asarray(linear_sum_assignment(self._prices - gain)[1], dtype=np.int64)
+        return _with_small_rows(gain, index)
+
+
+def _with_small_rows(gain: Matrix, index: Index) -> Index:
+    """The pairing, with the rows paired anew whose gains are rounding next to the largest one.
+
+    A solver adds and subtracts the largest gains everywhere, and what is smaller than their rounding is lost: a row of
+    small units next to a huge one would be paired at random. Their columns are dealt out anew among themselves.
+    """
+    paired = np.abs(gain[np.arange(len(gain)), index])
+    if not len(gain) or paired.min() >= _ROUNDING * paired.max():  # as nearly always: the whole matrix need not be read
+        return index
+    sizes = np.maximum(gain.max(axis=1), -gain.min(axis=1))
+    small = np.flatnonzero(sizes < _ROUNDING * sizes.max())
+    if len(small) > 1:
+        columns = index[small]
+        index[small] = columns[assign(gain[np.ix_(small, columns)])]
+    return index
 
 
 def _entropic_prices(gain: Matrix, prices: Matrix | None) -> Matrix:
@@ -82,6 +100,8 @@ def _entropic_prices(gain: Matrix, prices: Matrix | None) -> Matrix:
     return np.asarray(before - np.log(columns) * temperature, dtype=np.float64)
 
 
+# Gains this small, as a share of the largest, are solved for by themselves.
+_ROUNDING = 1e-7
 # Measured on trained networks.
 _SMALL = 100
 _TEMPERATURE = 0.12  # standard deviations of the matrix

@@ -152,7 +152,8 @@ class Axis:
             tensor: the tensor named ``key``, contiguous when the axis has a layout.
             index: of the group, shape ``group.shape``, on any device.
         """
-        self.write(tensor, move_units(self.view(tensor), index.to(tensor.device)))
+        bits = as_bits(tensor)
+        self.write(bits, move_units(self.view(bits), index.to(tensor.device)))
 
     def units(self, tensor: Tensor, depth: int = 1) -> Tensor:
         """The entries of ``tensor`` that belong to each unit, as a matrix: shape ``(*group.shape, entries)``."""
@@ -192,6 +193,11 @@ class Axis:
         parts = "x".join(f"({size})" if moved else size for size, (_, moved) in zip(sizes, factors, strict=True))
         offset = dict(self.layout.start).get(self.dim, 0)
         return f"{self.key}[{self.dim}: {parts}{f' from {offset}' if offset else ''}]"
+
+
+def as_bits(tensor: Tensor) -> Tensor:
+    """A tensor that torch can index, over the same memory: floats of 8 bits as integers, others as they are."""
+    return tensor.view(torch.uint8) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def number_moved(axes: Sequence[Axis], shape: tuple[int, ...]) -> int:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 
 from fedrebasin.errors import CalibrationError, RebasinError, one_line
+from fedrebasin.state import demand_numbers, has_mean
 
 State = Mapping[str, Tensor]
 #: ``(inputs, labels)``, or the inputs alone where no labels are needed. Inputs are a tensor, a tuple of positional
@@ -204,15 +204,14 @@ def demand_parameters(model: nn.Module, state: State) -> None:
     """Refuse a state dict that lacks parameters: the module's own would be taken, and nobody would see it.
 
     Raises:
-        CalibrationError: naming the first one.
+        CalibrationError: naming the first one, or one without numbers.
     """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     missing = [name for name in names if name not in state]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CalibrationError(f"the state dict lacks {missing[0]}{more} of the model's parameters")
-    if lazy := [name for name in names if is_lazy(state[name])]:
-        raise CalibrationError(f"{lazy[0]} has no shape yet: run the lazy module once before its state dict is taken")
+    demand_numbers(state, CalibrationError)
 
 
 def logits_and_labels(model: nn.Module, state: State, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -227,12 +226,12 @@ def logits_and_labels(model: nn.Module, state: State, batch: Batch) -> tuple[Ten
     output = forward(model, state, batch)
     if not isinstance(output, Tensor):
         raise CalibrationError(f"the model returns {type(output).__name__} where a tensor of logits is needed")
-    if output.dim() < 2 or output.shape[:-1] != labels.shape:
+    if output.dim() < 2 or output.shape[:-1] != labels.shape or not output.shape[-1]:
         raise CalibrationError(
             f"logits of shape {tuple(output.shape)} do not fit labels of shape {tuple(labels.shape)}: "
             "(..., classes) and (...) are needed"
         )
-    if labels.is_floating_point() or labels.is_complex():
+    if has_mean(labels):
         raise CalibrationError(f"labels of {labels.dtype}: the numbers of classes are needed, from 0")
     return output.reshape(-1, output.shape[-1]), labels.reshape(-1).to(output.device, torch.int64)
 

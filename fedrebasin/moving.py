@@ -8,10 +8,8 @@ from collections.abc import MutableMapping
 import torch
 from torch import Tensor
 
-from fedrebasin.axis import Axis
+from fedrebasin.axis import Axis, as_bits
 from fedrebasin.memory import room
-
-_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Moves:
@@ -82,17 +80,23 @@ def gathered(tensor: Tensor, dim: int, positions: Tensor, out: Tensor | None = N
         positions: a permutation of its indices, on the CPU.
         out: a contiguous tensor of the same shape to write to and return; a new one if None.
     """
+    tensor = tensor.detach()  # a parameter's: what is written to in place has no gradient
     size = positions.numel()
     breaks = (positions.diff() != 1).nonzero().flatten() + 1
     run = math.gcd(size, *breaks.tolist(), *positions[:1].tolist(), *positions[breaks].tolist())
     blocks = (positions[::run] // run).to(tensor.device) if run else positions.to(tensor.device)
     out = room(tensor.shape, tensor.dtype, tensor.device) if out is None else out
-    if run <= 1 and tensor.dtype in _PLAIN and not tensor.shape[dim + 1 :].numel() > 1:
-        # Along the last dimension gather takes half of index_select's time in float64, and the same in float32. For
-        # 8-bit floats there is none.
+    _gather(as_bits(tensor), dim, blocks, run, as_bits(out))
+    return out
+
+
+def _gather(tensor: Tensor, dim: int, blocks: Tensor, run: int, out: Tensor) -> None:
+    """Read runs of neighbours along a dimension in this order."""
+    size = tensor.shape[dim]
+    if run <= 1 and not tensor.shape[dim + 1 :].numel() > 1:
+        # Along the last dimension gather takes half of index_select's time in float64, and the same in float32.
         rows = tensor.reshape(-1, size)
         torch.gather(rows, 1, blocks.expand_as(rows), out=out.view(-1, size))
-        return out
+        return
     apart = (*tensor.shape[:dim], size // max(run, 1), max(run, 1), *tensor.shape[dim + 1 :])
     torch.index_select(tensor.reshape(apart), dim, blocks, out=out.view(apart))
-    return out

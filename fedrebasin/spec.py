@@ -22,6 +22,7 @@ from fedrebasin.axis import Axis, number_moved
 from fedrebasin.errors import SpecError
 from fedrebasin.group import Group, Unpermuted
 from fedrebasin.notation import Units, parse_axes, with_sizes
+from fedrebasin.state import flaws
 
 
 def is_weight(tensor: Tensor) -> bool:
@@ -213,6 +214,8 @@ class PermutationSpec:
 
         Integer tensors (``num_batches_tracked``) need not be in the spec.
         """
+        if found := flaws(state):
+            return found
         found = [f"{key}: missing from the state dict" for key in self.shapes if key not in state]
         for key, tensor in state.items():
             shape = tuple(tensor.shape)

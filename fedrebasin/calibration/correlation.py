@@ -85,6 +85,8 @@ class ActivationCorrelation:
         """The sums of one batch, float64."""
         own, reference = (self._activations(model, each, batch) for each in (state, self.reference))
         sums: dict[str, Tensor] = {}
+        if own.keys() != reference.keys():
+            raise CalibrationError(f"{self.name}: units are seen in one of the two models only")
         for group, mine in own.items():
             theirs = reference[group]
             values = (

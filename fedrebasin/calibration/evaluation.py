@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from fedrebasin.batches import Batch, State, demand_batches, demand_classes, logits_and_labels, mode_of
 from fedrebasin.calibration.sums import Sums, collect_sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
+from fedrebasin.state import has_mean
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def ensemble_logits(logits: Sequence[Tensor], weights: Sequence[float] | None = 
         raise CalibrationError("an ensemble needs at least one member")
     if len({tuple(member.shape) for member in logits}) > 1:
         raise CalibrationError(f"members' shapes differ: {', '.join(str(tuple(member.shape)) for member in logits)}")
+    if not all(has_mean(member) for member in logits):
+        raise CalibrationError("the members' logits are integers where floats are needed")
     shares = torch.ones(len(logits)) if weights is None else torch.tensor(list(weights), dtype=torch.float64)
     if len(shares) != len(logits) or bool((shares < 0).any()) or not 0 < float(shares.sum()) < float("inf"):
         raise CalibrationError(f"{len(logits)} members need as many weights, none negative, with a positive sum")
@@ -112,6 +115,7 @@ def ensemble_log_probabilities(logits: Sequence[Tensor], weights: Sequence[float
     Raises:
         CalibrationError: as :func:`ensemble_logits`.
     """
+    ensemble_logits(logits, weights)  # refuses what cannot be used
     top = ensemble_logits([torch.log_softmax(member, 1) for member in logits], weights)
     # The mean of probabilities relative to the geometric mean, so that nothing underflows.
     relative = [(torch.log_softmax(member, 1) - top) for member in logits]

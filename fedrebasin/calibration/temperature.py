@@ -15,6 +15,7 @@ from fedrebasin.calibration.affine import bias_of
 from fedrebasin.calibration.sums import Sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import computable, demand_numbers
 
 MODEL_OUTPUT = "model output"  # the tracer's reason for leaving an axis where it is
 
@@ -248,12 +249,14 @@ def fold_temperature(state: State, beta: float, head: str | PermutationSpec) -> 
     Raises:
         CalibrationError: if beta is not positive and finite, there is no such weight, or the spec names no single one.
     """
+    demand_numbers(state, CalibrationError)
     if isinstance(head, PermutationSpec):
         head = _head_in(head)
     if not 0 < beta < math.inf or head not in state:
         raise CalibrationError(f"beta {beta} must be positive and finite, and {head!r} a key of the state dict")
     scaled = [key for key in (head, bias_of(head, state)) if key is not None]
-    return {key: tensor * beta if key in scaled else tensor for key, tensor in state.items()}
+    folded = {key: (computable(state[key]) * beta).to(state[key].dtype) for key in scaled}
+    return {**state, **folded}
 
 
 def _head_in(spec: PermutationSpec) -> str:

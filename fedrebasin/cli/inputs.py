@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fedrebasin.checkpoints import Checkpoint, load_checkpoint
 from fedrebasin.cli.models import demand_fit, load_model, with_classes
 from fedrebasin.cli.spec import traced_spec
-from fedrebasin.merging.average import has_mean
 from fedrebasin.plain_stack import plain_stack
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import has_mean
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import MergeError, RebasinError
-from fedrebasin.merging.average import is_counter
+from fedrebasin.state import is_counter
 
 _SHOWN = 3
 

@@ -1,12 +1,13 @@
 """Matching: from a pair of models to the permutation that aligns them."""
 
 from fedrebasin.matching.activation import ActivationMatching, match_relations
-from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace
+from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace, cosines_by_layer
 from fedrebasin.matching.already_aligned import AlreadyAligned, Closeness
 from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.coordinate import climb
 from fedrebasin.matching.copies import copies_in_order
 from fedrebasin.matching.frank_wolfe import relaxable
+from fedrebasin.matching.prepared import as_real
 from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.straight_through import StraightThrough
 from fedrebasin.matching.weight import WeightMatching
@@ -25,8 +26,10 @@ __all__ = [
     "StraightThrough",
     "Trace",
     "WeightMatching",
+    "as_real",
     "climb",
     "copies_in_order",
+    "cosines_by_layer",
     "match_relations",
     "relaxable",
 ]

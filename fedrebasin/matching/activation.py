@@ -58,12 +58,13 @@ class ActivationMatching:
             relations = {name: found.relation(self.correlation) for name, found in moments.items()}
             found = _match(problem.spec, relations, self.threads)
             permutation = Permutation(problem.spec, found.permutation.indices)
-            similarity = problem.similarity(problem.objective(dict(permutation.indices)))
+            products = problem.inner_products(permutation.indices)
         unseen = [name for name in problem.moved if not set(problem.families[name]) & set(relations)]
         trace = found.trace
         if unseen:
             trace = replace(trace, reason=f"{trace.reason}; never seen, left as they are: {', '.join(unseen)}")
-        return Alignment(permutation, similarity, trace)
+        similarity = problem.similarity(sum(products.values()))
+        return Alignment(permutation, similarity, trace, problem.by_layer(products))
 
     def _moments(self, spec: PermutationSpec, reference: State, candidate: State) -> dict[str, _Moments]:
         sites = sites_of(spec, self.model)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedrebasin.axis import Axis
-from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace
+from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace, cosines_by_layer
+from fedrebasin.matching.prepared import as_real
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
@@ -26,10 +28,12 @@ class Closeness:
     Args:
         similarity: the cosine of the two models.
         distance: the Euclidean distance of their voting tensors.
+        by_layer: the cosine of every layer, see :class:`Alignment`.
     """
 
     similarity: float
     distance: float
+    by_layer: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,7 +65,7 @@ class AlreadyAligned:
         if close is None:
             return self.matcher(spec, reference=reference, candidate=candidate)
         trace = Trace((), time.perf_counter() - started, True, "every unit is nearest to its own")
-        return Alignment(Permutation.identity(spec.bind(candidate)), close.similarity, trace)
+        return Alignment(Permutation.identity(spec.bind(candidate)), close.similarity, trace, close.by_layer)
 
     def closeness(self, spec: PermutationSpec, reference: State, candidate: State) -> Closeness | None:
         """How close a candidate is whose units provably stay where they are; None where that cannot be said.
@@ -72,7 +76,10 @@ class AlreadyAligned:
         spec = spec.bind(candidate)
         known = self._known  # one name for both: another thread may be at work with another reference
         if known is None or known.state is not reference:
-            known = self._known = _Reference(spec.bind(reference), reference)
+            try:
+                known = self._known = _Reference(spec.bind(reference), reference)
+            except (RuntimeError, NotImplementedError):  # a tensor without values, say: the matcher says which
+                return None
         return known.closeness(candidate)
 
 
@@ -82,7 +89,7 @@ class _Reference:
     def __init__(self, spec: PermutationSpec, state: State) -> None:
         self.state = state
         self._keys = spec.voting(state)
-        self._square = sum(_square(state[key]) for key in self._keys)
+        self._squares = {key: _square(as_real(state[key])) for key in self._keys}
         self._axes: dict[str, list[Axis]] = {}
         self._provable = True
         for name, group in spec.groups.items():
@@ -102,20 +109,25 @@ class _Reference:
         if not self._provable:
             return None
         away: dict[str, Tensor] = {}
-        theirs = distance = 0.0
+        theirs: dict[str, float] = {}
+        apart: dict[str, float] = {}
         for key in self._keys:
-            a, b = self.state[key].float(), candidate[key].float()
-            theirs += _square(b)
+            a, b = as_real(self.state[key]).float(), as_real(candidate[key]).float()
+            theirs[key] = _square(b)
             squares = torch.sub(a, b).square_()
             shares = [(name, _by_unit(axis, squares).double()) for name, axis in self._by_key[key]]
-            distance += float(shares[0][1].sum()) if shares else float(squares.sum())
+            apart[key] = float(shares[0][1].sum()) if shares else float(squares.sum())
             for name, share in shares:
                 away[name] = share if name not in away else away[name] + share
         if not (self._within(away, FEW) or self._within(away, 0)):
             return None
-        lengths = math.sqrt(self._square * theirs)
-        cosine = (self._square + theirs - distance) / 2 / lengths if lengths else 1.0
-        return Closeness(max(-1.0, min(1.0, cosine)), math.sqrt(distance))
+        # 2 <a, b> = |a|^2 + |b|^2 - |a - b|^2
+        products = {key: (square + theirs[key] - apart[key]) / 2 for key, square in self._squares.items()}
+        norms = [{key: math.sqrt(square) for key, square in found.items()} for found in (self._squares, theirs)]
+        lengths = math.hypot(*norms[0].values()) * math.hypot(*norms[1].values())
+        cosine = sum(products.values()) / lengths if lengths else 1.0
+        distance = math.sqrt(sum(apart.values()))
+        return Closeness(max(-1.0, min(1.0, cosine)), distance, cosines_by_layer(products, *norms))
 
     def _within(self, away: dict[str, Tensor], entries: int) -> bool:
         if entries not in self._radii:
@@ -129,7 +141,7 @@ class _Reference:
             axes: of the group.
             entries: about how many of each unit to look at; 0 for all, which makes the bound exact.
         """
-        views = [axis.view(self.state[axis.key].contiguous()) for axis in axes]
+        views = [axis.view(as_real(self.state[axis.key]).contiguous()) for axis in axes]
         step = max(1, sum(view[0].numel() for view in views) // entries) if entries else 1
         gram: Tensor | None = None
         for view in views:

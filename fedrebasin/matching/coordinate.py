@@ -15,7 +15,7 @@ from fedrebasin.matching.problem import Indices, Problem
 # Gains this small, relative to the norms' product, are below float32's rounding in a matrix product: they are computed
 # again in float64 before they are believed.
 _DOUBTFUL = 1e-5
-# What counts as no gain: float64's rounding in a sum over the weights.
+# What counts as no gain: float64's rounding, as a share of what is added up. Not of the norms: small units count too.
 _NOTHING = 1e-13
 
 
@@ -58,8 +58,8 @@ class Ascent:
                 break
             self._clock += 1
             self._solved_at[name] = self._clock
-            step, gain = self._flat_step(name) if name in self.problem.flat else self._nested_step(name, control)
-            if gain > _NOTHING * self.scale:
+            step, gain, size = self._flat_step(name) if name in self.problem.flat else self._nested_step(name, control)
+            if gain > _NOTHING * size:
                 self._accept(step, gain)
                 moved = True
         return moved
@@ -75,33 +75,32 @@ class Ascent:
         self._clock += 1
         self._moved_at.update(dict.fromkeys(step, self._clock))
 
-    def _flat_step(self, name: str) -> tuple[Indices, float]:
+    def _flat_step(self, name: str) -> tuple[Indices, float, float]:
+        """The best step of a flat group, what it gains, and the size of the numbers that the gain is a sum of."""
         problem = self.problem
         old = self.indices[name]
         cost = self.gradient.at(name, self.indices).cpu()
         new = torch.from_numpy(self.solvers.setdefault(name, WarmAssignment()).solve(cost.numpy()))
         places = (old != new).nonzero()[:, 0]
         if not len(places):
-            return {}, 0.0
+            return {}, 0.0, 0.0
+        step = {name: torch.argsort(old)[new]}
         if name in problem.quadratic:
-            there = {**self.indices, name: new}
-            keys = problem.keys_of[name]
-            gain = problem.objective(there, keys) - problem.objective(self.indices, keys)
-        else:
-            gain = float((cost[places, new[places]] - cost[places, old[places]]).sum())
-            if gain < _DOUBTFUL * self.scale:
-                gain = self.gradient.gain(name, old, new, self.indices)
-        return {name: torch.argsort(old)[new]}, gain
+            return step, *problem.gain(self.indices, {**self.indices, name: new}, problem.keys_of[name])
+        gained, lost = cost[places, new[places]], cost[places, old[places]]
+        gain, size = float((gained - lost).sum()), float((gained.abs() + lost.abs()).sum())
+        if gain < _DOUBTFUL * self.scale:
+            gain = self.gradient.gain(name, old, new, self.indices)
+        return step, gain, size
 
-    def _nested_step(self, name: str, control: Control) -> tuple[Indices, float]:
+    def _nested_step(self, name: str, control: Control) -> tuple[Indices, float, float]:
         problem = self.problem
         step = best_move(problem, name, self.indices, control.threads)
-        there = problem.after(self.indices, step)
         moved = {other: index for other, index in step.items() if not torch.equal(index, _still(index))}
         if not moved:
-            return {}, 0.0
+            return {}, 0.0, 0.0
         keys = tuple(dict.fromkeys(key for member in problem.families[name] for key in problem.keys_of[member]))
-        return moved, problem.objective(there, keys) - problem.objective(self.indices, keys)
+        return moved, *problem.gain(self.indices, problem.after(self.indices, step), keys)
 
 
 def _still(index: torch.Tensor) -> torch.Tensor:

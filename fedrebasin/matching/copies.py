@@ -19,6 +19,9 @@ from fedrebasin.matching.signatures import pair_by_signature
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
+#: The certificate of an exact copy.
+EXACT = "the candidate is the reference, permuted"
+
 # Sums of strangers' tensors differ by about 1.4 deviations of such a sum; of copies with noise of a share s of each
 # tensor's deviation by s of them. The median over all tensors is compared to this.
 _SUMS = 0.3

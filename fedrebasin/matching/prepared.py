@@ -23,6 +23,10 @@ _KEPT_BYTES = 2**28
 _LEAST, _MOST = -30, 40
 # A tensor this much smaller than the largest is matched in float64, where its products are still numbers.
 _RANGE = 40
+# Entries that are added up in their own precision.
+_STRETCH = 4096
+# Norms whose squares, and those of all entries that matter, are float32 numbers.
+_PLAIN = 1e-12, 1e15
 
 
 class Totals(NamedTuple):
@@ -144,10 +148,20 @@ def totals(key: str, tensor: Tensor, role: str) -> Totals:
         raise MatchingError(f"{role}: {key} ({kind}) cannot be matched: {str(error).splitlines()[0]}") from None
 
 
+def summed(tensor: Tensor) -> float:
+    """The sum of a vector, stretches of it in its own precision and those in float64: to some 1e-8 of its size."""
+    whole = tensor.numel() // _STRETCH * _STRETCH
+    if tensor.dtype == torch.float64 or not whole:
+        return float(tensor.sum(dtype=torch.float64))
+    stretches = tensor[:whole].view(-1, _STRETCH).sum(1)
+    return float(stretches.sum(dtype=torch.float64)) + float(tensor[whole:].sum(dtype=torch.float64))
+
+
 def _norm(tensor: Tensor) -> float:
-    parts = torch.split(tensor.flatten(), LARGE)
-    norm = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
-    if tensor.numel() and (norm == 0 or math.isinf(norm)):  # squares may overflow and vanish
-        largest = float(tensor.abs().max())
-        norm = largest * float(torch.linalg.vector_norm(tensor / largest, dtype=torch.float64)) if largest else 0.0
+    flat = tensor.flatten()
+    norm = math.sqrt(sum(summed(part.square()) for part in torch.split(flat, LARGE)))
+    if _PLAIN[0] < norm < _PLAIN[1] or not tensor.numel():
+        return norm
+    largest = float(flat.abs().max())  # squares may overflow and vanish
+    norm = largest * float(torch.linalg.vector_norm(flat.double() / largest)) if largest else 0.0
     return min(norm, sys.float_info.max)

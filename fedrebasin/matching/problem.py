@@ -16,7 +16,7 @@ from torch import Tensor
 from fedrebasin.axis import Axis
 from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import State, cosines_by_layer
-from fedrebasin.matching.prepared import Prepared, scaled
+from fedrebasin.matching.prepared import Prepared, scaled, summed
 from fedrebasin.memory import LARGE
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
@@ -187,20 +187,32 @@ class Problem:
             axis.alone().move(index, indices[name])
         return index.to(device)
 
-    def objective(self, indices: Mapping[str, Tensor], keys: tuple[str, ...] | None = None) -> float:
-        """``<A, pi(B)>``, in float64, over all voting tensors or over some of those that move."""
-        if keys is not None:
-            return sum(self._inner_product(key, indices) for key in keys)
+    def objective(self, indices: Mapping[str, Tensor]) -> float:
+        """``<A, pi(B)>``, added up in float64, over all voting tensors."""
         return sum(self.inner_products(indices).values())
 
     def inner_products(self, indices: Mapping[str, Tensor]) -> dict[str, float]:
-        """``<A, pi(B)>`` of every voting tensor; their sum is the objective."""
+        """``<A, pi(B)>`` of every voting tensor; together they are the objective."""
         return {**self._still, **{key: self._inner_product(key, indices) for key in self.keys}}
 
+    def own_products(self) -> dict[str, float]:
+        """``<A, A>`` of every voting tensor: the inner products with an exact copy."""
+        return {key: scaled(found.norm, self.reference.exponent) ** 2 for key, found in self.reference.totals.items()}
+
+    def gain(self, old: Mapping[str, Tensor], new: Mapping[str, Tensor], keys: Sequence[str]) -> tuple[float, float]:
+        """What these tensors add to the objective on the way to another point, and the size of what is added up.
+
+        Entry by entry, in float64: small entries that move are not lost beside large ones that stay.
+        """
+        gain = size = 0.0
+        for key in keys:
+            for (ours, before), (_, after) in zip(self._pieces(key, old), self._pieces(key, new), strict=True):
+                moved = (after.double() - before).mul_(ours)
+                gain, size = gain + float(moved.sum()), size + float(moved.abs_().sum())
+        return gain, size
+
     def _inner_product(self, key: str, indices: Mapping[str, Tensor]) -> float:
-        return sum(
-            float(ours.double().flatten() @ moved.double().flatten()) for ours, moved in self._pieces(key, indices)
-        )
+        return sum(summed(ours.flatten() * moved.flatten()) for ours, moved in self._pieces(key, indices))
 
     def _pieces(self, key: str, indices: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The reference's tensor and the permuted candidate's, the large ones a few rows at a time."""

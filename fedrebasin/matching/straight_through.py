@@ -78,9 +78,10 @@ class StraightThrough:
             if loss < losses[-1]:
                 best = latest
             losses.append(min(loss, losses[-1]))
-        similarity = problem.similarity(problem.objective(dict(best.indices)))
+        products = problem.inner_products(best.indices)
         seconds = time.perf_counter() - started
-        return Alignment(best, similarity, Trace(tuple(losses), seconds, False, f"stopped after {self.epochs} epochs"))
+        trace = Trace(tuple(losses), seconds, False, f"stopped after {self.epochs} epochs")
+        return Alignment(best, problem.similarity(sum(products.values())), trace, problem.by_layer(products))
 
     def _project(self, spec: PermutationSpec, free: State, candidate: State, latest: Permutation) -> Permutation:
         # Aligning the aligned candidate starts where the last projection ended.

@@ -11,7 +11,7 @@ from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import Alignment, State
 from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.coordinate import Ascent, climb
-from fedrebasin.matching.copies import copy_order, is_exact
+from fedrebasin.matching.copies import EXACT, copy_order, is_exact
 from fedrebasin.matching.frank_wolfe import frank_wolfe, relaxable
 from fedrebasin.matching.greedy import greedy
 from fedrebasin.matching.problem import Indices, Problem
@@ -84,7 +84,7 @@ class WeightMatching:
             problem = Problem(spec, reference, candidate)
             control = Control(self.seconds, self.progress, self.threads, problem.exponent)
             indices = self._search(problem, control)
-            products = problem.inner_products(indices)
+            products = problem.own_products() if control.certificate == EXACT else problem.inner_products(indices)
         similarity = problem.similarity(sum(products.values()))
         return Alignment(Permutation(problem.spec, indices), similarity, control.trace(), problem.by_layer(products))
 
@@ -108,7 +108,10 @@ class WeightMatching:
             found += [
                 climb(problem, start, generator, self.max_sweeps, control, known=known) for _ in range(self.restarts)
             ]
-        if self.method != "coordinate" and not control.expired and not (found and _is_perfect(found[0])):
+        if found and _is_perfect(found[0]):
+            control.certificate = EXACT
+            return found[0].indices
+        if self.method != "coordinate" and not control.expired:
             begin = max(found, key=_objective).indices if found else start
             begin = {**begin, **{name: start[name] for name in relaxable(problem)}}
             relaxed = frank_wolfe(problem, begin, self.max_sweeps, control)
@@ -122,13 +125,13 @@ class WeightMatching:
     def _from_copy(self, problem: Problem, order: Indices, generator: torch.Generator, control: Control) -> Ascent:
         """The ascent from the order in which the candidate seems to be a copy, with a certificate where it is one."""
         if is_exact(problem, order):
-            ascent = Ascent(problem, order)
-            control.converged, control.certificate = True, "the candidate is the reference, permuted"
+            ascent = Ascent(problem, order, known=sum(problem.own_products().values()))
+            control.converged, control.certificate = True, EXACT
             control.report(ascent.objective)
             return ascent
         ascent = climb(problem, order, generator, self.max_sweeps, control)
         if problem.similarity(ascent.objective) > _COPY and not control.expired:
-            control.certificate = "the candidate is the reference, permuted, with small changes"
+            control.certificate = f"{EXACT}, with small changes"
         return ascent
 
     def _greedy(self, problem: Problem, start: Indices, control: Control) -> Indices:
@@ -144,5 +147,5 @@ def _objective(ascent: Ascent) -> float:
 
 def _is_perfect(ascent: Ascent) -> bool:
     """Whether the candidate is the reference, permuted: nothing is left to find."""
-    a, b = ascent.problem.norms
-    return ascent.objective >= (1 - 1e-9) * ascent.scale and abs(a - b) <= 1e-9 * a
+    near = ascent.problem.similarity(ascent.objective) > 1 - 1e-6
+    return near and is_exact(ascent.problem, ascent.indices)

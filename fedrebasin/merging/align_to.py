@@ -15,6 +15,7 @@ from fedrebasin.merging.medoid import medoid
 from fedrebasin.merging.merge import Merge, Vectors, collected, unmoved
 from fedrebasin.spec import PermutationSpec
 from fedrebasin.spec_text import warn_of_gaps
+from fedrebasin.state import demand_numbers, demand_same_kinds
 from fedrebasin.threads import ahead
 
 Reference = Literal["auto", "medoid"] | int | State
@@ -93,6 +94,8 @@ class AlignTo:
 
         def align(numbered: tuple[int, State]) -> tuple[Alignment, State, State, State, PermutationSpec]:
             position, state = numbered
+            demand_numbers(state)
+            demand_same_kinds(reference, state)
             bound = spec.bind(state)
             if position == chosen:
                 return unmoved(bound, 1.0, "it is the reference"), state, state, reference, bound

@@ -1,24 +1,17 @@
-"""The weighted mean of state dicts.
-
-What is averaged is said here, once, for every way of merging: floating-point and complex tensors are. Integer and bool
-tensors never are. A single one of them is a counter or a switch (``num_batches_tracked``) and the first model's; one
-with more entries (masks, integer weights, indices) moves with its units and has to be equal in all models then, or
-the merge is refused with its key. Flower's strategies keep to Flower's ways with counters and with what no group moves,
-see :mod:`fedrebasin.strategies.integers`.
-"""
+"""The weighted mean of state dicts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from fedrebasin.errors import MergeError, RebasinError, one_line
 from fedrebasin.matching import State
+from fedrebasin.state import demand_numbers, demand_same_kinds, has_mean, is_counter, wide
 
 
 def normalised(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
@@ -78,7 +71,7 @@ def average(states: Iterable[State], weights: Sequence[float] | None = None) -> 
                 if not has_mean(first[key]):
                     demand_equal(key, first[key], tensor, count)
                     continue
-                term = wide(tensor.detach().to(first[key].device), first[key].is_complex())
+                term = wide(tensor.detach().to(first[key].device))
                 sums[key] = term * share if key not in sums else sums[key].add_(term, alpha=share)
     if first is None:
         raise MergeError("no model to average: give at least one state dict")
@@ -89,21 +82,6 @@ def average(states: Iterable[State], weights: Sequence[float] | None = None) -> 
         with naming(key):
             mean[key] = (sums[key] / total).to(tensor.dtype) if key in sums else tensor.detach().clone()
     return mean
-
-
-def has_mean(tensor: Tensor) -> bool:
-    """Whether a tensor is averaged: floating-point and complex ones are."""
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def is_counter(tensor: Tensor) -> bool:
-    """Whether a tensor is a single integer or bool, which no permutation moves."""
-    return not has_mean(tensor) and tensor.numel() == 1
-
-
-def wide(tensor: Tensor, is_complex: bool = False) -> Tensor:
-    """A tensor in the precision that sums are taken in: float64, or complex128."""
-    return tensor.to(torch.complex128 if is_complex or tensor.is_complex() else torch.float64)
 
 
 def demand_equal(key: str, first: Tensor, other: Tensor, number: int) -> None:
@@ -154,20 +132,8 @@ def _demand_same_tensors(first: State, other: State) -> None:
     if first.keys() != other.keys():
         raise MergeError(f"the models differ in the keys {', '.join(sorted(first.keys() ^ other.keys()))}")
     for state in (first, other):
-        demand_tensors(state)
+        demand_numbers(state)
+    demand_same_kinds(first, other)
     for key, tensor in first.items():
         if tensor.shape != other[key].shape:
             raise MergeError(f"{key}: shapes {tuple(tensor.shape)} and {tuple(other[key].shape)} in models to merge")
-
-
-def demand_tensors(state: Mapping[str, Tensor]) -> None:
-    """Refuse entries that are no tensors yet.
-
-    Raises:
-        MergeError: naming the first one.
-    """
-    for key, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise MergeError(f"{key} is a {type(tensor).__name__} where a tensor is needed: leave it out")
-        if is_lazy(tensor):
-            raise MergeError(f"{key} has no shape yet: run the lazy module once before its state dict is taken")

@@ -12,8 +12,9 @@ from torch import Tensor
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import State
 from fedrebasin.memory import LARGE
-from fedrebasin.merging.average import demand_equal, has_mean, in_range, is_counter, naming, normalised, wide
+from fedrebasin.merging.average import demand_equal, in_range, naming, normalised
 from fedrebasin.permutation import Permutation
+from fedrebasin.state import has_mean, is_counter, wide
 
 
 def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, rows: int) -> Iterator[Tensor]:
@@ -109,7 +110,7 @@ class MeanInPieces:
         ]
         base = None if self.base is None else iter(torch.split(like.detach().reshape(like.shape or (1,)), rows))
         for pieces in zip(*parts, strict=True):
-            terms = [wide(piece, like.is_complex()) for piece in pieces]
+            terms = [wide(piece) for piece in pieces]
             yield self._mean(terms, None if base is None else wide(next(base))).to(like.dtype).reshape(-1)
 
     def _mean(self, pieces: Sequence[Tensor], base: Tensor | None) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import MergeError
-from fedrebasin.matching import Alignment, State, Trace
+from fedrebasin.matching import Alignment, State, Trace, as_real, cosines_by_layer
 from fedrebasin.memory import LARGE
-from fedrebasin.merging.average import demand_tensors, wide
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import demand_numbers, demand_same_kinds
 
 
 @dataclass(frozen=True)
@@ -68,35 +68,40 @@ class Vectors:
         self._spec = spec
 
     def of(self, state: State) -> dict[str, Tensor]:
-        """The tensors of a state dict that vote, in float64 (complex ones in complex128)."""
-        return {key: wide(state[key].detach()) for key in self._spec.voting(state)}
+        """The tensors of a state dict that vote, in float64."""
+        return {key: as_real(state[key].detach()).double() for key in self._spec.voting(state)}
+
+    def products(self, a: State, b: State) -> dict[str, float]:
+        """The inner product of every voting tensor."""
+        return {key: sum(float(torch.sum(x * y)) for x, y in pieces) for key, pieces in self._pairs(a, b)}
 
     def inner(self, a: State, b: State) -> float:
         """``<vec(a), vec(b)>`` over the voting tensors."""
-        return sum(float(torch.sum(x * y)) for x, y in self._pairs(a, b))
+        return sum(self.products(a, b).values())
 
     def cosine(self, a: State, b: State) -> float:
         """The cosine of two models; 1 where both are zero."""
-        lengths = math.sqrt(self.inner(a, a)), math.sqrt(self.inner(b, b))
+        return self.cosines(a, b)[0]
+
+    def cosines(self, a: State, b: State) -> tuple[float, dict[str, float]]:
+        """The cosine of two models, and that of every layer."""
+        products = self.products(a, b)
+        norms = [{key: math.sqrt(square) for key, square in self.products(x, x).items()} for x in (a, b)]
+        lengths = [math.hypot(*found.values()) for found in norms]
+        layers = cosines_by_layer(products, *norms)
         if 0 in lengths:
-            return 1.0 if lengths[0] == lengths[1] else 0.0
-        return max(-1.0, min(1.0, self.inner(a, b) / lengths[0] / lengths[1]))
+            return (1.0 if lengths[0] == lengths[1] else 0.0), layers
+        return max(-1.0, min(1.0, sum(products.values()) / lengths[0] / lengths[1])), layers
 
     def squared_distance(self, a: State, b: State) -> float:
         """``|vec(a) - vec(b)|^2`` over the voting tensors."""
-        return sum(float(torch.sum((x - y) ** 2)) for x, y in self._pairs(a, b))
+        return sum(float(torch.sum((x - y) ** 2)) for _, pieces in self._pairs(a, b) for x, y in pieces)
 
-    def _pairs(self, a: State, b: State) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self, a: State, b: State) -> Iterator[tuple[str, Iterator[tuple[Tensor, Tensor]]]]:
         """The voting tensors of two models in float64, one after the other, the large ones in pieces."""
         for key in self._spec.voting(a):
-            pieces = (torch.split(state[key].detach().flatten(), LARGE) for state in (a, b))
-            for left, right in zip(*pieces, strict=True):
-                yield _real(left), _real(right.to(left.device))
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """In float64; a complex number is a vector of two."""
-    return torch.view_as_real(wide(tensor)) if tensor.is_complex() else wide(tensor)
+            left, right = (torch.split(as_real(state[key].detach()).flatten(), LARGE) for state in (a, b))
+            yield key, ((x.double(), y.to(x.device).double()) for x, y in zip(left, right, strict=True))
 
 
 def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[PermutationSpec, tuple[State, ...]]:
@@ -110,7 +115,8 @@ def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[Permutati
     if not held:
         raise MergeError("no model to merge: give at least one state dict")
     for state in held:
-        demand_tensors(state)
+        demand_numbers(state)
+        demand_same_kinds(held[0], state)
         spec = spec.bind(state)
     return spec, held
 
@@ -127,5 +133,13 @@ def cosine(spec: PermutationSpec, a: State, b: State) -> float:
         spec: of both models, which says what votes.
         a: a state dict.
         b: a state dict.
+
+    Raises:
+        SpecError: if the spec does not fit one of them.
+        MergeError: if one has entries without numbers.
     """
+    for state in (a, b):
+        spec.bind(state)
+        demand_numbers(state)
+    demand_same_kinds(a, b)
     return Vectors(spec).cosine(a, b)

@@ -20,13 +20,16 @@ from fedrebasin.matching import (
     climb,
     copies_in_order,
 )
-from fedrebasin.merging.average import average, has_mean
+from fedrebasin.merging.average import average
 from fedrebasin.merging.merge import Merge, Vectors
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import has_mean
 
 # A visit need not run to its end: the mean moves before the next one, and a round without a move ends it all.
 _SWEEPS = 2
+# A gain that is float64's rounding, as a share of what is added up.
+_NOTHING = 1e-12
 
 Improve = Callable[[int, State, Permutation], Permutation]
 
@@ -125,7 +128,7 @@ class Rounds:
         rest = [{key: state[key] for key in kept} for j, state in enumerate(self.states) if j != k]
         mean = average(rest) if kept else {}
         reference = {
-            key: (others[key] / scale).to(tensor.dtype) if key in others else mean.get(key, tensor)
+            key: _like(tensor, others[key] / scale) if key in others else mean.get(key, tensor)
             for key, tensor in self.states[k].items()
         }
         permutation = improve(k, reference, self.permutations[k])
@@ -134,8 +137,10 @@ class Rounds:
         state = permutation.apply(self.held[k])
         new = self._vectors.of(state)
         gain = sum(float((others[key] * (new[key] - own[key])).sum()) for key in others)
-        if gain <= 1e-12 * self._norms:
-            return False
+        if gain <= _NOTHING * self._norms:  # small units in a model of large ones: what do they gain themselves?
+            size = sum(float((others[key] * (new[key] - own[key])).abs().sum()) for key in others)
+            if gain <= _NOTHING * size:
+                return False
         self.permutations[k], self.states[k] = permutation, state
         self._sum = {key: others[key].add_(tensor, alpha=self.shares[k]) for key, tensor in new.items()}
         return True
@@ -150,11 +155,17 @@ class Rounds:
         else:
             reason = "stopped before the models settled"
         trace = Trace(tuple(self.spreads), self.control.elapsed, self.converged, reason)
+        cosines = [self._vectors.cosines(merged, state) for state in self.states]
         alignments = tuple(
-            Alignment(permutation, self._vectors.cosine(merged, state), trace)
-            for permutation, state in zip(self.permutations, self.states, strict=True)
+            Alignment(permutation, similarity, trace, by_layer)
+            for permutation, (similarity, by_layer) in zip(self.permutations, cosines, strict=True)
         )
         return Merge(tuple(self.states), alignments, merged, trace)
+
+
+def _like(tensor: Tensor, values: Tensor) -> Tensor:
+    """Values from :meth:`Vectors.of` in the tensor's dtype."""
+    return (torch.view_as_complex(values) if tensor.is_complex() else values).to(tensor.dtype)
 
 
 def by_matcher(spec: PermutationSpec, held: Sequence[State], matcher: Matcher) -> Improve:

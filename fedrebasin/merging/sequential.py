@@ -106,8 +106,10 @@ def regressed_layer(state: State, weight: str, sums: Sums, ridge: float = 1e-3) 
         ridge: pull towards the layer as it is, relative to the mean of the Gram matrix's diagonal.
 
     Raises:
-        MergeError: if the matrix is singular and ``ridge`` is 0.
+        MergeError: if there are no sums, or the matrix is singular and ``ridge`` is 0.
     """
+    if not sums:
+        raise MergeError(f"{weight}: there are no sums; no client has data")
     gram, cross = sums["gram"].double(), sums["cross"].double()
     prior = affine_matrix(state, weight, len(gram)).to(gram.device)
     pull = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)

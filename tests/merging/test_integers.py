@@ -151,7 +151,7 @@ def test_neither_large_values_nor_large_weights_overflow(size, weights):
     ("state", "complaint"),
     [
         (torch.nn.LazyLinear(3).state_dict(), "weight has no shape yet: run the lazy module once"),
-        ({"w": torch.ones(2), "extra": "text"}, "extra is a str where a tensor is needed"),
+        ({"w": torch.ones(2), "extra": "text"}, "extra is of type str where a tensor is needed"),
         ({"w": torch.zeros(2, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, "w cannot be averaged: Not"),
     ]
     if hasattr(torch, "float4_e2m1fn_x2")
