@@ -1,4 +1,4 @@
-"""What the tracer is known not to find, by kind: each is a limit of what a spec can say, or reported with its reason."""
+"""What the tracer is known not to find, by kind: a limit of what a spec can say, or reported with its reason."""
 
 from __future__ import annotations
 
