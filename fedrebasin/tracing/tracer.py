@@ -21,9 +21,10 @@ from fedrebasin.tracing.checking import holds
 from fedrebasin.tracing.groups import Grouping
 from fedrebasin.tracing.inputs import as_call, preserved, tensors_of
 from fedrebasin.tracing.packed import packed_as_padded
-from fedrebasin.tracing.parts import Pinned, leaves, pin, units
+from fedrebasin.tracing.parts import Pinned, units
 from fedrebasin.tracing.program import Reading
 from fedrebasin.tracing.registry import Value
+from fedrebasin.tracing.walks import leaves, pin
 
 
 def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: int = 0) -> PermutationSpec:
