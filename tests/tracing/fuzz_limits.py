@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from tests.tracing.fuzz_search import Symmetries
 MIRRORED = "mirrored or turned orders"
 NUMBERED = "places numbered by constants"
 WRITTEN = "units that are not written over"
+PICKED = "what an argmax or argsort picks, by its place"
 REPORTED = {
     "order in time": MIRRORED,
     "order matters": MIRRORED,
@@ -27,13 +29,14 @@ REPORTED = {
     "rows are picked by index": NUMBERED,
     "a constant that is not in the state dict": NUMBERED,
     "entries are written by index": WRITTEN,
-    "positions are told apart": "what an argmax picks, by its place",
+    "positions are told apart": PICKED,
     "a slice with a step that does not divide it": "slices with uneven steps",
     "two ways of cutting the axis do not fit together": "views of which neither divides the other",
 }
 WHOLE_ORDERS = {MIRRORED, WRITTEN}  # a whole order of such an axis is no limit
 COPIES = "copies of a unit, told apart by their places"
-WHOLE = "orders of whole numbers alone, which no matcher could see"
+UNWEIGHTED = "orders that no weight has, which no matcher could see"
+OUT_OF_STEP = "one order that lies differently in two tensors"
 SPREAD = "one order of pairs of indices that do not lie side by side"
 
 
@@ -44,18 +47,21 @@ def limit_of(entries: Entries, spec: PermutationSpec, image: Tensor, everything:
     with a reason. An axis held in place for its order that can be brought into any order is no limit, but a miss.
     """
     orders = [orbit for orbit in _orbits(everything, image) if _is_one_order(everything, orbit)]
-    if not any(slot.tensor.is_floating_point() or slot.tensor.is_complex() for slot, _ in moved_axes(entries, image)):
-        return WHOLE
+    weights = {key for key, _ in entries.net.named_parameters(remove_duplicate=False)}
+    if not any(slot.key in weights for slot, _ in moved_axes(entries, image)):
+        return UNWEIGHTED
     moved = {(slot.key, dim): slot.tensor.shape[dim] for slot, where in moved_axes(entries, image) for dim in where}
     for row in spec.unpermuted:
         size = moved.get((row.key, row.dim))
         if size is not None and row.reason in REPORTED:
-            limit = REPORTED[row.reason]
+            limit = PICKED if "argsort" in row.operator else REPORTED[row.reason]
             if limit not in WHOLE_ORDERS or size == 2 or not any(len(orbit) == size for orbit in orders):
                 return limit
     if any(_copied(entries, group, image) for group in spec.groups.values()):
         return COPIES
-    return SPREAD if any(_spread(entries, orbit) for orbit in orders) else None
+    if any(_spread(entries, orbit) for orbit in orders):
+        return SPREAD
+    return OUT_OF_STEP if any(_out_of_step(everything, *pair) for pair in combinations(orders, 2)) else None
 
 
 def _copied(entries: Entries, group: UnitGroup, image: Tensor) -> bool:
@@ -110,6 +116,24 @@ def _spread(entries: Entries, orbit: list[int]) -> bool:
     where = np.unravel_index(np.array(orbit) - slot.start, tuple(slot.tensor.shape))
     places = [np.unique(along) for along in where if len(set(along.tolist())) > 1]
     return any(len(along) < len(orbit) or len(set(np.diff(along).tolist())) > 1 for along in places)
+
+
+def _out_of_step(everything: Symmetries, first: list[int], second: list[int]) -> bool:
+    """Whether the symmetries move two orbits alike, but not their first entries with the first, and so on."""
+    images = [image.tolist() for image in everything.generators]
+    matches = []
+    for start in second if len(first) == len(second) else []:
+        match, fresh, fits = {first[0]: start}, [first[0]], True
+        while fresh and fits:
+            one = fresh.pop()
+            for image in images:
+                if image[one] not in match:
+                    match[image[one]] = image[match[one]]
+                    fresh.append(image[one])
+                fits = fits and match[image[one]] == image[match[one]]
+        if fits:
+            matches.append([match[one] for one in first])
+    return bool(matches) and sorted(second) not in matches
 
 
 def moved_axes(entries: Entries, image: Tensor) -> Iterator[tuple[Slot, dict[int, Tensor]]]:
