@@ -45,6 +45,18 @@ def addmm(call: Call, bias: Value, a: Value, b: Value, **_: Any) -> Axes:
     return call.broadcast(Value(axes), bias)
 
 
+@register_rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
+def grouped_matmul(call: Call, x: Value, weights: Value, ends: Value | None = None, *_: Any, **__: Any) -> Axes:
+    """Runs of rows, each with a matrix of its own: ``x (rows, in) @ weights[run] (in, out)``."""
+    if ends is None or x.dim != 2 or weights.dim != 3:
+        raise NotImplementedError("runs of columns")
+    call.pin(x.axes[0], "rows are picked by index")
+    call.look_up(weights.axes[0], ends, by=(x.axes[0],))
+    contracted = call.tie(x.axes[1], weights.axes[1])
+    call.together(x.axes[0], contracted, weights.axes[2])
+    return (x.axes[0], weights.axes[2])
+
+
 @register_rule("aten.outer", "aten.ger")
 def outer(call: Call, a: Value, b: Value) -> Axes:
     """Every entry of one vector with every entry of the other."""
