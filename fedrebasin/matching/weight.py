@@ -11,10 +11,10 @@ from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import Alignment, State
 from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.coordinate import Ascent, climb
-from fedrebasin.matching.copies import EXACT, copy_order, is_exact
 from fedrebasin.matching.frank_wolfe import frank_wolfe, relaxable
 from fedrebasin.matching.greedy import greedy
 from fedrebasin.matching.problem import Indices, Problem
+from fedrebasin.matching.starts import EXACT, is_exact, order_by_signatures
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
@@ -98,9 +98,9 @@ class WeightMatching:
         generator = torch.Generator().manual_seed(self.seed)
         found: list[Ascent] = []
         if self.init is None and not control.expired:
-            order = copy_order(problem, products, self.threads)
+            order = order_by_signatures(problem, products, self.threads)
             if order is not None:
-                found.append(self._from_copy(problem, order, generator, control))
+                found.append(self._from_signatures(problem, order, generator, control))
                 if control.certificate:
                     return found[0].indices
         # What Frank-Wolfe cannot relax it takes from an ascent.
@@ -122,8 +122,10 @@ class WeightMatching:
             return start
         return best.indices
 
-    def _from_copy(self, problem: Problem, order: Indices, generator: torch.Generator, control: Control) -> Ascent:
-        """The ascent from the order in which the candidate seems to be a copy, with a certificate where it is one."""
+    def _from_signatures(
+        self, problem: Problem, order: Indices, generator: torch.Generator, control: Control
+    ) -> Ascent:
+        """The ascent from the order of the signatures, with a certificate where the candidate is a copy."""
         if is_exact(problem, order):
             ascent = Ascent(problem, order, known=sum(problem.own_products().values()))
             control.converged, control.certificate = True, EXACT
