@@ -35,12 +35,12 @@ from fedrebasin.cli.app import app
 NOISE = 0.01
 SEEDS = range(3)
 MEANS = """\
-`python benchmarks/planted.py torchvision transformers timm --rows DIR --write` writes this section. Found: how often the
-planted permutation was undone, and after the comma with noise of 1 % of each tensor's deviation. WeightMatching: three
-seeds, the first as initialised, the others with every tensor random. AlignTo and MergeMany: three copies, without and
-with noise, all in one order afterwards. merge: three files, the result being the model itself. Depth: of groups in the
-blocks of groups. Seconds: of the processor on one thread, beside other work on the machine: the median of one matching,
-without and with noise, and two merges of three by AlignTo and MergeMany."""
+`python benchmarks/planted.py torchvision transformers timm --rows DIR --write` writes this section. Found: how often
+the planted permutation was undone, and after the comma with noise of 1 % of each tensor's deviation. WeightMatching:
+three seeds, the first as initialised, the others with every tensor random. AlignTo and MergeMany: three copies, without
+and with noise, all in one order afterwards. merge: three files, the result being the model itself. Depth: of groups in
+the blocks of groups. Seconds: of the processor on one thread, beside other work on the machine: the median of one
+matching, without and with noise, and two merges of three by AlignTo and MergeMany."""
 COLUMNS = (
     "| model | parameters | groups | depth | WeightMatching | AlignTo | MergeMany | merge | seconds | with noise"
     " | AlignTo | MergeMany |"

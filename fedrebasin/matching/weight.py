@@ -29,7 +29,14 @@ class WeightMatching:
     """Maximise ``<vec(A), vec(pi(B))>`` over the permutations pi of the candidate B, A being the reference.
 
     Every axis of a group votes: incoming and outgoing weights, biases, the scales of normalisations. Statistics do
-    not. The objective and its gains are float64; float16 and bfloat16 weights are matched in float32.
+    not. The objective is added up in float64, and gains that are small are computed in it; weights of 16 and 8 bits are
+    matched in float32, complex ones by the real part of their inner product, very large and very small ones at a scale
+    where products fit.
+
+    A candidate that is the reference, permuted, is recognised by what permutations do not change, with some noise on it
+    too, and found by its units' signatures (:mod:`fedrebasin.matching.signatures`); the trace's reason says so. Where
+    groups lie in the blocks of others, an ascent from there is tried for strangers as well. Not with ``"greedy"``, nor
+    with ``init``.
 
     Args:
         method: how the maximum is sought. ``"coordinate"``: Git Re-Basin's Algorithm 1, one group after the other in
