@@ -101,6 +101,7 @@ from fedrebasin.calibration import (
 )
 from fedrebasin.errors import (
     CalibrationError,
+    CoverageWarning,
     DataError,
     MatchingError,
     MergeError,
@@ -144,6 +145,7 @@ from fedrebasin.merging import (
 )
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec_text import coverage_gaps
 from fedrebasin.threads import ahead
 from fedrebasin.tracing import Call, Value, check, register_rule, trace
 
@@ -170,6 +172,7 @@ __all__ = [
     "Closeness",
     "Commutativity",
     "CommutativityObjective",
+    "CoverageWarning",
     "CycleConsistent",
     "DataError",
     "ErrorBound",
@@ -238,6 +241,7 @@ __all__ = [
     "commutativity_objective",
     "compare_matchers",
     "cosine",
+    "coverage_gaps",
     "dense_mask",
     "ensemble_log_probabilities",
     "ensemble_logits",

@@ -20,11 +20,25 @@ from fedrebasin.errors import SpecError
 
 
 class Factor(NamedTuple):
-    """One index of a layout: its values 0 .. size - 1 advance the position along ``dim`` by ``stride`` each."""
+    """One index of a layout: its values 0 .. size - 1 advance the position along ``dim`` by ``stride`` each.
+
+    Where the units do not lie evenly (one of them was picked from the middle), ``stride`` is the tuple of their places,
+    the first of them 0.
+    """
 
     dim: int
     size: int
-    stride: int = 1
+    stride: int | tuple[int, ...] = 1
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The distance of each unit from the first."""
+        return self.stride if isinstance(self.stride, tuple) else range(0, self.size * self.stride, self.stride)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Outer factors before inner ones, by dimension."""
+        return self.dim, -(self.stride if isinstance(self.stride, int) else self.stride[1])
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class Layout:
 
     def extent(self, dim: int) -> int:
         """One more than the largest index that the layout reaches along ``dim``."""
-        reach = sum((factor.size - 1) * factor.stride for factor in (*self.levels, *self.rest) if factor.dim == dim)
+        reach = sum(max(factor.places) for factor in (*self.levels, *self.rest) if factor.dim == dim)
         return dict(self.start).get(dim, 0) + reach + 1
 
 
@@ -74,7 +88,7 @@ class Axis:
             raise SpecError(f"axis {self.key}[{self.dim}]: the layout's units lie on another dimension")
 
     def view(self, tensor: Tensor) -> Tensor:
-        """A view of ``tensor`` whose first dimensions are the group's shape; writing to it writes to the tensor.
+        """``tensor`` with the group's shape as its first dimensions; a view, but for units that lie unevenly.
 
         Args:
             tensor: the tensor named ``key``, contiguous when the axis has a layout.
@@ -86,16 +100,34 @@ class Axis:
             return tensor.movedim(self.dim, 0)
         if not tensor.is_contiguous():
             raise SpecError(f"axis {self.key}[{self.dim}]: a strided part needs a contiguous tensor")
-        sizes, strides = [], []
-        for factor in (*self.layout.levels, *self.layout.rest):
-            sizes.append(factor.size)
-            strides.append(factor.stride * tensor.stride(factor.dim))
-        for dim in range(tensor.dim()):
-            if dim not in self.layout.dims:
-                sizes.append(tensor.shape[dim])
-                strides.append(tensor.stride(dim))
+        factors = self._factors(tensor)
+        if not all(isinstance(factor.stride, int) for factor in factors):
+            return tensor.flatten()[self._entries(tensor)]
+        sizes = [factor.size for factor in factors]
+        strides = [factor.stride * tensor.stride(factor.dim) for factor in factors if isinstance(factor.stride, int)]
         offset = tensor.storage_offset() + sum(first * tensor.stride(dim) for dim, first in self.layout.start)
         return tensor.as_strided(sizes, strides, offset)
+
+    def write(self, tensor: Tensor, view: Tensor) -> None:
+        """Write entries that are arranged as :meth:`view` arranges them."""
+        if self.layout is not None and not all(isinstance(factor.stride, int) for factor in self._factors(tensor)):
+            tensor.view(-1)[self._entries(tensor)] = view
+        else:
+            self.view(tensor).copy_(view)
+
+    def _factors(self, tensor: Tensor) -> list[Factor]:
+        """The indices of :meth:`view`: the layout's, then the dimensions that it does not name."""
+        assert self.layout is not None
+        others = [Factor(dim, size) for dim, size in enumerate(tensor.shape) if dim not in self.layout.dims]
+        return [*self.layout.levels, *self.layout.rest, *others]
+
+    def _entries(self, tensor: Tensor) -> Tensor:
+        """Where in the flattened tensor the entries of :meth:`view` lie."""
+        assert self.layout is not None
+        found = torch.tensor(sum(first * tensor.stride(dim) for dim, first in self.layout.start))
+        for factor in self._factors(tensor):
+            found = found[..., None] + torch.tensor(factor.places) * tensor.stride(factor.dim)
+        return found.to(tensor.device)
 
     @property
     def lies_on_one_dimension(self) -> bool:
@@ -120,8 +152,8 @@ class Axis:
             tensor: the tensor named ``key``, contiguous when the axis has a layout.
             index: of the group, shape ``group.shape``, on any device.
         """
-        view = self.view(as_bits(tensor))
-        view.copy_(move_units(view, index.to(tensor.device)))
+        bits = as_bits(tensor)
+        self.write(bits, move_units(self.view(bits), index.to(tensor.device)))
 
     def units(self, tensor: Tensor, depth: int = 1) -> Tensor:
         """The entries of ``tensor`` that belong to each unit, as a matrix: shape ``(*group.shape, entries)``."""
@@ -152,9 +184,13 @@ class Axis:
             return f"{self.key}[{self.dim}]"
         factors = sorted(
             [(factor, True) for factor in self.layout.levels] + [(factor, False) for factor in self.layout.rest],
-            key=lambda pair: (pair[0].dim, -pair[0].stride),
+            key=lambda pair: pair[0].order,
         )
-        parts = "x".join(f"({factor.size})" if moved else str(factor.size) for factor, moved in factors)
+        sizes = [
+            f"{factor.size} of {max(factor.places) + 1}" if isinstance(factor.stride, tuple) else str(factor.size)
+            for factor, _ in factors
+        ]
+        parts = "x".join(f"({size})" if moved else size for size, (_, moved) in zip(sizes, factors, strict=True))
         offset = dict(self.layout.start).get(self.dim, 0)
         return f"{self.key}[{self.dim}: {parts}{f' from {offset}' if offset else ''}]"
 
@@ -174,7 +210,7 @@ def number_moved(axes: Sequence[Axis], shape: tuple[int, ...]) -> int:
         return 0
     mask = torch.zeros([size if dim in named else 1 for dim, size in enumerate(shape)], dtype=torch.bool)
     for axis in axes:
-        axis.view(mask).fill_(True)
+        axis.write(mask, torch.tensor(True))
     return int(mask.sum()) * math.prod(size for dim, size in enumerate(shape) if dim not in named)
 
 

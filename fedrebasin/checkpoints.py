@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fedrebasin.errors import DataError
 from fedrebasin.mapped import MappedState
+from fedrebasin.state import demand_numbers, flaws
 
 #: What wrappers put before every key: DistributedDataParallel, torch.compile, trainers.
 PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -180,10 +181,15 @@ def save_checkpoint(
         written: called with the number of bytes after each part.
 
     Raises:
-        DataError: if a dtype has no name in the format, or the parts are not what ``like`` announces.
+        DataError: if an entry is no dense tensor, a dtype has no name in the format, or the parts are not what ``like``
+            announces.
         OSError: if the file cannot be written.
     """
     path = Path(path)
+    if pieces is None:
+        demand_numbers(like, DataError)
+    elif found := flaws(like):
+        raise DataError(found[0])
     order = sorted(like, key=lambda key: (-like[key].element_size(), key))
     header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
     offset = 0
@@ -205,7 +211,7 @@ def save_checkpoint(
                 for part in [like[key]] if pieces is None else pieces(key):
                     if part.dtype != like[key].dtype:
                         raise DataError(f"{key}: {part.dtype} where {like[key].dtype} was announced")
-                    flat = part.detach().cpu().contiguous().reshape(-1)
+                    flat = part.detach().cpu().resolve_conj().contiguous().reshape(-1)
                     file.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
                     if written is not None:
                         written(file.tell())

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one line that says what, where, and what to do."""
+"""Errors and warnings that a user can act on: one line that says what, where, and what to do."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ class CalibrationError(RebasinError):
 
 class DataError(RebasinError):
     """A data set, a partition or a file cannot be read as what it should be."""
+
+
+class CoverageWarning(UserWarning):
+    """A permutation spec leaves so much in place that models are averaged out of step, in whole or in part."""
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """The kind of an error from elsewhere and the first line of what it says.
+
+    Args:
+        error: whatever was raised.
+        longest: characters; torch prints graphs and kernels.
+    """
+    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    text = " ".join(f"{type(error).__name__}: {said}".split()).removesuffix(":")
+    return text if len(text) <= longest else f"{text[: longest - 4]} ..."
 
 
 def choose(option: str, value: str, allowed: Iterable[str]) -> str:

@@ -80,6 +80,7 @@ def gathered(tensor: Tensor, dim: int, positions: Tensor, out: Tensor | None = N
         positions: a permutation of its indices, on the CPU.
         out: a contiguous tensor of the same shape to write to and return; a new one if None.
     """
+    tensor = tensor.detach()  # a parameter's: what is written to in place has no gradient
     size = positions.numel()
     breaks = (positions.diff() != 1).nonzero().flatten() + 1
     run = math.gcd(size, *breaks.tolist(), *positions[:1].tolist(), *positions[breaks].tolist())

@@ -22,6 +22,12 @@ from fedrebasin.axis import Axis, number_moved
 from fedrebasin.errors import SpecError
 from fedrebasin.group import Group, Unpermuted
 from fedrebasin.notation import Units, parse_axes, with_sizes
+from fedrebasin.state import flaws
+
+
+def is_weight(tensor: Tensor) -> bool:
+    """Whether the entries are real or complex numbers; integers and bools number, count or mask something."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class PermutationSpec:
         groups: by name.
         shapes: every key of the state dict that the spec speaks of, with its shape; a hand-written spec knows the
             number of dimensions only (sizes None) until :meth:`bind`.
-        statistics: keys that move with their group and do not vote in the matching objective (running means).
+        statistics: keys that move with their group and do not vote in the matching objective (running means, masks).
         unpermuted: parameter axes that no group moves, with the reason.
         checked: whether random members were applied and left the function unchanged.
     """
@@ -169,13 +175,14 @@ class PermutationSpec:
     def voting(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
         """The keys of the tensors that vote in the matching objective, and that distances of models are taken over.
 
-        Statistics (running means) move with their group and do not vote; integer counters do neither.
+        Statistics (running means) and integer and bool tensors (masks) move with their group and do not vote;
+        counters do neither.
 
         Args:
             state: a state dict of the model; keys that it does not have are left out.
         """
         kept = (key for key in self.shapes if key in state and key not in self.statistics)
-        return tuple(key for key in kept if state[key].is_floating_point() or state[key].is_complex())
+        return tuple(key for key in kept if is_weight(state[key]))
 
     def sizes(self, key: str) -> tuple[int, ...]:
         """The shape of the tensor ``key``.
@@ -207,11 +214,13 @@ class PermutationSpec:
 
         Integer tensors (``num_batches_tracked``) need not be in the spec.
         """
+        if found := flaws(state):
+            return found
         found = [f"{key}: missing from the state dict" for key in self.shapes if key not in state]
         for key, tensor in state.items():
             shape = tuple(tensor.shape)
             if key not in self.shapes:
-                if tensor.is_floating_point():
+                if is_weight(tensor):
                     found.append(f"{key}: shape {shape} is not in the spec")
                 continue
             known = self.shapes[key]

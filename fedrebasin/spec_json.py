@@ -88,8 +88,13 @@ def _decode_axis(entry: Any) -> Axis:
         str(entry["key"]),
         int(entry["dim"]),
         Layout(
-            levels=tuple(Factor(*map(int, factor)) for factor in layout["levels"]),
-            rest=tuple(Factor(*map(int, factor)) for factor in layout["rest"]),
+            levels=tuple(map(_decode_factor, layout["levels"])),
+            rest=tuple(map(_decode_factor, layout["rest"])),
             start=tuple((int(dim), int(first)) for dim, first in layout["start"]),
         ),
     )
+
+
+def _decode_factor(entry: Any) -> Factor:
+    dim, size, stride = entry
+    return Factor(int(dim), int(size), tuple(map(int, stride)) if isinstance(stride, list) else int(stride))

@@ -16,6 +16,7 @@ from fedrebasin import Merge
 from .alignment_metrics import Tally
 from .flower_mean import flower_mean
 from .folding import RunningMean, folded, is_the_mean, mean_metrics, needs_only_the_mean
+from .integers import agreed, dissent, moving_integers
 from .records import State, Template
 from .screening import Reply, Screener, carrying, form_of, is_a
 from .stage import Stage
@@ -69,18 +70,23 @@ class Aggregation:
         merge: Merge | None = None
         mean: Mapping[str, Tensor] | None = None
         tally = Tally()
+        integers: State = {}
         if not self.stage.idle:
             merge, mean = self.stage.all_at_once(good, self.global_state, self.server_round, tally)
-            if expects_attackers(self.strategy):
+            good, merge, integers = self._agreeing(good, merge)
+            if good and expects_attackers(self.strategy):
                 good, merge = self._without_strangers(good, merge)
+            if not good:
+                return self._nothing()
+            mean = mean if len(good) == tally.models else merge.merged
         if not needs_only_the_mean(self.strategy):
             messages = self._messages(good, merge)
             with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
                 arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
-            return Aggregate(arrays, metrics, tuple(good), merge, self._measured(tally))
+            return Aggregate(_with(arrays, integers), metrics, tuple(good), merge, self._measured(tally))
         if mean is None:
             mean = flower_mean([reply.state for reply in good], (reply.num_examples for reply in good))
-        return self._of_the_mean(good, mean, merge, tally)
+        return self._of_the_mean(good, {**mean, **integers}, merge, tally, integers)
 
     def one_by_one(self, replies: Iterable[Message], workers: int) -> Aggregate:
         """Align and fold in each good reply as it arrives, and let go of it.
@@ -91,22 +97,43 @@ class Aggregation:
             return self.at_once(replies)
         mean, tally = RunningMean(), Tally()
         kept: list[Reply] = []
-        admitted = self._admitted(replies)
-        for reply, state in self.stage.one_by_one(admitted, self.global_state, self.server_round, workers, tally):
+        integers: State = {}
+        aligned = self.stage.one_by_one(
+            self._admitted(replies), self.global_state, self.server_round, workers, tally, self.screener.set_aside
+        )
+        for reply, state in aligned:
+            if not self.stage.idle:
+                integers = {key: state[key] for key in moving_integers(self.stage.spec, state)}
             mean.add(state, reply.num_examples)
             kept.append(_without_arrays(reply))
-        return self._of_the_mean(kept, mean.finish(), None, tally) if kept else self._nothing()
+        return (
+            self._of_the_mean(kept, {**mean.finish(), **integers}, None, tally, integers) if kept else self._nothing()
+        )
+
+    def _agreeing(self, replies: Sequence[Reply], merge: Merge) -> tuple[list[Reply], Merge, State]:
+        """The replies whose integers along groups are those of most, or with privacy the global model's; and these."""
+        keys = moving_integers(self.stage.spec, merge.states[0])
+        if not keys:
+            return list(replies), merge, {}
+        states = [] if self.stage.private else [dict(state) for state in merge.states]
+        integers = agreed(keys, states, self.global_state)
+        reasons = [dissent(integers, state) for state in merge.states]
+        found = {position: reason for position, reason in enumerate(reasons) if reason}
+        return *self._without(replies, merge, found), integers
 
     def _without_strangers(self, replies: Sequence[Reply], merge: Merge) -> tuple[list[Reply], Merge]:
         assert self.stage.spec is not None
-        found = strangers(self.stage.spec, merge.alignments, merge.states)
+        return self._without(replies, merge, strangers(self.stage.spec, merge.alignments, merge.states))
+
+    def _without(self, replies: Sequence[Reply], merge: Merge, found: Mapping[int, str]) -> tuple[list[Reply], Merge]:
+        """The replies but for those at some positions, which are set aside for these reasons."""
         if not found:
             return list(replies), merge
         for position, reason in found.items():
             self.screener.set_aside(replies[position].node_id, reason)
         kept = [position for position in range(len(replies)) if position not in found]
         states = tuple(merge.states[position] for position in kept)
-        mean = flower_mean(states, (replies[position].num_examples for position in kept))
+        mean = flower_mean(states, [replies[position].num_examples for position in kept])
         alignments = tuple(merge.alignments[position] for position in kept)
         return [replies[position] for position in kept], Merge(states, alignments, mean, merge.trace)
 
@@ -115,17 +142,18 @@ class Aggregation:
         return Aggregate(*self.strategy.aggregate_train(self.server_round, list(self.screener.errors)))
 
     def _of_the_mean(
-        self, replies: Sequence[Reply], mean: Mapping[str, Tensor], merge: Merge | None, tally: Tally
+        self, replies: Sequence[Reply], mean: State, merge: Merge | None, tally: Tally, integers: State
     ) -> Aggregate:
         metrics = mean_metrics(replies, self.strategy)
         measured = self._measured(tally)
         failed = len(self.screener.errors)
         if is_the_mean(self.strategy):  # there is nothing that the strategy would do to it
             log(INFO, "aggregate_train: Received %d results and %d failures", len(replies), failed)
-            return Aggregate(self.template.encode_mean(mean), metrics, tuple(replies), merge, measured)
+            mean_arrays = _with(self.template.encode_mean(mean), integers)
+            return Aggregate(mean_arrays, metrics, tuple(replies), merge, measured)
         message = folded(replies, mean, self.template, self.strategy, metrics)
         arrays, _ = self.strategy.aggregate_train(self.server_round, [message, *self.screener.errors])
-        return Aggregate(arrays, metrics, tuple(replies), merge, measured)
+        return Aggregate(_with(arrays, integers), metrics, tuple(replies), merge, measured)
 
     def _measured(self, tally: Tally) -> dict[str, float]:
         measured = tally.metrics()
@@ -151,8 +179,9 @@ class Aggregation:
 
     def _messages(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
         """What the inner strategy gets: the replies with aligned arrays, in the global key order."""
-        as_floats = is_a(self.strategy, QFedAvg)  # it scales its copies of the arrays in place
-        forms = self.template.forms
+        # Numpy subtracts no bools, and QFedAvg scales its copies of the arrays in place.
+        kinds = "biu" if is_a(self.strategy, QFedAvg) else "b"
+        as_floats = [key for key, form in self.template.forms.items() if form.dtype.kind in kinds]
         messages = []
         for position, reply in enumerate(replies):
             if merge is None:
@@ -160,14 +189,17 @@ class Aggregation:
             else:
                 arrays = self.template.encode(dict(merge.states[position]))
             if as_floats:
-                arrays = ArrayRecord(
-                    {
-                        key: array if forms[key].is_float else Array(array.numpy().astype(float))
-                        for key, array in arrays.items()
-                    }
-                )
+                floats = {key: Array(arrays[key].numpy().astype(float)) for key in as_floats}
+                arrays = ArrayRecord({**arrays, **floats})
             messages.append(carrying(reply.message, arrays))
         return messages
+
+
+def _with(arrays: ArrayRecord | None, integers: State) -> ArrayRecord | None:
+    """An aggregate with the integers that the replies agree on, whatever the strategy made of them."""
+    if arrays is None or not integers:
+        return arrays
+    return ArrayRecord({**arrays, **{key: Array(tensor.cpu().numpy()) for key, tensor in integers.items()}})
 
 
 def _without_arrays(reply: Reply) -> Reply:

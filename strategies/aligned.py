@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from logging import ERROR, INFO
+from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from fedrebasin import Aligner, AlignTo, PermutationSpec
+from fedrebasin import Aligner, AlignTo, PermutationSpec, coverage_gaps
 
 from .aggregation import Aggregate, Aggregation
 from .arrivals import StreamingGrid
@@ -112,8 +112,10 @@ class Aligned(Strategy):
     ) -> Result:
         """Run the rounds: Flower's own loop, from the last checkpoint where one is to be resumed."""
         self._done, arrays = 0, initial_arrays
+        self._bind(initial_arrays)
+        if not self.stage.idle and self.spec is not None and (missing := coverage_gaps(self.spec)):
+            log(WARNING, "%s: %s", type(self).__name__, missing)
         if self._journal is not None and self.resume:
-            self._bind(initial_arrays)
             self._done, arrays, self.beta = self._journal.resume(initial_arrays, self.spec, self.stage.frames)
         done = self._done
         evaluate = None if evaluate_fn is None else lambda number, model: evaluate_fn(number + done, model)

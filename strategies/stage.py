@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from logging import INFO
@@ -18,6 +18,7 @@ from .alignment_metrics import Tally
 from .device import move
 from .flower_mean import FlowerMean
 from .frames import Frames
+from .integers import alike, dissent, moving_integers
 from .placing import Placing, distance, matcher_of, of_usual_length
 from .records import State
 from .screening import Reply
@@ -69,7 +70,7 @@ class Stage:
         mean = FlowerMean(weights)
         placing = self._placing(replies, states, move(global_state, self.device), server_round)
         if placing is None:
-            merge = self.aligner(self.spec, of_usual_length(states), weights)
+            merge = self.aligner(self.spec, of_usual_length(alike(self.spec, states)), weights)
             merge = replace(merge, states=tuple(a.apply(s) for a, s in zip(merge.alignments, states, strict=True)))
             for reply, alignment, state in zip(replies, merge.alignments, merge.states, strict=True):
                 self._learn(reply, alignment)
@@ -89,12 +90,19 @@ class Stage:
         return merge, mean.sums
 
     def one_by_one(
-        self, replies: Iterable[Reply], global_state: State, server_round: int, workers: int, tally: Tally
+        self,
+        replies: Iterable[Reply],
+        global_state: State,
+        server_round: int,
+        workers: int,
+        tally: Tally,
+        set_aside: Callable[[int, str], None],
     ) -> Iterator[tuple[Reply, State]]:
         """Each reply and its aligned model, as replies arrive; at most ``workers`` + 1 models are held.
 
         The reference must be known before the last reply is there: it is the global model, or, if the first replies
-        did not start from that, the medoid of these.
+        did not start from that, the medoid of these. Models whose integers along groups are not the reference's are
+        handed to ``set_aside``, with the reason.
         """
         arriving = iter(replies)
         if self.idle:
@@ -123,9 +131,14 @@ class Stage:
             return reply, *placing.place(reply.node_id, state), time.perf_counter() - started
 
         for reply, alignment, away, seconds in ahead(place, _chained(first, arriving), workers, waiting=1):
+            state = alignment.apply(move(reply.state, self.device))
+            integers = {key: placing.reference[key] for key in moving_integers(self.spec, state)}
+            if reason := dissent(integers, state):
+                set_aside(reply.node_id, reason)
+                continue
             self._learn(reply, alignment)
             tally.add(alignment, away, seconds)
-            yield reply, alignment.apply(move(reply.state, self.device))
+            yield reply, state
 
     def _learn(self, reply: Reply, alignment: Alignment) -> None:
         if self.frames is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedrebasin.batches import Batch, State, demand_reiterable
 from fedrebasin.calibration import evaluate, fit_temperature, logits_of, recalibrate_batch_norm
 from fedrebasin.errors import MergeError
+from fedrebasin.state import computable, demand_numbers, demand_same_kinds, has_mean, real
 
 Definition = Literal["git-re-basin", "simultaneous"]
 Interpolation = Literal["linear", "spherical"]
@@ -56,17 +57,20 @@ def demand_alike(a: State, b: State) -> None:
     """Refuse two models that are not of one architecture.
 
     Raises:
-        MergeError: if keys or shapes differ.
+        MergeError: if keys or shapes differ, or an entry has no numbers.
     """
     if set(a) != set(b):
         raise MergeError(f"the models differ in the keys {', '.join(sorted(set(a) ^ set(b)))}")
+    for state in (a, b):
+        demand_numbers(state)
     for key in a:
         if a[key].shape != b[key].shape:
             raise MergeError(f"{key}: shapes {tuple(a[key].shape)} and {tuple(b[key].shape)} differ")
+    demand_same_kinds(a, b)
 
 
 def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "linear") -> dict[str, Tensor]:
-    """The state at ``lam`` on the path from ``a`` (0) to ``b`` (1); tensors that are not floating point are A's.
+    """The state at ``lam`` on the path from ``a`` (0) to ``b`` (1); integer tensors are A's.
 
     Args:
         a: state dict.
@@ -82,12 +86,12 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
     demand_alike(a, b)
     if interpolation not in ("linear", "spherical"):
         raise MergeError(f"interpolation {interpolation!r} is neither 'linear' nor 'spherical'")
-    keys = {key for key, tensor in a.items() if tensor.is_floating_point() and not is_statistic(key)}
+    keys = {key for key, tensor in a.items() if has_mean(tensor) and not is_statistic(key)}
     line = arc = (1 - lam, lam)
     if interpolation == "spherical":
         products = torch.zeros(3, dtype=torch.float64)
         for key in keys:
-            x, y = a[key].double().flatten(), b[key].to(a[key].device).double().flatten()
+            x, y = (real(state[key].to(a[key].device)).flatten() for state in (a, b))
             products += torch.stack([x @ x, x @ y, y @ y]).cpu()
         angle = torch.arccos((products[1] / (products[0] * products[2]).sqrt()).clamp(-1, 1))
         if float(torch.sin(angle)) > 1e-6:
@@ -96,7 +100,11 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
     result = {}
     for key, tensor in a.items():
         shares = arc if key in keys else line
-        result[key] = shares[0] * tensor + shares[1] * b[key].to(tensor) if tensor.is_floating_point() else tensor
+        if has_mean(tensor):
+            x, y = computable(tensor), computable(b[key].to(tensor))
+            result[key] = (shares[0] * x + shares[1] * y).to(tensor.dtype)
+        else:
+            result[key] = tensor
     return result
 
 

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from fedrebasin.batches import Batch, State, forward
 from fedrebasin.errors import CalibrationError
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import demand_numbers
 
 Where = Literal["after", "before"]
 PARAMETRIZED = "parametrizations"  # where torch.nn.utils.parametrize keeps what a weight is computed from
@@ -73,7 +74,9 @@ def layers_of(model: nn.Module, spec: PermutationSpec | None = None) -> tuple[st
     moved = None if spec is None else {axis.key for group in spec.groups.values() for axis in group.axes}
     owners = {}
     for name, module in model.named_modules():
-        keys = [key for key, tensor in _own_parameters(name, module) if tensor.dim() >= 2]
+        parameters = dict(_own_parameters(name, module))
+        demand_numbers({key: tensor for key, tensor in parameters.items() if not tensor.is_meta}, CalibrationError)
+        keys = [key for key, tensor in parameters.items() if tensor.dim() >= 2]
         if keys and PARAMETRIZED not in name.split("."):
             owners[name] = keys
     found = []

@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.analysis.barrier import Barrier, is_statistic, loss_barrier
+from fedrebasin.analysis.barrier import Barrier, demand_alike, is_statistic, loss_barrier
 from fedrebasin.batches import Batch, State, demand_reiterable
 from fedrebasin.calibration import evaluate, fit_temperature, logits_of
 from fedrebasin.errors import MergeError
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import computable
 
 Measured = Literal["tensor", "model"]
 
@@ -36,8 +37,7 @@ def step_of_equal_length(
     Raises:
         MergeError: if the keys differ, or ``by`` is neither.
     """
-    if set(a) != set(b):
-        raise MergeError(f"the models differ in the keys {', '.join(sorted(set(a) ^ set(b)))}")
+    demand_alike(a, b)
     if by not in ("tensor", "model"):
         raise MergeError(f"by {by!r} is neither 'tensor' nor 'model'")
     keys = [key for key, tensor in a.items() if tensor.is_floating_point() and not is_statistic(key)]
@@ -48,7 +48,8 @@ def step_of_equal_length(
     moved = dict(a)
     for key, step in steps.items():
         scale = ways[key] / max(lengths[key], 1e-300) if by == "tensor" else whole
-        moved[key] = a[key] + (lam * scale * step).to(a[key])
+        there = computable(a[key])
+        moved[key] = (there + (lam * scale * step).to(there)).to(a[key].dtype)
     return moved
 
 

@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 from fedrebasin.batches import State
 from fedrebasin.errors import MergeError
 from fedrebasin.permutation import Permutation
+from fedrebasin.state import computable, demand_numbers
 
 Mask = Mapping[str, Tensor]
 Rewinding = Literal["weights", "learning-rate"]
@@ -26,6 +27,7 @@ MaskedTraining = Callable[[State, Mask], State]
 
 def prunable(state: State) -> tuple[str, ...]:
     """The keys of the tensors that are pruned by default: weights of two dimensions or more."""
+    demand_numbers(state)
     return tuple(key for key, tensor in state.items() if tensor.is_floating_point() and tensor.dim() >= 2)
 
 
@@ -45,16 +47,18 @@ def apply_mask(state: State, mask: Mask) -> dict[str, Tensor]:
     Raises:
         MergeError: if the mask does not fit.
     """
+    demand_numbers(state)
     for key, tensor in mask.items():
         if key not in state or state[key].shape != tensor.shape:
             raise MergeError(f"the mask's {key} of shape {tuple(tensor.shape)} does not fit the model")
-    return {key: tensor * mask[key].to(tensor) if key in mask else tensor for key, tensor in state.items()}
+    pairs = {key: (computable(state[key]), computable(tensor)) for key, tensor in mask.items()}
+    return {**state, **{key: (weight * kept.to(weight)).to(state[key].dtype) for key, (weight, kept) in pairs.items()}}
 
 
 def sparsity_of(mask: Mask) -> float:
     """The share of entries that the mask prunes, in [0, 1]; 0 for a mask of nothing."""
     entries = sum(tensor.numel() for tensor in mask.values())
-    return 1 - sum(float(tensor.sum()) for tensor in mask.values()) / entries if entries else 0.0
+    return 1 - sum(float(computable(tensor).sum()) for tensor in mask.values()) / entries if entries else 0.0
 
 
 def prune_smallest(state: State, mask: Mask, share: float) -> dict[str, Tensor]:
@@ -74,8 +78,8 @@ def prune_smallest(state: State, mask: Mask, share: float) -> dict[str, Tensor]:
         raise MergeError("the mask names no tensor: there is nothing to prune")
     apply_mask(state, mask)
     device = state[next(iter(mask))].device
-    kept = torch.cat([mask[key].flatten().to(device) for key in mask])
-    flat = torch.cat([state[key].detach().flatten() for key in mask])
+    kept = torch.cat([computable(mask[key].flatten()).to(device) for key in mask])
+    flat = torch.cat([computable(state[key].detach().flatten()) for key in mask])
     left = kept > 0
     if amount := round(share * int(left.sum())):
         method = prune.L1Unstructured(amount)

@@ -12,6 +12,8 @@ from fedrebasin.analysis.features import by_unit, channels_first, layers_of, rec
 from fedrebasin.analysis.streams import each_batch, ratio
 from fedrebasin.analysis.weights import weight_of
 from fedrebasin.batches import Batch, State, mode_of
+from fedrebasin.errors import CalibrationError
+from fedrebasin.state import demand_numbers, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +43,14 @@ def singular_values(weight: Tensor) -> Spectrum:
 
     Args:
         weight: shape ``(out, ...)``.
+
+    Raises:
+        CalibrationError: if it has no rows, or values that are not finite.
     """
-    matrix = weight.detach().double()
+    demand_numbers({"weight": weight}, CalibrationError)
+    matrix = wide(weight.detach())
+    if not matrix.dim() or not bool(matrix.isfinite().all()):
+        raise CalibrationError(f"a weight of shape {tuple(matrix.shape)}: rows of finite values are needed")
     return Spectrum(torch.linalg.svdvals(matrix.reshape(len(matrix), -1)).cpu())
 
 
@@ -59,6 +67,7 @@ def weight_spectra(model: nn.Module, state: State, layers: Sequence[str] | None 
         state: its state dict.
         layers: names of modules; all layers by default.
     """
+    demand_numbers(state, CalibrationError)
     names = layers_of(model) if layers is None else tuple(layers)
     found = {
         key: singular_values(tensor)
@@ -100,6 +109,8 @@ def activation_spectra(
                 rows = by_unit(recorded.inputs.double(), channels_first(model, name))
                 found = rows.mT @ rows
                 grams[name] = grams[name] + found if name in grams else found
+    if odd := [name for name, gram in grams.items() if not bool(gram.isfinite().all())]:
+        raise CalibrationError(f"{odd[0]}: what it reads is not finite, or too large to be squared")
     return {
         name: Spectrum(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0).cpu()) for name, gram in grams.items()
     }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedrebasin.batches import Batch, number_of_examples
+from fedrebasin.batches import Batch, demand_batches, number_of_examples
 from fedrebasin.errors import CalibrationError
 
 
@@ -62,7 +62,7 @@ def each_batch(batches: Iterable[Batch]) -> Iterator[Batch]:
         CalibrationError: if there is none.
     """
     seen = False
-    for batch in batches:
+    for batch in demand_batches(batches):
         if number_of_examples(batch):
             seen = True
             yield batch

@@ -19,6 +19,7 @@ from fedrebasin.errors import MergeError
 from fedrebasin.matching import Matcher, WeightMatching
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import demand_numbers
 
 __all__ = [
     "PairBarriers",
@@ -244,6 +245,7 @@ def instability(
     between = _barriers(model, batches, points, definition, of, recalibrate)
     found = []
     for position, state in enumerate(checkpoints):
+        demand_numbers(state)
         children = [train({key: t.clone() for key, t in state.items()}, position, seed) for seed in seeds]
         found.append(between(*children))
     return tuple(found)

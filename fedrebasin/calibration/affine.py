@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedrebasin.batches import Batch, State, forward, mode_of
+from fedrebasin.batches import Batch, State, demand_parameters, forward, mode_of
 from fedrebasin.errors import CalibrationError
 
 _aten = torch.ops.aten
@@ -228,6 +228,7 @@ def watch(
     Returns:
         the model's output.
     """
+    demand_parameters(model, state)
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -264,8 +265,14 @@ def head_weight(model: nn.Module, state: State, batch: Batch) -> str:
 
     with mode_of(model):
         output = watch(model, state, batch, keep)
-    if calls and calls[0].window is None and calls[0].rows == calls[0].total and isinstance(output, Tensor):
-        logits = output.reshape(-1, output.shape[-1])
+    if (
+        calls
+        and calls[0].window is None
+        and calls[0].rows == calls[0].total
+        and isinstance(output, Tensor)
+        and output.dim() > 1
+    ):
+        logits = output.flatten(0, -2)
         expected = calls[0].output
         if (bias := bias_of(calls[0].weight, state)) is not None and not calls[0].has_bias:
             expected = expected + state[bias]

@@ -56,7 +56,7 @@ def unit_places(model: nn.Module, state: State, batch: Batch, spec: PermutationS
         shape = spec.shape(name)
         units = math.prod(shape)
         view = axis.view(marks)
-        view.copy_(torch.arange(units).reshape(*shape, *[1] * (view.dim() - len(shape))).expand_as(view))
+        axis.write(marks, torch.arange(units).reshape(*shape, *[1] * (view.dim() - len(shape))).expand_as(view))
         blocks = marks.reshape(calls[weight].groups, -1, *marks.shape[1:])[:, 0]
         channels = (blocks if blocks.dim() == 2 else blocks.flatten(2)[..., 0]).flatten()
         own = (channels >= 0).nonzero().flatten()
@@ -85,6 +85,8 @@ class ActivationCorrelation:
         """The sums of one batch, float64."""
         own, reference = (self._activations(model, each, batch) for each in (state, self.reference))
         sums: dict[str, Tensor] = {}
+        if own.keys() != reference.keys():
+            raise CalibrationError(f"{self.name}: units are seen in one of the two models only")
         for group, mine in own.items():
             theirs = reference[group]
             values = (

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedrebasin.batches import Batch, State, logits_and_labels, mode_of
+from fedrebasin.batches import Batch, State, demand_batches, demand_classes, logits_and_labels, mode_of
 from fedrebasin.calibration.sums import Sums, collect_sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
+from fedrebasin.state import has_mean
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Evaluation:
     def from_batch(self, model: nn.Module, state: State, batch: Batch) -> dict[str, Tensor]:
         """Total loss, correct predictions and labels."""
         logits, labels = logits_and_labels(model, state, batch)
+        demand_classes(labels, logits.shape[1])
         logits = logits.double() * self.beta
         return {
             "loss": cross_entropy(logits, labels, reduction="sum"),
@@ -82,7 +84,7 @@ def logits_of(model: nn.Module, state: State, batches: Iterable[Batch]) -> tuple
         CalibrationError: if there are no batches, or outputs and labels do not fit.
     """
     with mode_of(model):
-        pairs = [logits_and_labels(model, state, batch) for batch in batches]
+        pairs = [logits_and_labels(model, state, batch) for batch in demand_batches(batches)]
     if not pairs:
         raise CalibrationError("there are no batches")
     return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])
@@ -98,6 +100,8 @@ def ensemble_logits(logits: Sequence[Tensor], weights: Sequence[float] | None = 
         raise CalibrationError("an ensemble needs at least one member")
     if len({tuple(member.shape) for member in logits}) > 1:
         raise CalibrationError(f"members' shapes differ: {', '.join(str(tuple(member.shape)) for member in logits)}")
+    if not all(has_mean(member) for member in logits):
+        raise CalibrationError("the members' logits are integers where floats are needed")
     shares = torch.ones(len(logits)) if weights is None else torch.tensor(list(weights), dtype=torch.float64)
     if len(shares) != len(logits) or bool((shares < 0).any()) or not 0 < float(shares.sum()) < float("inf"):
         raise CalibrationError(f"{len(logits)} members need as many weights, none negative, with a positive sum")
@@ -111,6 +115,7 @@ def ensemble_log_probabilities(logits: Sequence[Tensor], weights: Sequence[float
     Raises:
         CalibrationError: as :func:`ensemble_logits`.
     """
+    ensemble_logits(logits, weights)  # refuses what cannot be used
     top = ensemble_logits([torch.log_softmax(member, 1) for member in logits], weights)
     # The mean of probabilities relative to the geometric mean, so that nothing underflows.
     relative = [(torch.log_softmax(member, 1) - top) for member in logits]

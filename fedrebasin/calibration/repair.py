@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, demand_reiterable, mode_of
+from fedrebasin.batches import Batch, State, demand_reiterable, mode_of, number_of_examples
 from fedrebasin.calibration.affine import AffineCall, affine_matrix, bias_of, watch, with_affine_matrix
 from fedrebasin.calibration.batch_norm import Moments, check_moments, moments, recalibrate_batch_norm
 from fedrebasin.calibration.gram import unit_order
@@ -195,7 +195,7 @@ def repair(
         CalibrationError: if there are no examples or end points, or ``batches`` can be read only once.
     """
     demand_reiterable(batches, "REPAIR")
-    first = next(iter(batches), None)
+    first = next((batch for batch in batches if number_of_examples(batch)), None)
     if first is None:
         raise CalibrationError("REPAIR: there are no batches")
     result = dict(merged)

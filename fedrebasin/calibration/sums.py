@@ -8,13 +8,13 @@ over clients, unless a statistic's docstring says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, mode_of, number_of_examples
+from fedrebasin.batches import Batch, State, demand_batches, mode_of, number_of_examples, without_single_examples
 from fedrebasin.errors import CalibrationError
 
 Result = TypeVar("Result", covariant=True)
@@ -94,7 +94,8 @@ def collect_sums(
         statistic: what to sum.
         model: the module; its own parameters are not read, its mode is restored.
         state: the tensors to run it with.
-        batches: any iterable of batches; empty ones are skipped.
+        batches: any iterable of batches; empty ones are skipped. Where BatchNorm normalises with the batch at hand, a
+            batch of a single example, as the last one may be, joins its neighbour.
         min_examples: refuse to return sums over fewer examples than this, which could give one of them away.
         max_examples: read no further batch once there are as many; None reads them all.
 
@@ -102,17 +103,22 @@ def collect_sums(
         ``{}`` without data, else the sums and ``examples``.
 
     Raises:
-        CalibrationError: if there are fewer than ``min_examples`` examples.
+        CalibrationError: if there are fewer than ``min_examples`` examples, or the model cannot be run on them.
     """
     total: dict[str, Tensor] = {}
     examples = 0
-    with mode_of(model, statistic.batch_statistics):
-        for batch in batches:
+
+    def read() -> Iterator[Batch]:
+        nonlocal examples
+        for batch in demand_batches(batches):
             if max_examples is not None and examples >= max_examples:
-                break
-            if (count := number_of_examples(batch)) == 0:
-                continue
-            examples += count
+                return
+            if count := number_of_examples(batch):
+                examples += count
+                yield batch
+
+    with mode_of(model, statistic.batch_statistics):
+        for batch in without_single_examples(read()) if statistic.batch_statistics else read():
             for key, tensor in statistic.from_batch(model, state, batch).items():
                 if key in total:
                     total[key] += tensor

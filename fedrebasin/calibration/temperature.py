@@ -10,11 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, logits_and_labels
+from fedrebasin.batches import Batch, State, demand_classes, logits_and_labels
 from fedrebasin.calibration.affine import bias_of
 from fedrebasin.calibration.sums import Sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import computable, demand_numbers
 
 MODEL_OUTPUT = "model output"  # the tracer's reason for leaving an axis where it is
 
@@ -54,10 +55,7 @@ def check_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     labels = labels.detach().to(logits.device, torch.int64)
     if not bool(torch.isfinite(logits).all()):
         raise CalibrationError("the logits are not finite")
-    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-        raise CalibrationError(
-            f"labels lie in {int(labels.min())} .. {int(labels.max())} where there are {logits.shape[1]} classes"
-        )
+    demand_classes(labels, logits.shape[1])
     return logits, labels
 
 
@@ -251,12 +249,14 @@ def fold_temperature(state: State, beta: float, head: str | PermutationSpec) -> 
     Raises:
         CalibrationError: if beta is not positive and finite, there is no such weight, or the spec names no single one.
     """
+    demand_numbers(state, CalibrationError)
     if isinstance(head, PermutationSpec):
         head = _head_in(head)
     if not 0 < beta < math.inf or head not in state:
         raise CalibrationError(f"beta {beta} must be positive and finite, and {head!r} a key of the state dict")
     scaled = [key for key in (head, bias_of(head, state)) if key is not None]
-    return {key: tensor * beta if key in scaled else tensor for key, tensor in state.items()}
+    folded = {key: (computable(state[key]) * beta).to(state[key].dtype) for key in scaled}
+    return {**state, **folded}
 
 
 def _head_in(spec: PermutationSpec) -> str:

@@ -13,6 +13,7 @@ from fedrebasin.cli.models import demand_fit, load_model, with_classes
 from fedrebasin.cli.spec import traced_spec
 from fedrebasin.plain_stack import plain_stack
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import has_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class Inputs:
 
     def no_groups(self) -> PermutationSpec:
         """A spec that moves nothing, for methods that do not align."""
-        shapes = {key: tuple(tensor.shape) for key, tensor in self.first.items() if tensor.is_floating_point()}
+        shapes = {key: tuple(tensor.shape) for key, tensor in self.first.items() if has_mean(tensor)}
         return PermutationSpec({}, shapes, frozenset(k for k in shapes if k.endswith(("running_mean", "running_var"))))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,9 @@ from fedrebasin.cli.estimate import estimate
 from fedrebasin.cli.inputs import Inputs, open_inputs
 from fedrebasin.cli.merging import METHODS, REFERENCED, Merged, merge_inputs
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
-from fedrebasin.errors import MergeError, choose
+from fedrebasin.errors import CoverageWarning, MergeError, choose
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec_text import coverage_gaps
 
 MODEL_HELP = "torchvision:NAME, or package.module:callable, which is called without arguments; not for plain stacks."
 DATA_HELP = "A data set's name, a folder of images by class, or package.module:function giving (train, test)."
@@ -68,9 +70,12 @@ def merge(
     if not model and spec is None and method != "average":
         say(f"without --model, by names and shapes: a plain stack with {len(groups.groups)} hidden layers")
     matched = len(checkpoints) - (method in REFERENCED and base is None)
+    if method != "average" and (missing := coverage_gaps(groups)):
+        say(f"warning: {missing}")
     expected = estimate(groups, method, len(checkpoints), opened.nbytes, matched, opened.largest_tensor)
     say(f"merging {len(checkpoints)} checkpoints of {opened.nbytes / 1e6:.0f} MB by {method}: {expected}")
-    with leaving(lambda: f"nothing was written to {out}"), Bars() as bars:
+    with leaving(lambda: f"nothing was written to {out}"), Bars() as bars, warnings.catch_warnings():
+        warnings.simplefilter("ignore", CoverageWarning)  # it was said
         merged = merge_inputs(opened, groups, method, shares, seed, out, found, bars)
     if json:
         print_json(

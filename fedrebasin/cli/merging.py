@@ -266,7 +266,7 @@ def _aligner(method: str, seed: int) -> Aligner:
 
 
 def _cosines_to_mean(spec: PermutationSpec, states: Sequence[State], weights: Sequence[float] | None) -> list[float]:
-    mean = fedrebasin.average(states, weights)
+    mean = fedrebasin.average(({key: state[key] for key in spec.voting(state)} for state in states), weights)
     return [Vectors(spec).cosine(mean, state) for state in states]
 
 

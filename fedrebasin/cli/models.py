@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import MergeError, RebasinError
+from fedrebasin.state import is_counter
 
 _SHOWN = 3
 
@@ -86,14 +87,14 @@ def demand_fit(path: object, state: Mapping[str, Tensor], like: Mapping[str, Ten
     Args:
         path: of the checkpoint, for the message.
         state: its tensors.
-        like: the tensors that it must have; integer tensors (counters) may be missing on either side.
+        like: the tensors that it must have; counters (single integers) may be missing on either side.
         whose: what ``like`` belongs to.
 
     Raises:
         MergeError: with the keys and shapes that differ.
     """
-    missing = [f"{key} {_shape(like[key])}" for key in like if key not in state and _counts(like[key])]
-    unknown = [f"{key} {_shape(state[key])}" for key in state if key not in like and _counts(state[key])]
+    missing = [f"{key} {_shape(like[key])}" for key in like if key not in state and not is_counter(like[key])]
+    unknown = [f"{key} {_shape(state[key])}" for key in state if key not in like and not is_counter(state[key])]
     other = [
         f"{key} {_shape(tensor)} where {whose} has {_shape(like[key])}"
         for key, tensor in state.items()
@@ -131,10 +132,6 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
-
-
-def _counts(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _torchvision(name: str, **options: Any) -> nn.Module:

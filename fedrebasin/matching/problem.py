@@ -119,7 +119,7 @@ class Problem:
             if not axis.lies_on_one_dimension:
                 return False
             count = seen.setdefault(axis.dim, torch.zeros(self.spec.sizes(key)[axis.dim], dtype=torch.int8))
-            axis.alone().view(count).add_(1)
+            axis.alone().write(count, axis.alone().view(count) + 1)
         return all(bool((count <= 1).all()) for count in seen.values())
 
     def _terms(self, name: str) -> tuple[Term, ...]:

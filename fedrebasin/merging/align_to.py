@@ -14,6 +14,8 @@ from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.medoid import medoid
 from fedrebasin.merging.merge import Merge, Vectors, collected, unmoved
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec_text import warn_of_gaps
+from fedrebasin.state import demand_numbers, demand_same_kinds
 from fedrebasin.threads import ahead
 
 Reference = Literal["auto", "medoid"] | int | State
@@ -64,6 +66,7 @@ class AlignTo:
                 yield result
 
         merged = average(aligned(), weights)
+        warn_of_gaps(alignments[0].permutation.spec)
         shares = normalised(weights, len(alignments))
         objective = tuple(sum(s * d for s, d in zip(shares, found, strict=True)) for found in (before, after))
         converged = all(alignment.trace.converged for alignment in alignments)
@@ -91,6 +94,8 @@ class AlignTo:
 
         def align(numbered: tuple[int, State]) -> tuple[Alignment, State, State, State, PermutationSpec]:
             position, state = numbered
+            demand_numbers(state)
+            demand_same_kinds(reference, state)
             bound = spec.bind(state)
             if position == chosen:
                 return unmoved(bound, 1.0, "it is the reference"), state, state, reference, bound

@@ -14,6 +14,7 @@ from fedrebasin.merging.rounds import Rounds, by_ascent
 from fedrebasin.merging.universe import to_universe
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec_text import warn_of_gaps
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class CycleConsistent:
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
         """Align and average: see :class:`fedrebasin.merging.Aligner`."""
         spec, held = collected(spec, states)
+        warn_of_gaps(spec)
         shares = normalised(weights, len(held))
         control = Control(self.seconds, self.progress, self.threads)
         rounds = Rounds(spec, held, shares, [Permutation.identity(spec)] * len(held), control)

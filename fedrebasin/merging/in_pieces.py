@@ -12,8 +12,9 @@ from torch import Tensor
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import State
 from fedrebasin.memory import LARGE
-from fedrebasin.merging.average import normalised
+from fedrebasin.merging.average import demand_equal, in_range, naming, normalised
 from fedrebasin.permutation import Permutation
+from fedrebasin.state import has_mean, is_counter, wide
 
 
 def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, rows: int) -> Iterator[Tensor]:
@@ -75,11 +76,32 @@ class MeanInPieces:
             raise MergeError(f"the weights {tuple(self.weights)} must be finite")
 
     def __call__(self, key: str) -> Iterator[Tensor]:
-        """The tensor of a key in pieces along its first dimension; counters are the first model's."""
+        """The tensor of a key in pieces along its first dimension; counters are the first model's, or the base's.
+
+        Raises:
+            MergeError: if it is made of integers that differ between the models, or of what cannot be averaged.
+        """
         like = (self.states[0] if self.base is None else self.base)[key]
-        if not (like.is_floating_point() or like.is_complex()):
-            yield like
-            return
+        with naming(key):
+            if is_counter(like):
+                yield like
+            elif has_mean(like):
+                yield from self._averaged(key, like)
+            else:
+                yield self._agreed(key, like)
+
+    def _agreed(self, key: str, like: Tensor) -> Tensor:
+        """An integer tensor of one dimension and more, which has to be the same in all models once it has moved."""
+        whole = (
+            next(permuted_rows(permutation, key, state[key], len(like)), like)
+            for permutation, state in zip(self.permutations, self.states, strict=True)
+        )
+        agreed = like if self.base is not None else next(whole)
+        for number, tensor in enumerate(whole, 1 if self.base is not None else 2):
+            demand_equal(key, agreed, tensor, number)
+        return agreed
+
+    def _averaged(self, key: str, like: Tensor) -> Iterator[Tensor]:
         tensors = [state[key].detach().reshape(like.shape or (1,)) for state in self.states]
         rows = max(1, LARGE * len(tensors[0]) // max(1, tensors[0].numel()))
         parts = [
@@ -88,18 +110,15 @@ class MeanInPieces:
         ]
         base = None if self.base is None else iter(torch.split(like.detach().reshape(like.shape or (1,)), rows))
         for pieces in zip(*parts, strict=True):
-            wide = [piece.to(torch.promote_types(like.dtype, torch.float64)) for piece in pieces]
-            yield self._mean(wide, None if base is None else next(base)).to(like.dtype).reshape(-1)
+            terms = [wide(piece) for piece in pieces]
+            yield self._mean(terms, None if base is None else wide(next(base))).to(like.dtype).reshape(-1)
 
     def _mean(self, pieces: Sequence[Tensor], base: Tensor | None) -> Tensor:
-        weights = (1.0,) * len(pieces) if self.weights is None else tuple(map(float, self.weights))
         if base is not None:
-            share = 1 / len(pieces) if self.weights is None else 1.0
-            result = base.to(pieces[0].dtype)
-            return result + sum(
-                share * weight * (piece - result) for weight, piece in zip(weights, pieces, strict=True)
-            )
+            weights = self.weights or (1 / len(pieces),) * len(pieces)
+            return base + sum(weight * (piece - base) for weight, piece in zip(weights, pieces, strict=True))
+        weights = in_range(self.weights or (1.0,) * len(pieces))
         total = pieces[0] * weights[0]
         for weight, piece in zip(weights[1:], pieces[1:], strict=True):
             total.add_(piece, alpha=weight)
-        return total / (len(pieces) if self.weights is None else math.fsum(weights))
+        return total / math.fsum(weights)

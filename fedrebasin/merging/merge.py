@@ -15,6 +15,7 @@ from fedrebasin.matching import Alignment, State, Trace, as_real, cosines_by_lay
 from fedrebasin.memory import LARGE
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import demand_numbers, demand_same_kinds
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Aligner(Protocol):
     """Brings any number of models into one another's order, and averages them."""
 
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
-        """Align and merge.
+        """Align and merge. A spec that moves little is warned of (:class:`fedrebasin.CoverageWarning`).
 
         Args:
             spec: of all models.
@@ -50,7 +51,8 @@ class Aligner(Protocol):
         Raises:
             SpecError: if the spec does not fit a model.
             MatchingError: if a weight is not finite.
-            MergeError: if there is no model, or the weights cannot be used.
+            MergeError: if there is no model, the weights cannot be used, or integer tensors differ once they have
+                moved: see :mod:`fedrebasin.merging.average`.
         """
         ...
 
@@ -106,13 +108,15 @@ def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[Permutati
     """All models at once, each checked against the spec.
 
     Raises:
-        MergeError: if there is none.
+        MergeError: if there is none, or one has entries that are no tensors yet.
         SpecError: if the spec does not fit one of them.
     """
     held = tuple(states)
     if not held:
         raise MergeError("no model to merge: give at least one state dict")
     for state in held:
+        demand_numbers(state)
+        demand_same_kinds(held[0], state)
         spec = spec.bind(state)
     return spec, held
 
@@ -129,5 +133,13 @@ def cosine(spec: PermutationSpec, a: State, b: State) -> float:
         spec: of both models, which says what votes.
         a: a state dict.
         b: a state dict.
+
+    Raises:
+        SpecError: if the spec does not fit one of them.
+        MergeError: if one has entries without numbers.
     """
+    for state in (a, b):
+        spec.bind(state)
+        demand_numbers(state)
+    demand_same_kinds(a, b)
     return Vectors(spec).cosine(a, b)

@@ -13,6 +13,7 @@ from fedrebasin.merging.merge import Merge, collected
 from fedrebasin.merging.rounds import Rounds, by_ascent, by_matcher
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec_text import warn_of_gaps
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class MergeMany:
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
         """Align and average: see :class:`fedrebasin.merging.Aligner`."""
         spec, held = collected(spec, states)
+        warn_of_gaps(spec)
         control = Control(self.seconds, self.progress)
         still = [Permutation.identity(spec)] * len(held)
         rounds = Rounds(spec, held, normalised(weights, len(held)), still, control)

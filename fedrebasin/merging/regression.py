@@ -12,6 +12,7 @@ from torch import Tensor
 from fedrebasin.batches import State
 from fedrebasin.calibration import affine_matrix, with_affine_matrix
 from fedrebasin.errors import MergeError
+from fedrebasin.state import demand_numbers
 
 
 def solve_symmetric(matrix: Tensor, right: Tensor, where: str) -> Tensor:
@@ -68,6 +69,7 @@ class RegressionMean:
         if self._clients and set(grams) != set(self._matrices):
             different = ", ".join(sorted(set(grams) ^ set(self._matrices)))
             raise MergeError(f"the clients' Gram matrices are for different weights: {different}")
+        demand_numbers(state)
         # Nothing is added before all of it is known to fit.
         for key, gram in grams.items():
             fits = key in state and gram.shape[1] == math.prod(state[key].shape[1:]) + 1
@@ -78,7 +80,12 @@ class RegressionMean:
                 or gram.shape[1:] != gram.shape[1:2] * (gram.dim() - 1)
             ):
                 raise MergeError(f"{key}: a Gram matrix of shape {tuple(gram.shape)} fits no weight")
-            if self._clients and (len(gram), gram.dim()) != (len(self._matrices[key]), self._matrices[key].dim()):
+            own = affine_matrix(state, key, len(gram))
+            if self._clients and (len(gram), gram.dim(), own.mT.shape) != (
+                len(self._matrices[key]),
+                self._matrices[key].dim(),
+                self._targets[key].shape,
+            ):
                 raise MergeError(f"{key}: a Gram matrix of shape {tuple(gram.shape)} does not fit the other clients'")
         for key, gram in grams.items():
             matrix, target = self._terms(state, key, gram.double())

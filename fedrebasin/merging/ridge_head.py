@@ -45,6 +45,8 @@ class HeadSums:
 
     def from_batch(self, model: nn.Module, state: State, batch: Batch) -> dict[str, Tensor]:
         """The sums of one batch, float64."""
+        if self.head not in state or not state[self.head].dim():
+            raise CalibrationError(f"{self.head!r} is no weight of this model")
         classes = len(state[self.head])
         sums: dict[str, Tensor] = {}
 
@@ -185,6 +187,8 @@ def ridge_head(
     for sums in clients:
         if tuple(sums["classes"].shape) != size or tuple(sums["gram"].shape) != (size[0], size[0]):
             raise MergeError(f"{head}: class sums of shape {tuple(sums['classes'].shape)} instead of {size}")
+    if not all(bool(sums[part].isfinite().all()) for sums in clients for part in ("gram", "classes")):
+        raise MergeError(f"{head}: the sums have values that are not finite")
     if ridge is not None and not 0 <= ridge < math.inf:
         raise MergeError(f"ridge {ridge} must not be negative")
     gram = torch.stack([sums["gram"].double() for sums in clients]).sum(0)

@@ -24,6 +24,7 @@ from fedrebasin.merging.average import average
 from fedrebasin.merging.merge import Merge, Vectors
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import has_mean
 
 # A visit need not run to its end: the mean moves before the next one, and a round without a move ends it all.
 _SWEEPS = 2
@@ -125,8 +126,10 @@ class Rounds:
         own = self._vectors.of(self.states[k])
         others = {key: self._sum[key] - self.shares[k] * tensor for key, tensor in own.items()}
         scale = 1 - self.shares[k]
-        # Running statistics do not vote, but a matcher that runs the model needs them.
-        mean = average([state for j, state in enumerate(self.states) if j != k]) if self.spec.statistics else {}
+        # Running statistics do not vote, but a matcher that runs the model needs them; masks need not agree yet.
+        kept = [key for key in self.spec.statistics if has_mean(self.states[k][key])]
+        rest = [{key: state[key] for key in kept} for j, state in enumerate(self.states) if j != k]
+        mean = average(rest) if kept else {}
         reference = {
             key: _like(tensor, others[key] / scale) if key in others else mean.get(key, tensor)
             for key, tensor in self.states[k].items()

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, demand_reiterable
+from fedrebasin.batches import Batch, State, demand_reiterable, number_of_examples
 from fedrebasin.calibration import (
     AffineCall,
     Sums,
@@ -106,8 +106,10 @@ def regressed_layer(state: State, weight: str, sums: Sums, ridge: float = 1e-3) 
         ridge: pull towards the layer as it is, relative to the mean of the Gram matrix's diagonal.
 
     Raises:
-        MergeError: if the matrix is singular and ``ridge`` is 0.
+        MergeError: if there are no sums, or the matrix is singular and ``ridge`` is 0.
     """
+    if not sums:
+        raise MergeError(f"{weight}: there are no sums; no client has data")
     gram, cross = sums["gram"].double(), sums["cross"].double()
     prior = affine_matrix(state, weight, len(gram)).to(gram.device)
     pull = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)
@@ -149,7 +151,7 @@ def sequential_regression(
         raise MergeError(f"{len(states)} models and {len(clients)} clients' data: as many are needed, at least one")
     for batches in clients:
         demand_reiterable(batches, "sequential regression")
-    first = next((batch for batches in clients for batch in batches), None)
+    first = next((batch for batches in clients for batch in batches if number_of_examples(batch)), None)
     if first is None:
         raise MergeError("sequential regression: no client has data")
     result = dict(average)

@@ -14,6 +14,7 @@ from fedrebasin.axis import Axis
 from fedrebasin.errors import MergeError
 from fedrebasin.group import Group
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import demand_numbers, demand_same_kinds
 
 UNITS_SAMPLED = 32
 
@@ -31,12 +32,16 @@ def started_from(spec: PermutationSpec, start: Mapping[str, Tensor], states: Seq
         states: state dicts of the same form.
 
     Raises:
-        MergeError: if there are no models.
+        MergeError: if there are no models, or entries without numbers.
         SpecError: if the spec does not fit.
     """
     if not states:
         raise MergeError("no models to compare with the start: give at least one state dict")
     spec = spec.bind(start)
+    for state in (start, *states):
+        spec.bind(state)
+        demand_numbers(state)
+        demand_same_kinds(start, state)
     voting = set(spec.voting(start))
     groups = [
         replace(group, axes=tuple(axis for axis in group.axes if axis.key in voting)) for group in spec.groups.values()
@@ -93,5 +98,6 @@ def _rows(axis: Axis, state: Mapping[str, Tensor], depth: int, chosen: Tensor | 
     view = axis.view(state[axis.key] if axis.layout is None else state[axis.key].contiguous())
     if chosen is not None and depth == 1:
         view, chosen = view.index_select(0, chosen.to(view.device)), None
-    rows = view.reshape(math.prod(view.shape[:depth]), -1).float()
+    rows = view.reshape(math.prod(view.shape[:depth]), -1)
+    rows = torch.view_as_real(rows.resolve_conj()).flatten(1).float() if rows.is_complex() else rows.float()
     return rows if chosen is None else rows[chosen.to(rows.device)]

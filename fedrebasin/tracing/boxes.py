@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedrebasin.tracing.parts import (
-    Case,
-    Concat,
-    Part,
-    Product,
-    Tree,
-    at,
-    cases_in,
-    concat,
-    product,
-    resolve,
-    selector_of,
-)
+from fedrebasin.tracing.parts import Case, Concat, Part, Product, Run, Tree, concat, product, resolve
+from fedrebasin.tracing.walks import at, cases_in, selector_of
 
 
 @dataclass(frozen=True)
@@ -26,12 +15,12 @@ class Box:
 
     Args:
         start: where it begins.
-        factors: each factor with its stride, outermost first.
+        factors: each factor with its stride, outermost first; with the place of each unit where they are uneven.
         stands: whether an index that decides a case stands still in it.
     """
 
     start: int
-    factors: tuple[tuple[Part, int], ...]
+    factors: tuple[tuple[Part, int | tuple[int, ...]], ...]
     stands: bool = False
 
     def count(self, part: Part) -> int:
@@ -66,6 +55,8 @@ def _stand(tree: Tree, selector: Part, position: int) -> Tree:
     match tree:
         case Part():
             return Standing(tree.size, position=position) if tree is selector else tree
+        case Run():
+            return tree
         case Product():
             return product(*(_stand(factor, selector, position) for factor in tree.factors))
         case Concat():
@@ -81,9 +72,19 @@ def _boxes(tree: Tree, start: int, stride: int) -> Iterator[Box]:
         case Part():
             yield Box(start, ((tree, stride),))
         case Concat():
+            places: dict[Part, list[tuple[int, int]]] = {}
             for piece in tree.pieces:
-                yield from _boxes(piece, start, stride)
+                if isinstance(piece, Run):
+                    positions = range(piece.start, piece.stop)
+                    places.setdefault(piece.part, []).extend(
+                        (unit, start + (unit - piece.start) * stride) for unit in positions
+                    )
+                else:
+                    yield from _boxes(piece, start, stride)
                 start += piece.size * stride
+            for part, found in places.items():
+                where = [place for _, place in sorted(found)]
+                yield Box(where[0], ((part, tuple(place - where[0] for place in where)),))
         case Product():
             if not tree.factors:
                 yield Box(start, ())
@@ -93,5 +94,5 @@ def _boxes(tree: Tree, start: int, stride: int) -> Iterator[Box]:
                 for rest in _boxes(Product(tree.factors[1:]), 0, stride):
                     factors = (*outer.factors, *rest.factors)
                     yield Box(outer.start + rest.start, factors, outer.stands or rest.stands)
-        case Case():
-            raise AssertionError("cases are resolved before boxes are listed")
+        case Case() | Run():
+            raise AssertionError("cases are resolved before boxes are listed, runs lie beside the rest of their part")

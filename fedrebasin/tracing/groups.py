@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 
 from fedrebasin.axis import Axis
 from fedrebasin.group import Group, Unpermuted
 from fedrebasin.tracing.boxes import Box, Boxes, boxes
 from fedrebasin.tracing.layouts import axes_of
-from fedrebasin.tracing.parts import UNIT, Part, Tree, cases_in, leaves, resolve, selector_of
+from fedrebasin.tracing.parts import UNIT, Part, Tree, resolve
 from fedrebasin.tracing.registry import Index, Value
+from fedrebasin.tracing.walks import cases_in, leaves, selector_of
 
 
 class Grouping:
@@ -19,10 +20,11 @@ class Grouping:
     Args:
         parameters: the axes of each tensor by key.
         index: all index spaces of the graph.
+        weights: the keys that vote: what moves none of them is no group.
     """
 
-    def __init__(self, parameters: Mapping[str, Value], index: Index) -> None:
-        self._index = index
+    def __init__(self, parameters: Mapping[str, Value], index: Index, weights: Collection[str]) -> None:
+        self._index, self._weights = index, weights
         self._spaces: dict[tuple[Tree, ...], list[Boxes]] = {}
         self._lying = {key: list(boxes(value.axes)) for key, value in parameters.items()}
         self._parameters = parameters
@@ -33,21 +35,22 @@ class Grouping:
     def groups(self) -> dict[str, Group]:
         """All groups by name, in the order of the state dict."""
         parents = self._parents
-        needed = {part for part in self._parts if part.pinned is None}
+        voting = {part for key in self._weights for part in _parts_in(self._lying[key])}
+        needed = {part for part in self._parts if part.pinned is None and part in voting}
         for part in list(needed):
             needed |= set(_chain(part, parents))
         axes: dict[Part, list[Axis]] = {part: [] for part in self._parts if part in needed}
         for key, lying in self._lying.items():
             shape = self._parameters[key].shape
-            inside = dict.fromkeys(part for one in lying for row in one for box in row for part, _ in box.factors)
-            for part in inside:
+            for part in _parts_in(lying):
                 if part in needed:
                     axes[part] += axes_of(part, _chain(part, parents), key, shape, lying)
         names: dict[Part, str] = {}
         for part in axes:
             # What a block consists of is named after where it lies, and as units, so as not to look like a block.
             nested = ":units" if part in parents else ""
-            names[part] = _unused(_name(axes[part][0]) + nested, set(names.values()))
+            first = next((axis for axis in axes[part] if axis.key in self._weights), axes[part][0])
+            names[part] = _unused(_name(first) + nested, set(names.values()))
         return {
             names[part]: Group(
                 name=names[part],
@@ -75,10 +78,7 @@ class Grouping:
     def _parts(self) -> list[Part]:
         found: dict[Part, None] = {}
         for lying in self._lying.values():
-            for one in lying:
-                for row in one:
-                    for box in row:
-                        found |= {part: None for part, _ in box.factors}
+            found |= _parts_in(lying)
         return list(found)
 
     # -- cuts that nobody needed -----------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class Grouping:
                         for place, (part, stride) in enumerate(box.factors):
                             total[part] = total.get(part, 0) + 1
                             for other, step in box.factors[place + 1 : place + 2]:
-                                if stride == other.size * step:
+                                if isinstance(step, int) and stride == other.size * step:
                                     pairs[part, other] = pairs.get((part, other), 0) + 1
         for (first, second), number in pairs.items():
             if (
@@ -116,7 +116,7 @@ class Grouping:
                 and first is not second
                 and first.pinned is None
                 and second.pinned is None
-                and first.places == second.places
+                and first.places.keys() == second.places.keys()
             ):
                 yield first, second
 
@@ -142,9 +142,9 @@ class Grouping:
         return parents
 
     def _nests(self, part: Part, other: Part) -> bool:
-        if part is other or not part.places <= other.places:
+        if part is other or not part.places.keys() <= other.places.keys():
             return False
-        if part.places == other.places and _rank(other) > _rank(part):
+        if part.places.keys() == other.places.keys() and _rank(other) > _rank(part):
             return False
         if not all(_paired(one, part, other) for one in self._occurrences[part]):
             return False
@@ -174,6 +174,11 @@ class Grouping:
             found = boxes(tuple(axis if any(part in asked for part in leaves(axis)) else UNIT for axis in axes))
             self._spaces[axes] = list(dict.fromkeys(tuple(map(_counted, one)) for one in found))
         return self._spaces[axes]
+
+
+def _parts_in(lying: Iterable[Boxes]) -> dict[Part, None]:
+    """The parts that lie in a tensor, each once, in their order."""
+    return dict.fromkeys(part for one in lying for row in one for box in row for part, _ in box.factors)
 
 
 def _counted(row: tuple[Box, ...]) -> tuple[Box, ...]:
@@ -206,7 +211,7 @@ def _chain(part: Part, parents: Mapping[Part, Part]) -> list[Part]:
 
 
 def _join(box: Box, first: Part, second: Part, whole: Part) -> Box:
-    factors: list[tuple[Part, int]] = []
+    factors: list[tuple[Part, int | tuple[int, ...]]] = []
     for part, stride in box.factors:
         if part is second and factors and factors[-1][0] is first:
             factors[-1] = (whole, stride)

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fedrebasin.errors import TraceError
 
 
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -49,5 +52,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with the model's own tensors: tied keys hold the same object."""
-    return dict(model.state_dict(keep_vars=True))
+    """The state dict with the model's own tensors: tied keys hold the same object.
+
+    Raises:
+        TraceError: if a lazy layer has not met an example yet, so that a tensor has no shape.
+    """
+    state = {key: tensor for key, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
+    if lazy := [key for key, tensor in state.items() if is_lazy(tensor)]:
+        raise TraceError(f"{lazy[0]} has no shape yet: call the model on an example once, then trace it")
+    return state

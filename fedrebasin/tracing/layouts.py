@@ -82,9 +82,10 @@ def _short(layout: Layout, shape: tuple[int, ...]) -> Layout:
     """The layout with neighbouring factors of the rest joined, and dimensions that it covers as a whole left out."""
     rest: list[Factor] = []
     moved = {level.dim for level in layout.levels}
-    for factor in sorted(layout.rest, key=lambda factor: (factor.dim, -factor.stride)):
+    for factor in sorted(layout.rest, key=lambda factor: factor.order):
         before = rest[-1] if rest else None
-        if before is not None and before.dim == factor.dim and before.stride == factor.size * factor.stride:
+        even = before is not None and before.dim == factor.dim and isinstance(factor.stride, int)
+        if before is not None and even and before.stride == factor.size * factor.stride:
             rest[-1] = Factor(factor.dim, before.size * factor.size, factor.stride)
         else:
             rest.append(factor)

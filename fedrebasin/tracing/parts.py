@@ -2,7 +2,8 @@
 
 An axis is a tree. Its leaves are :class:`Part`, index sets of a known size; its nodes say how the leaves lie in the
 axis: side by side (:class:`Concat`), as a product (:class:`Product`, outermost factor first), or one of several
-depending on where another index stands (:class:`Case`: the features of q, k and v in a stacked projection).
+depending on where another index stands (:class:`Case`: the features of q, k and v in a stacked projection). A
+:class:`Run` is a stretch of a leaf that nothing has told apart from the rest of it.
 
 Leaves are shared: what two tensors have in common is one part. Operators tie parts together, pin them, or cut them,
 and all three happen in place, so that every axis that contains the part follows (union-find with structure).
@@ -10,7 +11,7 @@ and all three happen in place, so that every axis that contains the part follows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
@@ -34,16 +35,20 @@ class Part:
         size: number of units.
         pinned: why they may not be permuted; None while they may.
         bound: the tree that the part turned out to be; None for an actual leaf.
-        places: numbers of the tensors (index spaces) in which the part occurs. A part can have its own order in each
+        places: the tensors (index spaces) in which the part occurs, by number. A part can have its own order in each
             unit of every other part that occurs in all of them.
         cases: the cases that this part decides.
+        read: whether an operator looked at the entries, and did not only rearrange them.
+        cuts: where runs of the part begin or end.
     """
 
     size: int
     pinned: Pinned | None = None
     bound: Tree | None = None
-    places: set[int] = field(default_factory=set)
+    places: dict[int, tuple[Tree, ...]] = field(default_factory=dict)
     cases: list[Case] = field(default_factory=list)
+    read: bool = False
+    cuts: set[int] = field(default_factory=set)
     number: int = field(default_factory=lambda: next(_numbers))
 
 
@@ -87,8 +92,37 @@ class Case:
         return self.options[0].size
 
 
-Tree = Part | Product | Concat | Case
+@dataclass(frozen=True)
+class Run:
+    """The units from ``start`` to ``stop`` of a part; the whole part is never written as a run."""
+
+    part: Part
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """How many units."""
+        return self.stop - self.start
+
+
+Tree = Part | Product | Concat | Case | Run
 UNIT = Product(())
+
+
+def units(size: int, pinned: Pinned | None = None) -> Tree:
+    """A new part; a single unit needs none."""
+    return UNIT if size == 1 else Part(size, pinned)
+
+
+def run(part: Part, start: int, stop: int) -> Tree:
+    """The run in normal form, known to its part."""
+    if start == stop:
+        return Concat(())
+    if stop - start == part.size:
+        return part
+    part.cuts |= {start, stop} - {0, part.size}
+    return Run(part, start, stop)
 
 
 def product(*factors: Tree) -> Tree:
@@ -106,10 +140,12 @@ def concat(*pieces: Tree) -> Tree:
     """The concatenation in normal form."""
     flat: list[Tree] = []
     for piece in pieces:
-        if isinstance(piece, Concat):
-            flat += piece.pieces
-        elif piece.size:
-            flat.append(piece)
+        for one in piece.pieces if isinstance(piece, Concat) else [piece]:
+            before = flat[-1] if flat else None
+            if isinstance(one, Run) and isinstance(before, Run) and (before.part, before.stop) == (one.part, one.start):
+                flat[-1] = run(one.part, before.start, one.stop)
+            elif one.size:
+                flat.append(one)
     return flat[0] if len(flat) == 1 else Concat(tuple(flat))
 
 
@@ -136,6 +172,9 @@ def resolve(tree: Tree) -> Tree:
             return product(*map(resolve, tree.factors))
         case Concat():
             return concat(*map(resolve, tree.pieces))
+        case Run():
+            whole = resolve(tree.part)
+            return tree if whole is tree.part else take(whole, tree.start, tree.stop)
         case Case():
             options = tuple(map(resolve, tree.options))
             selector = resolve(tree.selector)
@@ -145,66 +184,20 @@ def resolve(tree: Tree) -> Tree:
             return Case(selector, options)
 
 
-def selector_of(tree: Case) -> Part:
-    """The unbound part that decides a resolved case."""
-    found = resolve(tree.selector)
-    assert isinstance(found, Part), "resolved cases have selectors that are parts"
-    return found
-
-
-def leaves(tree: Tree) -> Iterator[Part]:
-    """The parts of a tree, each as often as it occurs; selectors of cases are not among them."""
-    tree = resolve(tree)
+def take(tree: Tree, start: int, stop: int) -> Tree:
+    """The units from ``start`` to ``stop`` of a part, or of parts side by side, nothing being told apart by it."""
     match tree:
         case Part():
-            yield tree
-        case Product():
-            for factor in tree.factors:
-                yield from leaves(factor)
+            return run(tree, start, stop)
+        case Run():
+            return run(tree.part, tree.start + start, tree.start + stop)
         case Concat():
+            found, first = [], 0
             for piece in tree.pieces:
-                yield from leaves(piece)
-        case Case():
-            for option in tree.options:
-                yield from leaves(option)
-
-
-def cases_in(tree: Tree) -> Iterator[Case]:
-    """Every case in a tree."""
-    tree = resolve(tree)
-    match tree:
-        case Part():
-            return
-        case Product():
-            for factor in tree.factors:
-                yield from cases_in(factor)
-        case Concat():
-            for piece in tree.pieces:
-                yield from cases_in(piece)
-        case Case():
-            yield tree
-            for option in tree.options:
-                yield from cases_in(option)
-
-
-def at(tree: Tree, selector: Part, position: int) -> Tree:
-    """The tree where ``selector`` stands at ``position``."""
-    tree = resolve(tree)
-    match tree:
-        case Part():
-            return tree
-        case Product():
-            return product(*(at(factor, selector, position) for factor in tree.factors))
-        case Concat():
-            return concat(*(at(piece, selector, position) for piece in tree.pieces))
-        case Case():
-            if selector_of(tree) is selector:
-                return at(tree.options[position], selector, position)
-            return case(selector_of(tree), [at(option, selector, position) for option in tree.options])
-
-
-def pin(tree: Tree, why: Pinned) -> None:
-    """The units of every part of the tree stay where they are."""
-    for part in leaves(tree):
-        if part.pinned is None:
-            part.pinned = why
+                low, high = max(start - first, 0), min(stop - first, piece.size)
+                if low < high:
+                    found.append(piece if high - low == piece.size else take(piece, low, high))
+                first += piece.size
+            return concat(*found)
+        case _:
+            raise AssertionError("a part with runs is bound to parts side by side only")

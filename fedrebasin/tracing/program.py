@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from fedrebasin.errors import one_line
 from fedrebasin.tracing import (
     rules_elementwise,
     rules_index,
@@ -20,13 +21,27 @@ from fedrebasin.tracing import (
     rules_order,
     rules_recurrent,
     rules_shape,
+    rules_space,
+    rules_write,
 )
 from fedrebasin.tracing.decompose import decomposed, tensor_nodes
-from fedrebasin.tracing.parts import UNIT, Part, Pinned, pin
+from fedrebasin.tracing.nodes import attribute, dtypes_of, join_repeated, like, live_nodes, shapes_of, used
+from fedrebasin.tracing.parts import Pinned, units
 from fedrebasin.tracing.registry import Call, Index, Value, find_rule, operator_name
+from fedrebasin.tracing.walks import leaves, pin
 
-RULES = (rules_elementwise, rules_index, rules_linear, rules_norm, rules_order, rules_recurrent, rules_shape)
-LARGEST_CONSTANT = 2**26
+RULES = (
+    rules_elementwise,
+    rules_index,
+    rules_linear,
+    rules_norm,
+    rules_order,
+    rules_recurrent,
+    rules_shape,
+    rules_space,
+    rules_write,
+)
+CONSTANT = Pinned("a constant that is not in the state dict")
 
 
 @dataclass
@@ -34,7 +49,7 @@ class Reading:
     """What reading the graph found.
 
     Args:
-        parameters: the axes of every floating point tensor of the state dict, by key; tied keys share a value.
+        parameters: the axes of every tensor of the state dict, by key; tied keys share a value.
         index: all index spaces.
         read: the keys that some operator reads.
         without_rule: operators that no rule knows.
@@ -54,49 +69,50 @@ class Reading:
         values: dict[fx.Node, Any] = {}
         signature = program.graph_signature
         placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+        join_repeated(program.graph)
+        live = live_nodes(program.graph)
         for node, spec in zip(placeholders, signature.input_specs, strict=True):
-            values[node] = self._input(program, node, spec)
+            values[node] = self._input(node, spec, live)
         self._outputs(self._graph(program.graph_module, values))
+        self.index.settle()
 
-    def _input(self, program: ExportedProgram, node: fx.Node, spec: Any) -> Any:
-        shape = _shapes(node)
+    def _input(self, node: fx.Node, spec: Any, live: frozenset[fx.Node]) -> Any:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in self.parameters:
-            if node.users:
+            if node in live:
                 self.read.add(spec.target)
             return self.parameters[spec.target]
-        if not shape:
-            return node.meta.get("val")
-        if spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            constant = program.state_dict.get(spec.target, program.constants.get(spec.target))
-            return self._constant(constant if isinstance(constant, Tensor) else None, shape[0])
-        return self._note(Value(tuple(_axis(size, Pinned("model input")) for size in shape[0])))
+        constant = spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+        return self._held(node, CONSTANT if constant else Pinned("model input"))
 
-    def _constant(self, tensor: Tensor | None, shape: tuple[int, ...]) -> Value:
-        """Axes along which a constant is the same everywhere are free, the others pinned."""
-        why = Pinned("a constant that is not in the state dict")
-        if tensor is None or tensor.is_meta or tensor.numel() > LARGEST_CONSTANT:
-            return self._note(Value(tuple(_axis(size, why) for size in shape)))
-        same = [size > 1 and bool((tensor == tensor.narrow(dim, 0, 1)).all()) for dim, size in enumerate(shape)]
-        return self._note(
-            Value(tuple(_axis(size, None if one else why) for size, one in zip(shape, same, strict=True)))
-        )
+    def _held(self, node: fx.Node, why: Pinned) -> Any:
+        """What comes from outside: its units stay where they are."""
+        shapes = shapes_of(node)
+        if not shapes:
+            return node.meta.get("val")
+        return self._note(Value(tuple(units(size, why) for size in shapes[0]), dtypes_of(node)[0]))
 
     def _note(self, value: Value, name: str = "") -> Value:
-        self.index.add(value.axes, name)
+        self.index.add(value.axes, name, value.hidden)
         return value
 
     def _graph(self, module: fx.GraphModule, values: dict[fx.Node, Any]) -> Any:
-        """Run every node; the values of the placeholders are given. Returns the output's value."""
+        """Run every node whose entries matter; the values of the placeholders are given. Returns the output's value."""
+        live = live_nodes(module.graph)
         for node in module.graph.nodes:
             if node.op == "placeholder" or node in values:
                 continue
             if node.op == "output":
                 return fx.map_arg(node.args[0], values.__getitem__)
             if node.op == "get_attr":
-                found = _attribute(module, str(node.target))
-                values[node] = self._constant(found, tuple(found.shape)) if isinstance(found, Tensor) else found
-                continue
-            values[node] = self._node(node, values)
+                found = attribute(module, str(node.target))
+                if isinstance(found, Tensor):
+                    found = self._note(Value(tuple(units(size, CONSTANT) for size in found.shape), found.dtype))
+                values[node] = found
+            elif node in live:
+                values[node] = self._node(node, values, live)
+            else:
+                shapes = iter(shapes_of(node))
+                values[node] = like(node.meta.get("val"), (Value(tuple(map(units, shape))) for shape in shapes))
         return None
 
     def _outputs(self, result: Any) -> None:
@@ -104,35 +120,43 @@ class Reading:
             for axis in value.axes:
                 pin(axis, Pinned("model output"))
 
-    def _node(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    def _node(self, node: fx.Node, values: Mapping[fx.Node, Any], live: frozenset[fx.Node]) -> Any:
         arguments: Any = fx.map_arg(node.args, values.__getitem__)
         keywords = fx.map_arg(node.kwargs, values.__getitem__)
         if node.target is operator.getitem:
             return arguments[0][arguments[1]]
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return self._higher_order(node, arguments, keywords)
-        shapes = _shapes(node)
-        name = operator_name(node.target)
+        shapes = shapes_of(node)
         if not shapes:
             return node.meta.get("val")
-        call = Call(name, shapes, self.index, _used(node, len(shapes)))
+        given = rules_elementwise.tensors([arguments, keywords])
+        hidden = tuple(dict.fromkeys(found for value in given for found in value.hidden))
+        call = Call(operator_name(node.target), shapes, self.index, used(node, len(shapes), live), hidden)
         rule = find_rule(node.target)
         why = "no rule for this operator"
         axes = None
         if rule is not None:
             try:
                 axes = _several(rule(call, *arguments, **keywords), shapes)
-            except (NotImplementedError, TypeError, ValueError, LookupError, AttributeError) as error:
-                why = f"no rule for this use of the operator: {error}"
+            except Exception as error:  # sizes that depend on data fail in ways of their own
+                why = f"no rule for this use of the operator: {one_line(error)}"
         if axes is None:
             simpler = decomposed(node)
             if simpler is not None:
                 inner = [one for one in simpler.graph.nodes if one.op == "placeholder"]
                 return self._graph(simpler, dict(zip(inner, map(values.__getitem__, tensor_nodes(node)), strict=True)))
             axes = self._unknown(call, [arguments, keywords], why)
-        found = [self._note(Value(tuple(one)), name) for one in axes]
+        if rule is None or not _only_rearranges(rule, given):
+            for part in (part for value in given for axis in value.axes for part in leaves(axis)):
+                part.read = True
+        hidden += tuple(call.looked_up)
+        found = [
+            self._note(Value(tuple(one), dtype, hidden), call.operator)
+            for one, dtype in zip(axes, dtypes_of(node), strict=True)
+        ]
         value = node.meta.get("val")
-        return found[0] if isinstance(value, Tensor) else _like(value, iter(found))
+        return found[0] if isinstance(value, Tensor) else like(value, iter(found))
 
     def _unknown(self, call: Call, arguments: Any, why: str) -> list[tuple[Any, ...]]:
         """Nothing is guessed: all that the operator touches stays where it is."""
@@ -150,40 +174,9 @@ class Reading:
                 inner = [one for one in argument.graph.nodes if one.op == "placeholder"]
                 given = dict(zip(inner, arguments[place + 1 :], strict=True))
                 return self._graph(argument, given)
-        call = Call(operator_name(node.target), _shapes(node), self.index)
+        call = Call(operator_name(node.target), shapes_of(node), self.index)
         axes = self._unknown(call, [arguments, keywords], "no rule for this operator")
-        return _like(node.meta.get("val"), iter([self._note(Value(one)) for one in axes]))
-
-
-def _axis(size: int, why: Pinned | None) -> Any:
-    return UNIT if size == 1 else Part(size, why)
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
-
-
-def _shapes(node: fx.Node) -> tuple[tuple[int, ...], ...]:
-    value = node.meta.get("val")
-    flat = torch.utils._pytree.tree_leaves(value)
-    return tuple(tuple(int(size) for size in one.shape) for one in flat if isinstance(one, Tensor))
-
-
-def _used(node: fx.Node, number: int) -> tuple[bool, ...]:
-    """Which of the tensors that come out are read."""
-    users = list(node.users)
-    if number == 1 or any(user.target is not operator.getitem for user in users):
-        return (bool(users),) * number
-    return tuple(any(user.args[1] == place and user.users for user in users) for place in range(number))
-
-
-def _like(structure: Any, found: Iterator[Value]) -> Any:
-    """The structure with each tensor replaced by the next value."""
-    if isinstance(structure, list | tuple):
-        return [_like(one, found) for one in structure]
-    return next(found) if isinstance(structure, Tensor) else structure
+        return like(node.meta.get("val"), iter([self._note(Value(one)) for one in axes]))
 
 
 def _several(result: Any, shapes: tuple[tuple[int, ...], ...]) -> list[tuple[Any, ...]]:
@@ -193,3 +186,7 @@ def _several(result: Any, shapes: tuple[tuple[int, ...], ...]) -> list[tuple[Any
     if sizes != shapes:
         raise NotImplementedError(f"the rule gives shapes {sizes} instead of {shapes}")
     return axes
+
+
+def _only_rearranges(rule: Any, given: list[Value]) -> bool:
+    return rule in rules_shape.REARRANGING or (rule is rules_elementwise.elementwise and len(given) == 1)

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
 
-from fedrebasin.tracing.algebra import cut, divide, scope, tie
+from fedrebasin.tracing.cutting import divide, stretch
 from fedrebasin.tracing.parts import (
     LARGEST_SELECTOR,
     UNIT,
     Case,
+    Concat,
     Part,
     Pinned,
+    Run,
     Tree,
-    at,
     case,
-    cases_in,
-    leaves,
-    pin,
+    concat,
     resolve,
-    selector_of,
+    take,
+    units,
 )
+from fedrebasin.tracing.tying import collapse, scope, settle, tell_apart, tie
+from fedrebasin.tracing.walks import at, cases_in, incomplete, leaves, number_of, pin, selector_of
+
+#: Rows of larger tables (vocabularies) are not followed one by one.
+LARGEST_LOOK_UP = 1024
 
 Rule = Callable[..., Any]
 AnyRule = TypeVar("AnyRule", bound=Rule)
@@ -31,10 +37,35 @@ _RULES: dict[str, Rule] = {}
 
 
 @dataclass(frozen=True)
+class LookUp:
+    """An index that each entry of a tensor has without having an axis for it: ``weight[expert]``.
+
+    Args:
+        axis: what was indexed; its units stay where they are.
+        by: the axes of the indices, which tell for each entry where in ``axis`` it was looked up.
+        indices: the number of the tensor of indices: two look-ups by the same one are at the same place.
+    """
+
+    axis: Part
+    by: tuple[Tree, ...]
+    indices: int
+
+
+@dataclass(frozen=True)
 class Value:
-    """A tensor in the graph: one tree for each dimension."""
+    """A tensor in the graph: one tree for each dimension.
+
+    Args:
+        axes: the trees.
+        dtype: of the tensor; None where it does not matter.
+        hidden: indices that its entries have been looked up by.
+        number: its own, to know it again.
+    """
 
     axes: tuple[Tree, ...]
+    dtype: torch.dtype | None = None
+    hidden: tuple[LookUp, ...] = ()
+    number: int = field(default_factory=count().__next__, compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,18 +80,39 @@ class Value:
 
 @dataclass
 class Index:
-    """All index spaces of the graph so far: those of values, and those that operators loop over."""
+    """All index spaces of the graph so far: those of values, and those that operators loop over.
+
+    ``looked_up``: by indices (their number) and size, the axis that was looked up by them first.
+    """
 
     spaces: list[tuple[Tree, ...]] = field(default_factory=list)
+    looked_up: dict[tuple[int, int], Tree] = field(default_factory=dict)
 
-    def add(self, axes: Iterable[Tree], operator: str = "") -> None:
-        """Note that these axes occur together in one tensor."""
+    def add(self, axes: Iterable[Tree], operator: str = "", hidden: Iterable[LookUp] = ()) -> None:
+        """Note that these axes occur together in one tensor, and the hidden ones that they still decide."""
         space = tuple(axes)
         scope(space, operator)
+        space += tuple(found.axis for found in dict.fromkeys(hidden) if _decided(found, space))
         for axis in space:
             for part in leaves(axis):
-                part.places.add(len(self.spaces))
+                part.places[len(self.spaces)] = space
         self.spaces.append(space)
+
+    def settle(self) -> None:
+        """Runs that ties have left apart from the rest of their parts become parts of their own."""
+        pending = True
+        while pending:
+            pending = False
+            for axis in (axis for space in self.spaces for axis in space):
+                while alone := incomplete(axis):
+                    settle(*alone)
+                    pending = True
+
+
+def _decided(found: LookUp, space: Sequence[Tree]) -> bool:
+    """Whether each axis of the indices is an axis of the tensor, whole and once."""
+    deciding = [by for axis in found.by if (by := resolve(axis)) != UNIT]
+    return all(isinstance(by, Part) and sum(number_of(by, axis) for axis in space) == 1 for by in deciding)
 
 
 @dataclass(frozen=True)
@@ -72,12 +124,17 @@ class Call:
         shapes: the shape of each tensor that comes out.
         index: where index spaces are noted.
         used: whether anything reads each of the tensors that come out.
+        hidden: the indices by which entries of the arguments have been looked up.
+        looked_up: those by which entries of the result have been looked up here.
     """
 
     operator: str
     shapes: tuple[tuple[int, ...], ...]
     index: Index
     used: tuple[bool, ...] = (True,)
+    hidden: tuple[LookUp, ...] = ()
+    looked_up: list[LookUp] = field(default_factory=list)
+    number: int = field(default_factory=count().__next__, compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,7 +160,7 @@ class Call:
         Units have an order of their own in each unit of another axis only if both axes are together throughout. An
         operator that mixes along an axis says so by noting the remaining axes: what remains is not told apart by it.
         """
-        self.index.add(axes, self.operator)
+        self.index.add(axes, self.operator, self.hidden)
 
     def mix(self, value: Value, *dims: int) -> None:
         """The operator mixes the entries of ``value`` along these dimensions."""
@@ -112,9 +169,21 @@ class Call:
 
     def new(self, size: int, reason: str | None = None) -> Tree:
         """A new axis; pinned if there is a reason."""
-        if size == 1:
-            return UNIT
-        return Part(size, None if reason is None else Pinned(reason, self.operator))
+        return units(size, None if reason is None else Pinned(reason, self.operator))
+
+    def look_up(self, given: Tree, indices: Value) -> None:
+        """Entries along an axis are picked by indices; what differs from one to the next may go on doing so.
+
+        The experts of a mixture: what each has an order of its own of stays so, as long as it is known which of them
+        an entry comes from.
+        """
+        self.pin(given, "rows are picked by index")
+        # Tables that are looked up by the same indices are numbered alike, and stay so: one axis for all of them.
+        axis = self.index.looked_up.setdefault((indices.number, given.size), given)
+        tie(axis, given, self.operator)
+        found = resolve(axis)
+        if isinstance(found, Part) and found.size <= LARGEST_LOOK_UP:
+            self.looked_up.append(LookUp(found, indices.axes, indices.number))
 
     def divide(self, tree: Tree, outer: int, inner: int) -> tuple[Tree, Tree]:
         """The axis as outer index x inner index."""
@@ -142,9 +211,19 @@ class Call:
             some = Part(length, axis.pinned)
             chosen = [[at(tree, axis, start + position) for position in range(length)] for tree in axes]
             return tuple(some if d == dim else case(some, options) for d, options in enumerate(chosen))
-        _, axis = cut(axis, start, self.operator)
-        axes[dim], _ = cut(axis, length, self.operator)
+        axes[dim] = stretch(axis, start, length, self.operator)
         return tuple(axes)
+
+    def some(self, axis: Tree, positions: Sequence[int]) -> Tree:
+        """Some units of an axis, in rising order; they are told apart from the others only."""
+        axis = resolve(axis)
+        pieces = axis.pieces if isinstance(axis, Concat) else (axis,)
+        if len(positions) == 1 or not all(isinstance(piece, Part | Run) or piece == UNIT for piece in pieces):
+            return concat(*(stretch(axis, position, 1, self.operator) for position in positions))
+        for part in leaves(axis):
+            collapse(part)
+        axis = resolve(axis)
+        return concat(*(take(axis, position, position + 1) for position in positions))
 
     def _tells_apart(self, selector: Part, axes: Sequence[Tree], length: int) -> bool:
         """Whether other parts differ from one unit of ``selector`` to the next.
@@ -153,15 +232,9 @@ class Call:
         """
         if any(selector_of(found) is selector for axis in axes for found in cases_in(axis)):
             return True
-        if selector.size > LARGEST_SELECTOR or length > 1:
+        if selector.size > LARGEST_SELECTOR or length > 1 or selector.cuts:
             return False
-        others = {part for axis in axes for part in leaves(axis)} - {selector}
-        free = [part for part in others if part.pinned is None and part.places <= selector.places]
-        for part in sorted(free, key=lambda part: part.number):
-            pin(selector, Pinned("its entries are told apart", self.operator))
-            options = [Part(part.size, places=set(part.places)) for _ in range(selector.size)]
-            part.bound = case(selector, options)
-        return bool(free)
+        return tell_apart(selector, self.operator, (part for axis in axes for part in leaves(axis)))
 
 
 def register_rule(*operators: str) -> Callable[[AnyRule], AnyRule]:
@@ -214,4 +287,4 @@ def _names(target: Any) -> Iterator[str]:
         yield packet.rstrip("_")
 
 
-__all__ = ["Call", "Case", "Index", "Rule", "Value", "find_rule", "operator_name", "register_rule"]
+__all__ = ["Call", "Case", "Index", "LookUp", "Rule", "Value", "find_rule", "operator_name", "register_rule"]

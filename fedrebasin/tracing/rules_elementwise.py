@@ -63,10 +63,35 @@ def tensors(arguments: Any) -> list[Value]:
     "aten.masked_fill_",
     "aten.isin",
     "aten.requires_grad",
+    "aten.real",
+    "aten.imag",
+    "aten.conj",
+    "aten._conj",
+    "aten._conj_physical",
+    "aten.resolve_conj",
+    "aten.resolve_neg",
+    "aten._neg_view",
+    "aten.complex",
+    "aten.polar",
+    "aten.angle",
+    "aten.abs",
 )
 def elementwise(call: Call, *args: Any, **kwargs: Any) -> list[Axes]:
     """Every entry of the result depends on one entry of each argument, sizes 1 broadcast."""
     return [call.broadcast(*tensors(args), *tensors(kwargs))] * len(call.shapes)
+
+
+@register_rule("aten.view_as_real", "aten.view_as_real_copy")
+def view_as_real(call: Call, x: Value) -> Axes:
+    """The real and the imaginary part along a new dimension."""
+    return (*x.axes, call.new(2, "real and imaginary part"))
+
+
+@register_rule("aten.view_as_complex", "aten.view_as_complex_copy")
+def view_as_complex(call: Call, x: Value) -> Axes:
+    """The last dimension holds the real and the imaginary part."""
+    call.pin(x.axes[-1], "real and imaginary part")
+    return x.axes[:-1]
 
 
 @register_rule("aten.feature_dropout", "aten.feature_alpha_dropout")

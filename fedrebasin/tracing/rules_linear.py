@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedrebasin.tracing.algebra import tie
 from fedrebasin.tracing.parts import UNIT, Tree, product
 from fedrebasin.tracing.registry import Call, Value, register_rule
+from fedrebasin.tracing.tying import tie
 
 Axes = tuple[Tree, ...]
 KERNEL = "position in the kernel"
@@ -49,6 +49,15 @@ def addmm(call: Call, bias: Value, a: Value, b: Value, **_: Any) -> Axes:
 def outer(call: Call, a: Value, b: Value) -> Axes:
     """Every entry of one vector with every entry of the other."""
     return (*a.axes, *b.axes)
+
+
+@register_rule("aten.cdist", "aten._cdist_forward", "aten._euclidean_dist")
+def distances(call: Call, a: Value, b: Value, *_: Any) -> Axes:
+    """Distances of all pairs: ``a (..., n, k)`` and ``b (..., m, k)`` to ``(..., n, m)``."""
+    contracted = call.tie(a.axes[-1], b.axes[-1])
+    batch = call.broadcast(Value(a.axes[:-2]), Value(b.axes[:-2]))
+    call.together(*batch, a.axes[-2], contracted, b.axes[-2])
+    return (*batch, a.axes[-2], b.axes[-2])
 
 
 @register_rule("aten.bilinear")
@@ -103,7 +112,7 @@ def convolution(
     groups: int = 1,
 ) -> Axes:
     """``weight (groups x out, in, *kernel)`` on ``x (batch, groups x in, *space)``."""
-    return _convolve(call, x, weight, bias, groups, transposed=False)
+    return convolve(call, x, weight, bias, groups, False, stride, padding)
 
 
 @register_rule("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
@@ -119,7 +128,7 @@ def transposed_convolution(
     dilation: Any = 1,
 ) -> Axes:
     """``weight (groups x in, out, *kernel)`` on ``x (batch, groups x in, *space)``."""
-    return _convolve(call, x, weight, bias, groups, transposed=True)
+    return convolve(call, x, weight, bias, groups, True, stride, padding)
 
 
 @register_rule("aten.convolution", "aten._convolution")
@@ -137,27 +146,52 @@ def any_convolution(
     *_: Any,
 ) -> Axes:
     """What every convolution decomposes into."""
-    return _convolve(call, x, weight, bias, groups, transposed)
+    return convolve(call, x, weight, bias, groups, transposed, stride, padding)
 
 
-def _convolve(call: Call, x: Value, weight: Value, bias: Value | None, groups: int, transposed: bool) -> Axes:
+def convolve(
+    call: Call,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    groups: int,
+    transposed: bool,
+    stride: Any = 2,
+    padding: Any = 0,
+) -> Axes:
+    """A convolution in any number of dimensions; where the kernel has size 1, positions are not told apart."""
     rank = weight.dim - 2
     channel = x.dim - rank - 1
-    kernel, space = weight.axes[2:], x.axes[channel + 1 :]
-    # A kernel of size 1 tells no positions apart; it is simplest to treat all kernels alike.
-    call.pin(kernel, KERNEL)
-    call.pin(space, SPACE)
+    call.pin(weight.axes[2:], KERNEL)
+    space = [
+        axis if kernel == step == 1 and not pad else call.new(size, SPACE)
+        for axis, kernel, step, pad, size in zip(
+            x.axes[channel + 1 :],
+            weight.shape[2:],
+            _each(stride, rank),
+            _each(0 if isinstance(padding, str) else padding, rank),
+            call.shape[channel + 1 :],
+            strict=True,
+        )
+    ]
+    kept = [axis for axis, before in zip(space, x.axes[channel + 1 :], strict=True) if axis is before]
+    call.pin((axis for axis in x.axes[channel + 1 :] if not any(axis is one for one in kept)), SPACE)
     group_of_input, within = call.divide(x.axes[channel], groups, x.axes[channel].size // groups)
     first, second = call.divide(weight.axes[0], groups, weight.axes[0].size // groups)
     inputs, outputs = (second, weight.axes[1]) if transposed else (weight.axes[1], second)
     call.tie(first, group_of_input)
     call.tie(inputs, within)
-    call.together(*x.axes[:channel], first, inputs, outputs)
+    call.together(*x.axes[:channel], first, inputs, outputs, *kept)
     out = product(first, outputs)
     if bias is not None:
         call.tie(out, bias.axes[0])
-    sizes = call.shape[channel + 1 :]
-    return (*x.axes[:channel], out, *(call.new(size, SPACE) for size in sizes))
+    return (*x.axes[:channel], out, *space)
+
+
+def _each(sizes: Any, rank: int) -> Sequence[int]:
+    """One number for every dimension."""
+    found: list[int] = [sizes] if isinstance(sizes, int) else list(sizes)
+    return found * rank if len(found) == 1 else found
 
 
 @register_rule("aten.scaled_dot_product_attention")

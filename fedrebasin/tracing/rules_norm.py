@@ -1,14 +1,13 @@
-"""Rules of normalisations, poolings and reductions."""
+"""Rules of normalisations and reductions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from fedrebasin.tracing.algebra import blocks
+from fedrebasin.tracing.cutting import blocks
 from fedrebasin.tracing.parts import UNIT, Tree
 from fedrebasin.tracing.registry import Call, Value, register_rule
-from fedrebasin.tracing.rules_linear import SPACE
 
 Axes = tuple[Tree, ...]
 
@@ -149,48 +148,6 @@ def choose(call: Call, x: Value, dim: int | None = None, *_: Any, **__: Any) -> 
         call.pin(x.axes[dim], "positions are told apart")
     keep = len(call.shape) == x.dim
     axes = tuple(UNIT if i == dim % x.dim else axis for i, axis in enumerate(x.axes) if keep or i != dim % x.dim)
-    return [axes] * len(call.shapes)
-
-
-@register_rule(
-    "aten.adaptive_avg_pool1d",
-    "aten.adaptive_avg_pool2d",
-    "aten.adaptive_avg_pool3d",
-    "aten.adaptive_max_pool1d",
-    "aten.adaptive_max_pool2d",
-    "aten.adaptive_max_pool3d",
-    "aten._adaptive_avg_pool2d",
-    "aten._adaptive_avg_pool3d",
-    "aten.avg_pool1d",
-    "aten.avg_pool2d",
-    "aten.avg_pool3d",
-    "aten.lp_pool1d",
-    "aten.lp_pool2d",
-    "aten.max_pool1d",
-    "aten.max_pool2d",
-    "aten.max_pool3d",
-    "aten.max_pool1d_with_indices",
-    "aten.max_pool2d_with_indices",
-    "aten.max_pool3d_with_indices",
-    "aten.upsample_nearest1d",
-    "aten.upsample_nearest2d",
-    "aten.upsample_nearest3d",
-    "aten.upsample_linear1d",
-    "aten.upsample_bilinear2d",
-    "aten.upsample_bicubic2d",
-    "aten.upsample_trilinear3d",
-    "aten._upsample_bilinear2d_aa",
-    "aten._upsample_bicubic2d_aa",
-    "aten._upsample_nearest_exact2d",
-)
-def spatial(call: Call, x: Value, *args: Any, **__: Any) -> list[Axes]:
-    """Every channel on its own; positions in space matter, unless the whole plane becomes one value."""
-    name = call.operator.split(".")[1]
-    rank = next(rank for rank in (3, 2, 1) if f"{rank}d" in name)
-    if "adaptive" not in name or any(size != 1 for size in call.shape[-rank:]):
-        call.pin(x.axes[-rank:], SPACE)
-    call.together(*x.axes[:-rank])
-    axes = (*x.axes[:-rank], *(call.new(size, SPACE) for size in call.shape[-rank:]))
     return [axes] * len(call.shapes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedrebasin.tracing.algebra import factorise
+from fedrebasin.tracing.cutting import factorise
 from fedrebasin.tracing.parts import UNIT, Part, Pinned, Tree, case, concat, product, resolve
 from fedrebasin.tracing.registry import Call, Value, register_rule
 
@@ -148,9 +148,7 @@ def slice_(call: Call, x: Value, dim: int = 0, start: int | None = None, end: in
     axes = list(x.axes)
     first = positions.start // step
     if size % step or len(positions) != size // step - first:
-        call.mix(x, dim)
-        call.pin(axes[dim], "a slice with a step that does not divide it")
-        axes[dim] = call.new(len(positions), "a slice with a step that does not divide it")
+        axes[dim] = call.some(axes[dim], positions)
         return tuple(axes)
     outer, inner = call.divide(axes[dim], size // step, step)
     axes[dim : dim + 1] = [outer, inner] if dim >= 0 else []
@@ -270,3 +268,7 @@ def pad(call: Call, x: Value, pads: Sequence[int], mode: str = "constant", *_: A
 
 def _run(call: Call, size: int) -> Tree:
     return concat() if size == 0 else call.new(size)
+
+
+#: Rules whose results are the entries of their argument, in another arrangement: nothing is read by them.
+REARRANGING = frozenset([reshape, permute, movedim, transpose, turned, expand, select, narrow, slice_, split, unbind])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
-from fedrebasin.errors import TraceError
+from fedrebasin.errors import TraceError, one_line
 from fedrebasin.group import Unpermuted
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import PermutationSpec, is_weight
 from fedrebasin.tracing.checking import holds
 from fedrebasin.tracing.groups import Grouping
 from fedrebasin.tracing.inputs import as_call, preserved, tensors_of
-from fedrebasin.tracing.parts import UNIT, Part, Pinned, leaves, pin
+from fedrebasin.tracing.packed import packed_as_padded
+from fedrebasin.tracing.parts import Pinned, units
 from fedrebasin.tracing.program import Reading
 from fedrebasin.tracing.registry import Value
+from fedrebasin.tracing.walks import leaves, pin
 
 
 def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: int = 0) -> PermutationSpec:
@@ -43,28 +46,34 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
         seed: of the check.
 
     Raises:
-        TraceError: if torch.export cannot read the model.
+        TraceError: if torch.export cannot read the model, or it has lazy layers that have met no example yet.
+        SpecError: if the model cannot be run with random parameters, so that nothing can be checked.
     """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"a torch.nn.Module is what can be traced, not a {type(model).__name__}")
     state = tensors_of(model)
     reading = Reading(_axes_of(state))
+    weights = {key for key, _ in model.named_parameters(remove_duplicate=False) if is_weight(state[key])}
     with preserved(model), torch.no_grad():
         model.eval()
-        reading.run(_export(model, example_inputs))
-        unread = before = _unread(state, reading)
+        _follow(reading, _export(model, example_inputs), model)
+        unread = before = _unread(state, weights, reading)
         if unread:
             _read_in_train_mode(model, example_inputs, reading, unread)
-            unread = _unread(state, reading)
-    for key in unread:
-        for axis in reading.parameters[key].axes:
-            pin(axis, Pinned("the model does not read it"))
-    grouping = Grouping(reading.parameters, reading.index)
-    parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
-    floating = [key for key, tensor in state.items() if tensor.is_floating_point()]
+            unread = _unread(state, weights, reading)
+    for value in reading.parameters.values():
+        for part in (part for axis in value.axes for part in leaves(axis)):
+            if not part.read:
+                pin(part, Pinned("the model does not read it"))
+    grouping = Grouping(reading.parameters, reading.index, weights)
+    groups = grouping.groups
+    moved = {axis.key for group in groups.values() for axis in group.axes}
     spec = PermutationSpec(
-        groups=grouping.groups,
+        groups=groups,
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
-        statistics=frozenset(key for key in floating if key not in parameters),
-        unpermuted=tuple(grouping.unpermuted([key for key in floating if key in parameters])),
+        # Integers that no group moves (counters) are nothing to a spec.
+        statistics=frozenset(key for key in state if key not in weights and (key in moved or is_weight(state[key]))),
+        unpermuted=tuple(grouping.unpermuted([key for key in state if key in weights])),
     )
     on_meta = any(tensor.is_meta for tensor in state.values())
     if not check or on_meta:
@@ -79,23 +88,31 @@ def _axes_of(state: Mapping[str, Tensor]) -> dict[str, Value]:
     known: dict[int, Value] = {}
     found = {}
     for key, tensor in state.items():
-        if tensor.is_floating_point():
-            axes = tuple(UNIT if size == 1 else Part(size) for size in tensor.shape)
-            found[key] = known.setdefault(id(tensor), Value(axes))
+        found[key] = known.setdefault(id(tensor), Value(tuple(map(units, tensor.shape)), tensor.dtype))
     return found
+
+
+def _follow(reading: Reading, program: ExportedProgram, model: nn.Module) -> None:
+    try:
+        reading.run(program)
+    except Exception as error:  # an operator that no rule foresaw must not end a user's run with a traceback
+        raise TraceError(
+            f"the graph of {type(model).__name__} cannot be followed: {one_line(error)}; write the spec by hand with"
+            " PermutationSpec.from_axes, and please report this"
+        ) from error
 
 
 def _export(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     args, kwargs = as_call(example_inputs)
     try:
-        with warnings.catch_warnings(), _without_stack_traces():
+        # Where torch fails it prints graphs and stack traces as well; what is of use in them is the error's first line.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), _without_stack_traces(), packed_as_padded():
             # Recurrent layers keep a second list of their weights, which export swaps and restores with a warning.
             warnings.simplefilter("ignore", UserWarning)
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TraceError(
-            f"torch.export cannot read {type(model).__name__}: {reason[0]}; write the spec by hand with"
+            f"torch.export cannot read {type(model).__name__}: {one_line(error)}; write the spec by hand with"
             " PermutationSpec.from_axes, or trace a sub-module that has no control flow on data"
         ) from error
 
@@ -123,16 +140,16 @@ def _twice(example_inputs: Any) -> Any:
     return tree_map(lambda x: torch.cat((x, x)) if isinstance(x, Tensor) and x.dim() else x, example_inputs)
 
 
-def _unread(state: Mapping[str, Tensor], reading: Reading) -> list[str]:
+def _unread(state: Mapping[str, Tensor], weights: Collection[str], reading: Reading) -> list[str]:
     read = {id(state[key]) for key in reading.read}
-    return [key for key in reading.parameters if id(state[key]) not in read]
+    return [key for key in state if key in weights and id(state[key]) not in read]
 
 
 def _read_in_train_mode(model: nn.Module, example_inputs: Any, reading: Reading, unread: list[str]) -> None:
     """What the model reads in training only (auxiliary heads) ties what feeds it, or keeps it in place."""
     model.train()
     try:
-        reading.run(_export_for_training(model, example_inputs))
+        _follow(reading, _export_for_training(model, example_inputs), model)
     except TraceError:
         sizes = {size for key in unread for size in reading.parameters[key].shape}
         parts = {part for value in reading.parameters.values() for axis in value.axes for part in leaves(axis)}

@@ -226,7 +226,8 @@ NETS: dict[str, Net] = {
         lambda: mlp(Apply(lambda x: x.unflatten(-1, (2, 3)).logsumexp(1)), after=3), VECTOR, members((3,), (3, 2))
     ),
     "interleaved-slices": Net(lambda: mlp(Apply(lambda x: x[:, ::2] * x[:, 1::2]), after=3), VECTOR, members((3,))),
-    "sorted": Net(lambda: mlp(Apply(lambda x: x.sort(-1).values)), VECTOR, 0.0),
+    "sorted": Net(lambda: mlp(Apply(lambda x: x.sort(-1).values)), VECTOR, members((6,))),
+    "places-of-sorted": Net(lambda: mlp(Apply(lambda x: x.gather(-1, x.argsort(-1)))), VECTOR, 0.0),
     "cumulative": Net(lambda: mlp(Apply(lambda x: x.cumsum(-1))), VECTOR, 0.0),
     "flipped": Net(lambda: mlp(Apply(lambda x: x - 2 * x.flip(-1))), VECTOR, 0.0),
     "pad": Net(lambda: mlp(Apply(lambda x: functional.pad(x, (1, 2))), after=9), VECTOR, members((6,), (2,))),

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fedrebasin import PermutationSpec, SpecError, register_rule, trace
 from fedrebasin.tracing import largest_change
-from tests.tracing.nets import Apply, mlp
+from fedrebasin.tracing.members import revealing_members
+from tests.tracing.nets import Apply, Branches, mlp
 from tests.tracing.oracle import example
 
 
@@ -76,7 +77,7 @@ def test_entries_that_are_not_finite_hide_no_change() -> None:
         {"first.weight": ("P", None), "first.bias": (None,), "out.weight": (None, "P"), "out.bias": (None,)},
         like=model.state_dict(),
     )
-    assert largest_change(wrong, model, torch.randn(5, 4), members=2, seed=0) > 1e-3
+    assert largest_change(wrong, model, torch.randn(5, 4), seed=0).size > 1e-3
 
 
 def test_outputs_none_of_which_is_finite_prove_nothing() -> None:
@@ -103,7 +104,7 @@ class Chaotic(nn.Module):
 def test_a_network_that_blows_up_rounding_keeps_its_groups() -> None:
     model, x = Chaotic(30), torch.randn(4, 3)
     spec = trace(model, x)
-    assert largest_change(spec, model, x, members=2, seed=0) > 1e-9
+    assert largest_change(spec, model, x, seed=0).size > 1e-9
     assert sorted(group.size for group in spec.groups.values()) == [8, 20]
     assert not any("failed" in lost.reason for lost in spec.unpermuted)
     spec.check(model, x)
@@ -118,14 +119,90 @@ class OnlySingle(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(3, 3)
+        self.layer, self.out = nn.Linear(3, 5), nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float64:
             raise RuntimeError("no kernel for double")
-        return self.layer(x)
+        return self.out(self.layer(x).relu())
+
+
+def test_a_model_without_float64_kernels_is_checked_in_its_own_precision() -> None:
+    with pytest.warns(
+        UserWarning, match=r"OnlySingle cannot be run in float64 \(.*no kernel for double\).*float32.*0\.001"
+    ):
+        spec = trace(OnlySingle(), torch.randn(2, 3))
+    assert spec.checked
+    assert [group.size for group in spec.groups.values()] == [5]
+    wrong = PermutationSpec.from_axes(
+        {"layer.weight": ("P", None), "layer.bias": (None,), "out.weight": (None, "P"), "out.bias": (None,)}
+    )
+    with pytest.warns(UserWarning, match="float32"), pytest.raises(SpecError, match="changes the function"):
+        wrong.check(OnlySingle(), torch.randn(2, 3))
 
 
 def test_a_model_that_cannot_be_checked_says_what_to_do() -> None:
-    with pytest.raises(SpecError, match=r"OnlySingle cannot be run in float64.*no kernel.*check=False"):
-        trace(OnlySingle(), torch.randn(1, 3))
+    class Never(OnlySingle):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if torch.compiler.is_exporting() else x.new_zeros(2).view(3, 4)
+
+    with pytest.raises(SpecError, match=r"Never cannot be run with random parameters.*invalid.*check=False"):
+        trace(Never(), torch.randn(1, 3))
+
+
+def test_outputs_that_are_no_tensors_prove_nothing() -> None:
+    class Silent(OnlySingle):
+        def forward(self, x: Tensor) -> float | Tensor:
+            return super().forward(x) if torch.compiler.is_exporting() else 1.0
+
+    with pytest.raises(SpecError, match="nothing can be checked"):
+        trace(Silent(), torch.randn(1, 3))
+
+
+@pytest.mark.parametrize("units", [2, 3, 4, 7])
+@pytest.mark.parametrize("forgotten", ["0.weight", "0.bias", "2.weight"])
+def test_a_forgotten_axis_is_found_for_every_seed(units: int, forgotten: str) -> None:
+    """Zeros as inputs, as in a quick start, hide nothing."""
+    model = nn.Sequential(nn.Linear(4, units), nn.ReLU(), nn.Linear(units, 2))
+    axes = {"0.weight": ("P", None), "0.bias": ("P",), "2.weight": (None, "P"), "2.bias": (None,)}
+    right = PermutationSpec.from_axes(axes)
+    wrong = PermutationSpec.from_axes({**axes, forgotten: (None,) * len(axes[forgotten])})
+    for seed in range(40):
+        right.check(model, torch.zeros(1, 4), seed=seed)
+        with pytest.raises(SpecError, match="changes the function"):
+            wrong.check(model, torch.zeros(1, 4), seed=seed)
+
+
+def test_units_that_allow_rotations_only_are_no_group() -> None:
+    """Sums of neighbours around a ring: every rotation keeps the function, no swap does."""
+    model = nn.Sequential(nn.Linear(4, 5), Apply(lambda x: (x * x.roll(1, -1)).sum(-1, keepdim=True)), nn.Linear(1, 1))
+    wrong = PermutationSpec.from_axes(
+        {"0.weight": ("P", None), "0.bias": ("P",), "2.weight": (None, None), "2.bias": (None,)}
+    )
+    for seed in range(20):
+        with pytest.raises(SpecError, match="changes the function"):
+            wrong.check(model, torch.zeros(2, 4), seed=seed)
+
+
+def test_two_groups_that_must_move_together_are_told_apart() -> None:
+    model = nn.Sequential(Branches(torch.mul, nn.Linear(4, 2), nn.Linear(4, 2)), Apply(lambda x: x.sum(-1)))
+    keys = ["1", "0"]
+    wrong = PermutationSpec.from_axes(
+        {f"0.branches.{k}.{name}": (f"P{k}", None)[: 2 - (name == "bias")] for k in keys for name in ("weight", "bias")}
+    )
+    for seed in range(20):
+        with pytest.raises(SpecError, match="changes the function"):
+            wrong.check(model, torch.zeros(2, 4), seed=seed)
+
+
+@pytest.mark.parametrize("sizes", [[2], [3], [2, 2, 2], [5, 2, 9]])
+def test_every_part_moves_and_any_two_differ(sizes: list[int]) -> None:
+    spec = PermutationSpec.from_axes(
+        {f"{k}": (f"P{k}",) for k in range(len(sizes))}, like={f"{k}": torch.zeros(n) for k, n in enumerate(sizes)}
+    )
+    *runs, last = list(revealing_members(spec, torch.Generator().manual_seed(0)))
+    runs = runs if max(sizes) > 2 else [*runs, last]
+    assert len({tuple(run.fixed_points()[name] == 0 for run in runs) for name in spec.groups}) == len(sizes)
+    for name in spec.groups:
+        assert any(run.fixed_points()[name] == 0 for run in runs)
+        assert all(run.fixed_points()[name] in (0, spec.shape(name)[0]) for run in runs)

@@ -1,0 +1,93 @@
+"""What the tensors of a state dict are: which are averaged, which only counted, and which cannot be worked with.
+
+Floating-point and complex tensors are averaged. Integer and bool tensors never are. A single one of them is a counter
+or a switch (``num_batches_tracked``) and the first model's; one with more entries (masks, integer weights, indices)
+moves with its units and has to be equal in all models then, or the merge is refused with its key. So it is in every way
+of merging; Flower's strategies keep to Flower's ways with counters and with what no group moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from fedrebasin.errors import MergeError, RebasinError
+
+
+def has_mean(tensor: Tensor) -> bool:
+    """Whether a tensor is averaged: floating-point and complex ones are."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def is_counter(tensor: Tensor) -> bool:
+    """Whether a tensor is a single integer or bool, which no permutation moves."""
+    return not has_mean(tensor) and tensor.numel() == 1
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in the precision that sums are taken in: float64, or complex128."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A tensor as real numbers in float64; a complex number is a vector of two."""
+    return torch.view_as_real(wide(tensor).resolve_conj()) if tensor.is_complex() else wide(tensor)
+
+
+def computable(tensor: Tensor) -> Tensor:
+    """A tensor that can be added and multiplied: floats of 8 bits cannot, and become float32."""
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+
+
+def flaws(state: Mapping[str, Tensor]) -> list[str]:
+    """What keeps the entries of a state dict from being worked with, a sentence each: only dense tensors can be."""
+    found = []
+    for key, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            found.append(f"{key} is of type {type(tensor).__name__} where a tensor is needed: leave it out")
+        elif is_lazy(tensor):
+            found.append(f"{key} has no shape yet: run the lazy module once before its state dict is taken")
+        elif tensor.layout != torch.strided or tensor.is_quantized:
+            found.append(f"{key} is sparse or quantised: make it dense")
+    return found
+
+
+def demand_numbers(state: Mapping[str, Tensor], kind: type[RebasinError] = MergeError) -> None:
+    """Refuse a state dict that holds anything but dense tensors with numbers in them.
+
+    Args:
+        state: the state dict.
+        kind: of the error.
+
+    Raises:
+        RebasinError: naming the first entry that is something else.
+    """
+    if found := flaws(state):
+        raise kind(found[0])
+    if empty := next((key for key, tensor in state.items() if tensor.is_meta), None):
+        raise kind(f"{empty} has no numbers: it is on the meta device")
+
+
+def demand_same_kinds(a: Mapping[str, Tensor], b: Mapping[str, Tensor], kind: type[RebasinError] = MergeError) -> None:
+    """Refuse two state dicts where a tensor is real in one and complex or of integers in the other.
+
+    Args:
+        a: a state dict.
+        b: another one; keys that only one of them has do not count, nor do single numbers.
+        kind: of the error.
+
+    Raises:
+        RebasinError: naming the first such tensor.
+    """
+    for key in (key for key in a if key in b and a[key].numel() > 1):
+        if (has_mean(a[key]), a[key].is_complex()) != (has_mean(b[key]), b[key].is_complex()):
+            raise kind(
+                f"{key} is {_dtype(a[key])} in one model and {_dtype(b[key])} in another: bring them to one dtype"
+            )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
