@@ -208,15 +208,15 @@ class Problem:
         """
         gain = size = 0.0
         for key in keys:
-            for (ours, before), (_, after) in zip(self._pieces(key, old), self._pieces(key, new), strict=True):
+            for (ours, before), (_, after) in zip(self.pieces(key, old), self.pieces(key, new), strict=True):
                 moved = (after.double() - before).mul_(ours)
                 gain, size = gain + float(moved.sum()), size + float(moved.abs_().sum())
         return gain, size
 
     def _inner_product(self, key: str, indices: Mapping[str, Tensor]) -> float:
-        return sum(summed(ours.flatten() * moved.flatten()) for ours, moved in self._pieces(key, indices))
+        return sum(summed(ours.flatten() * moved.flatten()) for ours, moved in self.pieces(key, indices))
 
-    def _pieces(self, key: str, indices: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def pieces(self, key: str, indices: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The reference's tensor and the permuted candidate's, the large ones a few rows at a time."""
         ours = self.reference[key]
         if ours.numel() <= LARGE or (self.axes[key] and not self._simple[key]):

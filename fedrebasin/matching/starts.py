@@ -56,9 +56,7 @@ def is_exact(problem: Problem, indices: Indices) -> bool:
     """Whether the candidate in this order is the reference, number by number."""
     if problem.reference.exponent != problem.candidate.exponent:
         return False
-    moved = ((key, problem.permuted(key, indices)) for key in problem.reference if problem.axes[key])
-    still = ((key, problem.candidate[key]) for key in problem.reference if not problem.axes[key])
-    return all(torch.equal(problem.reference[key], tensor) for pairs in (still, moved) for key, tensor in pairs)
+    return all(torch.equal(ours, moved) for key in problem.reference for ours, moved in problem.pieces(key, indices))
 
 
 def orders_by_signatures(spec: PermutationSpec, states: Sequence[State], threads: int = 1) -> list[Permutation | None]:

@@ -17,6 +17,7 @@ from fedrebasin import (
     PermutationSpec,
     WeightMatching,
 )
+from fedrebasin.matching import Problem, signatures
 from tests.zoo import State, same
 
 NOISE = 0.01  # of each tensor's deviation
@@ -216,6 +217,16 @@ def test_what_was_never_permuted_stays_without_a_search(name: str) -> None:
     found = WeightMatching()(spec, reference=state, candidate=near)
     assert found.permutation.is_identity
     assert found.trace.reason == "no group can be improved any more"
+
+
+@pytest.mark.parametrize("name", ["dense", "ResNeXt", "2 experts"])
+def test_large_tensors_have_the_same_signatures_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, state = network(name, 0, trained=True)
+    member, moved = planted(spec, state, 0, NOISE)
+    monkeypatch.setattr(signatures, "LARGE", 50)
+    paired = signatures.pair_by_signature(Problem(spec, state, moved))
+    assert paired.distance < 0.01
+    assert undone(spec, member, WeightMatching()(spec, reference=state, candidate=moved).permutation, state)
 
 
 def test_strangers_are_no_copies() -> None:
