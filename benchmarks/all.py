@@ -2,9 +2,9 @@
 
     python benchmarks/all.py --out DIR [--fashion-mnist FOLDER] [--only NAME ...]
 
-Zoo, experiments and comparisons write their sections of RESULTS.md anew. Of the others DIR/NAME.txt is written, headed
-by machine, date and command: their sections hold comments on the numbers, which are for people to write. What a script
-keeps in DIR is not measured again. One that fails does not stop the rest; the exit code is 1 then.
+Zoo, planted, experiments and comparisons write their sections of RESULTS.md anew. Of the others DIR/NAME.txt is
+written, headed by machine, date and command: their sections hold comments on the numbers, which are for people to
+write. What a script keeps in DIR is not measured again. One that fails does not stop the rest; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ SCRIPTS: dict[str, list[str]] = {
     "comparisons": ["--out", "{out}/comparisons", FASHION_MNIST, "{data}", "--write"],
     "experiments": ["--run", "{out}/experiments", "--data-dir", "{data}"],
     "zoo": ["torchvision", "transformers", "--rows", "{out}/zoo", "--write"],
+    "planted": ["torchvision", "transformers", "--rows", "{out}/planted", "--write"],
     "matching": ["--data-dir", "{data}", "--cache", "{out}/matching", "--growth", "--plot", "{out}/growth.png"],
     "calibration": ["--data-dir", "{data}", "--cache", "{out}/calibration", "--all-data"],
     "calibration_by_width": [],

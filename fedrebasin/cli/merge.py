@@ -112,7 +112,11 @@ def table_of(merged: Merged, groups: PermutationSpec) -> Table:
 
 
 def _lines(merged: Merged, out: Path, opened: Inputs, data: Data | None) -> list[str]:
-    lines = []
+    lines = [
+        f"{Path(row.name).name}: far less similar in the layer {row.least_similar[0]}, {row.least_similar[1]:.3f}"
+        for row in merged.rows
+        if row.least_similar is not None and row.least_similar[1] < row.after / 2
+    ]
     if merged.calibration is not None and data is not None:
         found = merged.calibration
         lines.append(

@@ -50,6 +50,7 @@ class Row:
         moved: units that have another place now.
         units: all that may move.
         seconds: that aligning it took.
+        least_similar: the layer that agrees least, and its cosine; None where layers were not measured.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Row:
     moved: int
     units: int
     seconds: float
+    least_similar: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,14 +175,11 @@ def merge_inputs(
     def rows(found: Sequence[tuple[Alignment, float, float]]) -> tuple[Row, ...]:
         return tuple(
             Row(
-                name,
-                digest,
-                share,
-                before,
-                one.similarity,
+                *(name, digest, share, before, one.similarity),
                 moved=sum(one.permutation.units_moved().values()),
                 units=sum(index.numel() for index in one.permutation.values()),
                 seconds=seconds,
+                least_similar=one.least_similar,
             )
             for name, digest, share, (one, before, seconds) in zip(names, digests, shares, found, strict=True)
         )
@@ -210,9 +209,8 @@ def merge_inputs(
         before = _cosines_to_mean(spec, states, weights)
         merge = _aligner(method, seed)(spec, states, weights)
         seconds = merge.trace.seconds / len(states)
-        result = replace(
-            result, rows=rows([(one, was, seconds) for one, was in zip(merge.alignments, before, strict=True)])
-        )
+        measured = [(one, was, seconds) for one, was in zip(merge.alignments, before, strict=True)]
+        result = replace(result, rows=rows(measured))
         write(result, merge.merged, None)
     if data is not None and inputs.model is not None:
         state, calibration = _calibrated(inputs.model, load_checkpoint(out).state, data, bars)

@@ -5,10 +5,10 @@ from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace, cosi
 from fedrebasin.matching.already_aligned import AlreadyAligned, Closeness
 from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.coordinate import climb
-from fedrebasin.matching.copies import copies_in_order
 from fedrebasin.matching.frank_wolfe import relaxable
 from fedrebasin.matching.prepared import as_real
 from fedrebasin.matching.problem import Indices, Problem
+from fedrebasin.matching.starts import orders_by_signatures
 from fedrebasin.matching.straight_through import StraightThrough
 from fedrebasin.matching.weight import WeightMatching
 
@@ -28,8 +28,8 @@ __all__ = [
     "WeightMatching",
     "as_real",
     "climb",
-    "copies_in_order",
     "cosines_by_layer",
     "match_relations",
+    "orders_by_signatures",
     "relaxable",
 ]

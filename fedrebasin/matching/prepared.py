@@ -135,17 +135,23 @@ def totals(key: str, tensor: Tensor, role: str) -> Totals:
     if tensor.is_meta:
         raise MatchingError(f"{role}: {key} lies on the meta device, without values: load them first")
     try:
-        real = as_real(tensor.detach())
-        total = float(real.sum())
-        if not math.isfinite(total):
-            if not bool(real.isfinite().all()):
-                bad = int((~real.isfinite()).sum())
-                raise MatchingError(f"{role}: {key} has {bad} values that are not finite: leave this model out")
-            total = float(real.sum(dtype=torch.float64))
-        return Totals(real.numel(), total, _norm(real))
+        parts = [_totals(as_real(part)) for part in torch.split(tensor.detach().flatten(), LARGE)]
+        if not all(math.isfinite(part.sum) for part in parts):
+            real = as_real(tensor.detach())
+            bad = int((~real.isfinite()).sum())
+            raise MatchingError(f"{role}: {key} has {bad} values that are not finite: leave this model out")
+        norm = min(math.hypot(*(part.norm for part in parts)), sys.float_info.max)
+        return Totals(sum(part.entries for part in parts), sum(part.sum for part in parts), norm)
     except (RuntimeError, TypeError) as error:
         kind = f"{tensor.dtype} of layout {tensor.layout}".replace("torch.", "")
         raise MatchingError(f"{role}: {key} ({kind}) cannot be matched: {str(error).splitlines()[0]}") from None
+
+
+def _totals(tensor: Tensor) -> Totals:
+    total = float(tensor.sum())
+    if not math.isfinite(total) and bool(tensor.isfinite().all()):
+        total = max(-sys.float_info.max, min(sys.float_info.max, float(tensor.sum(dtype=torch.float64))))
+    return Totals(tensor.numel(), total, _norm(tensor.flatten()) if math.isfinite(total) else 0.0)
 
 
 def summed(tensor: Tensor) -> float:
@@ -157,11 +163,9 @@ def summed(tensor: Tensor) -> float:
     return float(stretches.sum(dtype=torch.float64)) + float(tensor[whole:].sum(dtype=torch.float64))
 
 
-def _norm(tensor: Tensor) -> float:
-    flat = tensor.flatten()
-    norm = math.sqrt(sum(summed(part.square()) for part in torch.split(flat, LARGE)))
-    if _PLAIN[0] < norm < _PLAIN[1] or not tensor.numel():
+def _norm(vector: Tensor) -> float:
+    norm = math.sqrt(summed(vector.square()))
+    if _PLAIN[0] < norm < _PLAIN[1] or not vector.numel():
         return norm
-    largest = float(flat.abs().max())  # squares may overflow and vanish
-    norm = largest * float(torch.linalg.vector_norm(flat.double() / largest)) if largest else 0.0
-    return min(norm, sys.float_info.max)
+    largest = float(vector.abs().max())  # squares may overflow and vanish
+    return largest * float(torch.linalg.vector_norm(vector.double() / largest)) if largest else 0.0

@@ -52,6 +52,7 @@ class Problem:
         exponent: values of the objective are those of the models given, divided by two to this power: very large and
             very small weights are matched at another scale.
         quadratic: the groups that lie on two dimensions of one tensor, so that their cost depends on themselves.
+        nested: whether some group that moves lies in the blocks of another one.
         neighbours: for each group, the groups whose movement can change its cost.
 
     Raises:
@@ -98,6 +99,7 @@ class Problem:
         self._simple = {key: self._is_simple(key) for key in self.keys}
         self.flat = frozenset(name for name in self.moved if all(self._simple[key] for key in self.keys_of[name]))
         self.terms = {name: self._terms(name) for name in self.flat}
+        self.nested = any(self.spec.groups[name].parent is not None for name in self.moved)
         self.quadratic = frozenset(name for name in self.spec.groups if self._is_quadratic(name))
         self.neighbours = {name: self._neighbours(name) for name in self.moved}
         self._still = {key: self._inner_product(key, {}) for key in voting if not self.axes[key]}
@@ -206,15 +208,15 @@ class Problem:
         """
         gain = size = 0.0
         for key in keys:
-            for (ours, before), (_, after) in zip(self._pieces(key, old), self._pieces(key, new), strict=True):
+            for (ours, before), (_, after) in zip(self.pieces(key, old), self.pieces(key, new), strict=True):
                 moved = (after.double() - before).mul_(ours)
                 gain, size = gain + float(moved.sum()), size + float(moved.abs_().sum())
         return gain, size
 
     def _inner_product(self, key: str, indices: Mapping[str, Tensor]) -> float:
-        return sum(summed(ours.flatten() * moved.flatten()) for ours, moved in self._pieces(key, indices))
+        return sum(summed(ours.flatten() * moved.flatten()) for ours, moved in self.pieces(key, indices))
 
-    def _pieces(self, key: str, indices: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def pieces(self, key: str, indices: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The reference's tensor and the permuted candidate's, the large ones a few rows at a time."""
         ours = self.reference[key]
         if ours.numel() <= LARGE or (self.axes[key] and not self._simple[key]):

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedrebasin.assignment import assign_batch
 from fedrebasin.axis import Axis
 from fedrebasin.matching.problem import Indices, Problem
+from fedrebasin.memory import LARGE
 
 # Dimensions that nothing moves are told apart in so many stretches.
 _STRETCHES = 8
@@ -80,13 +81,36 @@ def _signatures(problem: Problem) -> tuple[dict[str, Tensor], dict[str, Tensor]]
         if size == 0:
             continue
         for state, kept in zip((problem.reference, problem.candidate), found, strict=True):
-            for function in _functions(state[key], size):
-                for name, axis in problem.axes[key]:
-                    kept.setdefault(name, []).append(_means(problem, key, name, axis, function))
+            for (name, _), features in zip(problem.axes[key], _of_tensor(problem, key, state[key], size), strict=True):
+                kept.setdefault(name, []).append(features)
     joined = [{name: torch.cat(parts, -1) for name, parts in kept.items()} for kept in found]
     for name, a in joined[0].items():
         joined[0][name], joined[1][name] = _standardised(a, joined[1][name])
     return joined[0], joined[1]
+
+
+def _of_tensor(problem: Problem, key: str, tensor: Tensor, size: float) -> list[Tensor]:
+    """For every axis of a tensor the means over its units' entries; of a large one some rows at a time."""
+    axes = problem.axes[key]
+    moved = _moved_dims(problem, key)
+    parts: tuple[Tensor, ...] = (tensor,)
+    if tensor.numel() > LARGE and all(axis.layout is None for _, axis in axes):
+        parts = torch.split(tensor, max(1, LARGE * len(tensor) // tensor.numel()))
+        moved |= {0}
+    means: list[list[Tensor]] = [[] for _ in axes]
+    for part in parts:
+        by_function = [
+            [_means(len(problem.spec.shape(name)), axis, values, moved) for name, axis in axes]
+            for values in _functions(part, size)
+        ]
+        for kept, features in zip(means, zip(*by_function, strict=True), strict=True):
+            kept.append(torch.cat(features, -1))
+    return [
+        torch.cat(kept)
+        if axis.dim == 0
+        else sum((each * (len(part) / len(tensor)) for each, part in zip(kept, parts, strict=True)), torch.zeros(()))
+        for (_, axis), kept in zip(axes, means, strict=True)
+    ]
 
 
 def _typical_size(tensor: Tensor) -> float:
@@ -110,17 +134,23 @@ def _functions(tensor: Tensor, size: float) -> Iterator[Tensor]:
     yield bounded.abs_()
 
 
-def _means(problem: Problem, key: str, name: str, axis: Axis, tensor: Tensor) -> Tensor:
-    """The means over a unit's entries, kept apart along dimensions that nothing moves: shape (*shape, features)."""
-    shape = problem.spec.shape(name)
+def _means(depth: int, axis: Axis, tensor: Tensor, moved: frozenset[int]) -> Tensor:
+    """The means over the entries of units, kept apart along dimensions that nothing moves: (*shape, features).
+
+    Args:
+        depth: how many dimensions the group's shape has.
+        axis: of the group.
+        tensor: that the axis lies in.
+        moved: its dimensions in which some group lies.
+    """
     named = {axis.dim} if axis.layout is None else axis.layout.dims
-    moved = _moved_dims(problem, key)
     view = axis.view(tensor.contiguous())
     free = [dim for dim in range(tensor.dim()) if dim not in named]
     first = view.dim() - len(free)
     # Outer dimensions stay in front: units, what the layout leaves in place, then the tensor's other dimensions.
-    averaged = [*range(len(shape), first), *(first + at for at, dim in enumerate(free) if dim in moved)]
-    means = (view.mean(averaged) if averaged else view).reshape(*shape, -1)
+    averaged = [*range(depth, first), *(first + at for at, dim in enumerate(free) if dim in moved)]
+    means = view.mean(averaged) if averaged else view
+    means = means.reshape(*view.shape[:depth], -1)
     entries = means.shape[-1]
     if entries > _STRETCHES:
         stretch = math.ceil(entries / _STRETCHES)

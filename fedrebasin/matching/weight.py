@@ -11,10 +11,10 @@ from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import Alignment, State
 from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.coordinate import Ascent, climb
-from fedrebasin.matching.copies import EXACT, copy_order, is_exact
 from fedrebasin.matching.frank_wolfe import frank_wolfe, relaxable
 from fedrebasin.matching.greedy import greedy
 from fedrebasin.matching.problem import Indices, Problem
+from fedrebasin.matching.starts import EXACT, is_exact, order_by_signatures
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
 
@@ -29,7 +29,14 @@ class WeightMatching:
     """Maximise ``<vec(A), vec(pi(B))>`` over the permutations pi of the candidate B, A being the reference.
 
     Every axis of a group votes: incoming and outgoing weights, biases, the scales of normalisations. Statistics do
-    not. The objective and its gains are float64; float16 and bfloat16 weights are matched in float32.
+    not. The objective is added up in float64, and gains that are small are computed in it; weights of 16 and 8 bits are
+    matched in float32, complex ones by the real part of their inner product, very large and very small ones at a scale
+    where products fit.
+
+    A candidate that is the reference, permuted, is recognised by what permutations do not change, with some noise on it
+    too, and found by its units' signatures (:mod:`fedrebasin.matching.signatures`); the trace's reason says so. Where
+    groups lie in the blocks of others, an ascent from there is tried for strangers as well. Not with ``"greedy"``, nor
+    with ``init``.
 
     Args:
         method: how the maximum is sought. ``"coordinate"``: Git Re-Basin's Algorithm 1, one group after the other in
@@ -98,9 +105,9 @@ class WeightMatching:
         generator = torch.Generator().manual_seed(self.seed)
         found: list[Ascent] = []
         if self.init is None and not control.expired:
-            order = copy_order(problem, products, self.threads)
+            order = order_by_signatures(problem, products, self.threads)
             if order is not None:
-                found.append(self._from_copy(problem, order, generator, control))
+                found.append(self._from_signatures(problem, order, generator, control))
                 if control.certificate:
                     return found[0].indices
         # What Frank-Wolfe cannot relax it takes from an ascent.
@@ -122,8 +129,10 @@ class WeightMatching:
             return start
         return best.indices
 
-    def _from_copy(self, problem: Problem, order: Indices, generator: torch.Generator, control: Control) -> Ascent:
-        """The ascent from the order in which the candidate seems to be a copy, with a certificate where it is one."""
+    def _from_signatures(
+        self, problem: Problem, order: Indices, generator: torch.Generator, control: Control
+    ) -> Ascent:
+        """The ascent from the order of the signatures, with a certificate where the candidate is a copy."""
         if is_exact(problem, order):
             ascent = Ascent(problem, order, known=sum(problem.own_products().values()))
             control.converged, control.certificate = True, EXACT

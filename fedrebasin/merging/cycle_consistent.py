@@ -52,7 +52,7 @@ class CycleConsistent:
         matcher = WeightMatching(method="coordinate", seed=self.seed, threads=self.threads)
         polish = by_ascent(spec, held, matcher, control)
         with torch.no_grad():
-            copies = rounds.put_copies_in_order()
+            copies = rounds.start_by_signatures()
             problems = [Problem(spec, state, state) for state in rounds.states]
             if len(relaxable(problems[0])) < len(problems[0].moved):
                 rounds.run(polish, generator, 1)

@@ -25,7 +25,7 @@ class MergeMany:
 
     Args:
         matcher: aligns a model to a mean. :class:`WeightMatching` (``"auto"`` and ``"coordinate"``) goes on from
-            where the models are (copies of one another are put in order first), two sweeps of coordinate ascent at each
+            where the models are (or where the units' signatures put them), two sweeps of coordinate ascent at each
             visit: the first means are of models that do not agree yet, so that nothing is gained by matching them
             better.
         seed: of the order in which models are visited.
@@ -51,6 +51,6 @@ class MergeMany:
         step = by_matcher(spec, held, self.matcher)
         if isinstance(self.matcher, WeightMatching) and self.matcher.method in ("auto", "coordinate"):
             step = by_ascent(spec, held, self.matcher, control)
-            rounds.put_copies_in_order()
+            rounds.start_by_signatures()
         rounds.run(step, generator, self.max_rounds)
         return rounds.merge()

@@ -18,7 +18,7 @@ from fedrebasin.matching import (
     Trace,
     WeightMatching,
     climb,
-    copies_in_order,
+    orders_by_signatures,
 )
 from fedrebasin.merging.average import average
 from fedrebasin.merging.merge import Merge, Vectors
@@ -30,6 +30,9 @@ from fedrebasin.state import has_mean
 _SWEEPS = 2
 # A gain that is float64's rounding, as a share of what is added up.
 _NOTHING = 1e-12
+
+# The spread, as a share of the models' squared norms, of copies with some noise.
+_LITTLE = 0.05
 
 Improve = Callable[[int, State, Permutation], Permutation]
 
@@ -74,22 +77,22 @@ class Rounds:
                 self._sum[key] = self._sum[key].add_(tensor, alpha=share) if key in self._sum else tensor * share
         self.spreads.append(self.spread)
 
-    def put_copies_in_order(self) -> bool:
-        """Begin with every copy of another model in that one's order; whether all models are copies of one.
+    def start_by_signatures(self) -> bool:
+        """Begin in the orders that the units' signatures suggest, if that is better; whether little was left to do.
 
         From copies in different orders the rounds have little to go on: the mean of two that disagree is neither.
         """
         if self.control.expired:
             return False
-        found = copies_in_order(self.spec, self.held, self.control.threads)
-        if any(order is not None for order in found):
-            before, spread = self.permutations, self.spread
-            self.restart([stays if order is None else order for order, stays in zip(found, before, strict=True)])
-            if self.spread > spread:
-                self.spreads.pop()
-                self.restart(before)
-                return False
-        return len(found) > 1 and None not in found[1:]
+        before, spread = self.permutations, self.spread
+        found = orders_by_signatures(self.spec, self.held, self.control.threads)
+        if all(order is None for order in found):
+            return False
+        self.restart([stays if order is None else order for order, stays in zip(found, before, strict=True)])
+        if self.spread > spread:
+            self.spreads.pop()
+            self.restart(before)
+        return self.spread < _LITTLE * self._norms
 
     @property
     def spread(self) -> float:

@@ -17,6 +17,7 @@ from fedrebasin import (
     PermutationSpec,
     WeightMatching,
 )
+from fedrebasin.matching import Problem, signatures
 from tests.zoo import State, same
 
 NOISE = 0.01  # of each tensor's deviation
@@ -194,3 +195,42 @@ def test_three_copies_merge_into_the_function_itself(name: str, noise: float, al
     assert all(same(order, orders[0]) for order in orders)
     if noise == 0:
         assert all(torch.allclose(merge.merged[key], orders[0][key], rtol=1e-6, atol=1e-6) for key in state)
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["4 heads", "grouped queries", "2 experts", "6 experts", "ResNeXt"])
+def test_nothing_found_in_blocks_is_worse_than_what_was_planted(name: str, seed: int, noise: float) -> None:
+    """With noise as large as the weights, where there is no certificate: an ascent starts from the signatures."""
+    spec, state = network(name, seed, trained=True)
+    member, moved = planted(spec, state, seed, noise)
+    known = WeightMatching(method="coordinate", init=member.inverse(), max_sweeps=1)(spec, state, moved)
+    found = WeightMatching()(spec, reference=state, candidate=moved)
+    assert found.trace.objective[-1] >= (1 - 1e-6) * known.trace.objective[0]
+
+
+@pytest.mark.parametrize("name", ["dense", "6 experts"])
+def test_what_was_never_permuted_stays_without_a_search(name: str) -> None:
+    """Clients of one start: their layers agree, and nothing is paired by signatures."""
+    spec, state = network(name, 0, trained=True)
+    near = {key: x + 0.1 * x.std() * torch.randn_like(x) if x.is_floating_point() else x for key, x in state.items()}
+    found = WeightMatching()(spec, reference=state, candidate=near)
+    assert found.permutation.is_identity
+    assert found.trace.reason == "no group can be improved any more"
+
+
+@pytest.mark.parametrize("name", ["dense", "ResNeXt", "2 experts"])
+def test_large_tensors_have_the_same_signatures_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, state = network(name, 0, trained=True)
+    member, moved = planted(spec, state, 0, NOISE)
+    monkeypatch.setattr(signatures, "LARGE", 50)
+    paired = signatures.pair_by_signature(Problem(spec, state, moved))
+    assert paired.distance < 0.01
+    assert undone(spec, member, WeightMatching()(spec, reference=state, candidate=moved).permutation, state)
+
+
+def test_strangers_are_no_copies() -> None:
+    for name in NETWORKS:
+        spec, state = network(name, 0, trained=True)
+        _, other = network(name, 100, trained=True)
+        assert "permuted" not in WeightMatching()(spec, reference=state, candidate=other).trace.reason

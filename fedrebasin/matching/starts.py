@@ -1,7 +1,9 @@
-"""Copies: models that are one another's, permuted, perhaps with some noise; how to tell, and to find their order.
+"""Where to start: the order in which the candidate's units have the reference's signatures.
 
-Matching strangers is hard and has no certain answer. A copy has one, and what no permutation changes shows it first:
-the sums of the tensors agree. Then the units are paired by their signatures.
+Copies are models that are one another's, permuted, perhaps with some noise. Matching strangers is hard and has no
+certain answer; a copy has one, and what no permutation changes shows it first: the sums of the tensors agree. Then the
+units are paired by their signatures. Where groups lie in the blocks of others, signatures are a start for strangers,
+too: an ascent from the order given pairs blocks before their insides, and gets stuck.
 """
 
 from __future__ import annotations
@@ -25,44 +27,39 @@ EXACT = "the candidate is the reference, permuted"
 # Sums of strangers' tensors differ by about 1.4 deviations of such a sum; of copies with noise of a share s of each
 # tensor's deviation by s of them. The median over all tensors is compared to this.
 _SUMS = 0.3
-# Signatures of paired units, see Paired.distance. Strangers' are above a tenth unless there are few features.
-_SIGNATURES = 0.1
+# Signatures of paired units, see Paired.distance: strangers' are further apart than that.
+_SIGNATURES = 0.25
 # A tensor whose deviation is this share of its size is a constant, and its sum says nothing.
 _CONSTANT = 1e-3
 # Layers of models this similar are in the same order already.
 _IN_ORDER = 0.9
 
 
-def copy_order(problem: Problem, products: dict[str, float], threads: int = 1) -> Indices | None:
-    """The order in which the candidate is a copy of the reference; None where it seems to be none, or is in order.
+def order_by_signatures(problem: Problem, products: dict[str, float], threads: int = 1) -> Indices | None:
+    """The order to start an ascent from; None where it is the order given.
 
-    Costs nothing for strangers: sums and norms are known already. Where it returns an order, it is a start for an
-    ascent, which also tells whether it was one.
+    Costs nothing for strangers without groups in blocks: the sums and norms are known already.
 
     Args:
         problem: two models.
         products: their inner products by tensor as they are, see :meth:`Problem.inner_products`.
         threads: for assignments.
     """
-    if (
-        not _sums_agree(problem.reference.totals, problem.candidate.totals)
-        or min(problem.by_layer(products).values(), default=1.0) > _IN_ORDER
-    ):
+    copies = _sums_agree(problem.reference.totals, problem.candidate.totals)
+    if not (copies or problem.nested) or min(problem.by_layer(products).values(), default=1.0) > _IN_ORDER:
         return None
     found = pair_by_signature(problem, threads)
-    return found.indices if found.distance < _SIGNATURES else None
+    return found.indices if problem.nested or found.distance < _SIGNATURES else None
 
 
 def is_exact(problem: Problem, indices: Indices) -> bool:
     """Whether the candidate in this order is the reference, number by number."""
     if problem.reference.exponent != problem.candidate.exponent:
         return False
-    moved = ((key, problem.permuted(key, indices)) for key in problem.reference if problem.axes[key])
-    still = ((key, problem.candidate[key]) for key in problem.reference if not problem.axes[key])
-    return all(torch.equal(problem.reference[key], tensor) for pairs in (still, moved) for key, tensor in pairs)
+    return all(torch.equal(ours, moved) for key in problem.reference for ours, moved in problem.pieces(key, indices))
 
 
-def copies_in_order(spec: PermutationSpec, states: Sequence[State], threads: int = 1) -> list[Permutation | None]:
+def orders_by_signatures(spec: PermutationSpec, states: Sequence[State], threads: int = 1) -> list[Permutation | None]:
     """For every model the permutation into the order of the first model that it is a copy of.
 
     Args:
@@ -71,16 +68,20 @@ def copies_in_order(spec: PermutationSpec, states: Sequence[State], threads: int
         threads: for assignments.
 
     Returns:
-        None for a model that is no copy of an earlier one, or whose order agrees already.
+        None for a model that is no copy of an earlier one, or whose order agrees already; with groups in blocks, models
+        that are no copies take the order of the first.
     """
     known = [{key: totals(key, state[key], "a model") for key in spec.voting(state)} for state in states]
+    nested = any(group.parent is not None for group in spec.groups.values())
     found: list[Permutation | None] = []
     for k, state in enumerate(states):
-        first = next((j for j in range(k) if found[j] is None and _sums_agree(known[j], known[k])), None)
+        firsts = [j for j in range(k) if found[j] is None and _sums_agree(known[j], known[k])]
+        firsts += [0] if nested and k else []
         order = None
-        if first is not None:
-            problem = Problem(spec, states[first], state)
-            order = copy_order(problem, problem.inner_products(problem.start(None)), threads)
+        if firsts:
+            problem = Problem(spec, states[firsts[0]], state)
+            products = problem.inner_products(problem.start(None))
+            order = order_by_signatures(problem, products, threads)
         found.append(None if order is None else Permutation(spec, order))
     return found
 
