@@ -88,7 +88,7 @@ def _axes_of(state: Mapping[str, Tensor]) -> dict[str, Value]:
 def _export(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     args, kwargs = as_call(example_inputs)
     try:
-        with warnings.catch_warnings(), _without_stack_traces():
+        with warnings.catch_warnings(), _without_stack_traces(), _caches_aside(model):
             # Recurrent layers keep a second list of their weights, which export swaps and restores with a warning.
             warnings.simplefilter("ignore", UserWarning)
             return torch.export.export(model, args, kwargs, strict=False)
@@ -98,6 +98,22 @@ def _export(model: nn.Module, example_inputs: Any) -> ExportedProgram:
             f"torch.export cannot read {type(model).__name__}: {reason[0]}; write the spec by hand with"
             " PermutationSpec.from_axes, or trace a sub-module that has no control flow on data"
         ) from error
+
+
+class _Cache(dict[Any, Any]):
+    """What torch.export does not look into."""
+
+
+@contextmanager
+def _caches_aside(model: nn.Module) -> Iterator[None]:
+    """Older versions of torch.export compare a model's dicts before and after and stumble over one that was filled."""
+    standard = vars(nn.Module())
+    own = {name: value for name, value in vars(model).items() if type(value) is dict and name not in standard}
+    vars(model).update({name: _Cache(value) for name, value in own.items()})
+    try:
+        yield
+    finally:
+        vars(model).update(own)
 
 
 @contextmanager
