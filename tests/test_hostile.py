@@ -14,6 +14,7 @@ from torch import nn
 
 import fedrebasin as fr
 from fedrebasin.checkpoints import load_checkpoint, save_checkpoint
+from fedrebasin.cli import main
 from fedrebasin.merging.in_pieces import MeanInPieces
 
 
@@ -423,6 +424,18 @@ def test_what_is_given_works_where_nothing_is_odd(tmp_path):
 @pytest.mark.parametrize("name", STATES)
 def test_a_file_or_one_line(tmp_path, name):
     assert not foreign(lambda given: files(given, tmp_path), given_state(name))
+
+
+@pytest.mark.parametrize("method", ["weight-matching", "average"])
+@pytest.mark.parametrize("name", STATES)
+def test_the_command_says_it_in_one_line(tmp_path, monkeypatch, capsys, name, method):
+    monkeypatch.chdir(tmp_path)
+    SPEC.save("spec.json")
+    for file, seed in (("a.pt", 1), ("b.pt", 2)):
+        torch.save(STATES[name](random_state(seed)), file)
+    code = main(["merge", "a.pt", "b.pt", "-o", "m.safetensors", "--spec", "spec.json", "--method", method])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert code == 0 or (code == 2 and last.startswith("fedrebasin: "))
 
 
 #: Public, and takes neither models nor states nor batches.

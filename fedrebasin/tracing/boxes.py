@@ -5,20 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedrebasin.tracing.parts import (
-    Case,
-    Concat,
-    Part,
-    Product,
-    Run,
-    Tree,
-    at,
-    cases_in,
-    concat,
-    product,
-    resolve,
-    selector_of,
-)
+from fedrebasin.tracing.parts import Case, Concat, Part, Product, Run, Tree, concat, product, resolve
+from fedrebasin.tracing.walks import at, cases_in, selector_of
 
 
 @dataclass(frozen=True)

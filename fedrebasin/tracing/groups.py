@@ -9,8 +9,9 @@ from fedrebasin.axis import Axis
 from fedrebasin.group import Group, Unpermuted
 from fedrebasin.tracing.boxes import Box, Boxes, boxes
 from fedrebasin.tracing.layouts import axes_of
-from fedrebasin.tracing.parts import UNIT, Part, Tree, cases_in, leaves, resolve, selector_of
+from fedrebasin.tracing.parts import UNIT, Part, Tree, resolve
 from fedrebasin.tracing.registry import Index, Value
+from fedrebasin.tracing.walks import cases_in, leaves, selector_of
 
 
 class Grouping:

@@ -17,6 +17,10 @@ class _FullBatches(list[int]):
 
     device = torch.device("cpu")
 
+    def size(self, _dim: int) -> int:
+        """The number of steps, as a tensor of batch sizes says it."""
+        return len(self)
+
 
 def _pack(x: Tensor, lengths: Any, batch_first: bool) -> tuple[Tensor, Any]:
     steps = x.transpose(0, 1) if batch_first else x

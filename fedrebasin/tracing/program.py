@@ -26,8 +26,9 @@ from fedrebasin.tracing import (
 )
 from fedrebasin.tracing.decompose import decomposed, tensor_nodes
 from fedrebasin.tracing.nodes import attribute, dtypes_of, join_repeated, like, live_nodes, shapes_of, used
-from fedrebasin.tracing.parts import Pinned, leaves, pin, units
+from fedrebasin.tracing.parts import Pinned, units
 from fedrebasin.tracing.registry import Call, Index, Value, find_rule, operator_name
+from fedrebasin.tracing.walks import leaves, pin
 
 RULES = (
     rules_elementwise,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedrebasin.tracing.algebra import collapse, divide, scope, settle, stretch, tell_apart, tie
+from fedrebasin.tracing.cutting import divide, stretch
 from fedrebasin.tracing.parts import (
     LARGEST_SELECTOR,
     UNIT,
@@ -19,19 +19,14 @@ from fedrebasin.tracing.parts import (
     Pinned,
     Run,
     Tree,
-    at,
     case,
-    cases_in,
     concat,
-    incomplete,
-    leaves,
-    number_of,
-    pin,
     resolve,
-    selector_of,
     take,
     units,
 )
+from fedrebasin.tracing.tying import collapse, scope, settle, tell_apart, tie
+from fedrebasin.tracing.walks import at, cases_in, incomplete, leaves, number_of, pin, selector_of
 
 #: Rows of larger tables (vocabularies) are not followed one by one.
 LARGEST_LOOK_UP = 1024

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedrebasin.tracing.algebra import tie
 from fedrebasin.tracing.parts import UNIT, Tree, product
 from fedrebasin.tracing.registry import Call, Value, register_rule
+from fedrebasin.tracing.tying import tie
 
 Axes = tuple[Tree, ...]
 KERNEL = "position in the kernel"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedrebasin.tracing.algebra import blocks
+from fedrebasin.tracing.cutting import blocks
 from fedrebasin.tracing.parts import UNIT, Tree
 from fedrebasin.tracing.registry import Call, Value, register_rule
 

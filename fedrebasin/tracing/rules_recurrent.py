@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedrebasin.tracing.algebra import pieces
+from fedrebasin.tracing.cutting import pieces
 from fedrebasin.tracing.parts import Part, Tree, case, concat
 from fedrebasin.tracing.registry import Call, Value, register_rule
 

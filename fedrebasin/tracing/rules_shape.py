@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedrebasin.tracing.algebra import factorise
+from fedrebasin.tracing.cutting import factorise
 from fedrebasin.tracing.parts import UNIT, Part, Pinned, Tree, case, concat, product, resolve
 from fedrebasin.tracing.registry import Call, Value, register_rule
 

@@ -21,9 +21,10 @@ from fedrebasin.tracing.checking import holds
 from fedrebasin.tracing.groups import Grouping
 from fedrebasin.tracing.inputs import as_call, preserved, tensors_of
 from fedrebasin.tracing.packed import packed_as_padded
-from fedrebasin.tracing.parts import Pinned, leaves, pin, units
+from fedrebasin.tracing.parts import Pinned, units
 from fedrebasin.tracing.program import Reading
 from fedrebasin.tracing.registry import Value
+from fedrebasin.tracing.walks import leaves, pin
 
 
 def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: int = 0) -> PermutationSpec:
@@ -55,7 +56,7 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
     weights = {key for key, _ in model.named_parameters(remove_duplicate=False) if is_weight(state[key])}
     with preserved(model), torch.no_grad():
         model.eval()
-        reading.run(_export(model, example_inputs))
+        _follow(reading, _export(model, example_inputs), model)
         unread = before = _unread(state, weights, reading)
         if unread:
             _read_in_train_mode(model, example_inputs, reading, unread)
@@ -89,6 +90,16 @@ def _axes_of(state: Mapping[str, Tensor]) -> dict[str, Value]:
     for key, tensor in state.items():
         found[key] = known.setdefault(id(tensor), Value(tuple(map(units, tensor.shape)), tensor.dtype))
     return found
+
+
+def _follow(reading: Reading, program: ExportedProgram, model: nn.Module) -> None:
+    try:
+        reading.run(program)
+    except Exception as error:  # an operator that no rule foresaw must not end a user's run with a traceback
+        raise TraceError(
+            f"the graph of {type(model).__name__} cannot be followed: {one_line(error)}; write the spec by hand with"
+            " PermutationSpec.from_axes, and please report this"
+        ) from error
 
 
 def _export(model: nn.Module, example_inputs: Any) -> ExportedProgram:
@@ -138,7 +149,7 @@ def _read_in_train_mode(model: nn.Module, example_inputs: Any, reading: Reading,
     """What the model reads in training only (auxiliary heads) ties what feeds it, or keeps it in place."""
     model.train()
     try:
-        reading.run(_export_for_training(model, example_inputs))
+        _follow(reading, _export_for_training(model, example_inputs), model)
     except TraceError:
         sizes = {size for key in unread for size in reading.parameters[key].shape}
         parts = {part for value in reading.parameters.values() for axis in value.axes for part in leaves(axis)}

@@ -132,8 +132,11 @@ REPORTED = {
     "position in the kernel": MIRRORED,
     "rows are picked by index": NUMBERED,
     "a constant that is not in the state dict": NUMBERED,
+    "positions are told apart": "what an argmax picks, by its place",
+    "a slice with a step that does not divide it": "slices with uneven steps",
     "two ways of cutting the axis do not fit together": "views of which neither divides the other",
 }
+WHOLE = "orders of whole numbers alone, which no matcher could see"
 SPREAD = "one order of pairs of indices that do not lie side by side"
 
 
@@ -144,6 +147,8 @@ def limit_of(entries: Entries, spec: PermutationSpec, image: Tensor, everything:
     with a reason. An axis held in place for its order that can be brought into any order is no limit, but a miss.
     """
     orders = [orbit for orbit in _orbits(everything, image) if _is_one_order(everything, orbit)]
+    if not any(slot.tensor.is_floating_point() or slot.tensor.is_complex() for slot, _ in _moved(entries, image)):
+        return WHOLE
     moved = {(slot.key, dim): slot.tensor.shape[dim] for slot, where in _moved(entries, image) for dim in where}
     for row in spec.unpermuted:
         size = moved.get((row.key, row.dim))

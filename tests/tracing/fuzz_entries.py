@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -91,7 +92,9 @@ class Entries:
         with torch.no_grad():
             if self.in_batches:
                 try:
-                    return torch.cat([torch.func.vmap(self._one)(rows) for rows in u.split(CHUNK)])
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", UserWarning)  # operators that are run row by row
+                        return torch.cat([torch.func.vmap(self._one)(rows) for rows in u.split(CHUNK)])
                 except (RuntimeError, ValueError):
                     self.in_batches = False  # no batching rule, or control flow on data
             return torch.stack([self._one(row) for row in u])

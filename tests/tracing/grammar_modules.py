@@ -88,7 +88,7 @@ def norm(b: Builder) -> None:
     last, channels = sizes[-1], sizes[1]
     affine = f", {b.param(last)}, {b.param(last)}" if b.rng.random() < 0.6 else ""
     normed = math.prod(sizes[1:])
-    groups = b.rng.choice([n for n in range(1, channels + 1) if channels % n == 0 and normed > n])
+    groups = b.rng.choice([n for n in range(1, channels + 1) if channels % n == 0 and normed > n] or [1])
     dims = {2: "1d", 3: "1d", 4: "2d"}.get(len(sizes))
     kinds = [
         f"F.layer_norm({v}, ({last},){affine})",

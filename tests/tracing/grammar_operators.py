@@ -231,6 +231,5 @@ def as_complex(b: Builder) -> None:
     kinds = [
         f"torch.view_as_real({v}.to(torch.complex128) @ {b.member(f'complex_param({size}, {n})')}).flatten(-2)",
         f"({v}.to(torch.complex128) @ {b.member(f'complex_param({size}, {n})')}).abs()",
-        f"torch.fft.rfft({v}).abs()",
     ]
     b.emit(b.rng.choice(kinds))

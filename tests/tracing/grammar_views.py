@@ -154,7 +154,6 @@ def written(b: Builder) -> None:
         f"{v}.clone().masked_fill_({v} < 0, 0.5)",
         f"put({v}, {v} < 0, 0.0)",
         f"{v}.clone().clamp_(min=-1)",
-        f"{v}.masked_scatter({v} < 0, {v}.exp().clamp(max=5))",
         f"{v}.index_copy({dim}, torch.tensor([{unit}]), {v}.narrow({dim}, 0, 1).tanh())",
         f"torch.where({v} > 0, {v}, {v}.roll(1, 0))",
         f"{v}.select_scatter({v}.select({dim}, 0) * 2, {dim}, {unit})",
