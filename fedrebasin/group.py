@@ -9,7 +9,7 @@ from fedrebasin.axis import Axis
 
 
 class Unpermuted(NamedTuple):
-    """A parameter axis without a group: why, and which operator fixed it (empty where none did)."""
+    """A parameter axis without a group, or with blocks that none moves: why, and which operator fixed it (or empty)."""
 
     key: str
     dim: int

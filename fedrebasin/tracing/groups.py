@@ -11,6 +11,7 @@ from fedrebasin.tracing.boxes import Box, Boxes, boxes
 from fedrebasin.tracing.layouts import axes_of
 from fedrebasin.tracing.parts import UNIT, Part, Tree, resolve
 from fedrebasin.tracing.registry import Index, Value
+from fedrebasin.tracing.tying import TWO_PLACES
 from fedrebasin.tracing.walks import cases_in, leaves, selector_of
 
 
@@ -63,15 +64,17 @@ class Grouping:
         }
 
     def unpermuted(self, keys: Iterator[str] | list[str]) -> list[Unpermuted]:
-        """Every axis of these tensors that no group moves, with the reason."""
+        """Every axis of these tensors that no group moves, or whose blocks none can, with the reason."""
         moved = {(axis.key, axis.dim) for group in self.groups.values() if not group.frozen for axis in group.axes}
         found = []
         for key in keys:
             for dim, axis in enumerate(self._parameters[key].axes):
+                reasons = [part.pinned for part in leaves(axis) if part.pinned is not None]
                 if (key, dim) not in moved:
-                    pinned = next((part.pinned for part in leaves(axis) if part.pinned is not None), None)
-                    reason, operator = ("a single unit", "") if pinned is None else pinned
+                    reason, operator = reasons[0] if reasons else ("a single unit", "")
                     found.append(Unpermuted(key, dim, reason, operator))
+                elif blocks := [pinned for pinned in reasons if pinned.reason == TWO_PLACES]:
+                    found.append(Unpermuted(key, dim, *blocks[0]))
         return found
 
     @property

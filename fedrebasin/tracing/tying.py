@@ -117,13 +117,20 @@ def settle(*runs: Run) -> None:
     become(part, concat(*found))
 
 
-def tell_apart(selector: Part, operator: str = "", among: Iterable[Part] | None = None) -> bool:
+#: Blocks that could be moved, if a group could lie in two places of a tensor and have groups in both.
+TWO_PLACES = "blocks that lie in two places of one tensor"
+
+
+def tell_apart(
+    selector: Part, operator: str = "", among: Iterable[Part] | None = None, why: str = "its entries are told apart"
+) -> bool:
     """Give the parts that always occur with the selector an order of their own in each of its units, which then stay.
 
     Args:
         selector: the part whose units stay.
         operator: who demands it.
         among: the parts that may be told apart; all that occur with the selector if None.
+        why: the selector's units stay.
 
     Returns:
         whether there are such parts; without, nothing is done.
@@ -133,7 +140,7 @@ def tell_apart(selector: Part, operator: str = "", among: Iterable[Part] | None 
     others = {part for part in among if part is not selector and part.pinned is None}
     free = [part for part in others if part.places.keys() <= selector.places.keys()]
     for part in sorted(free, key=lambda part: part.number):
-        pin(selector, Pinned("its entries are told apart", operator))
+        pin(selector, Pinned(why, operator))
         options = [Part(part.size, places=dict(part.places), read=part.read) for _ in range(selector.size)]
         part.bound = case(selector, options)
     return bool(free)
@@ -260,7 +267,7 @@ def _tie_products(first: Tree, second: Tree, operator: str) -> None:
         isinstance(head, Part)
         and isinstance(b, Part)
         and _two_of_one_tensor(head, b)
-        and [tell_apart(head, operator), tell_apart(b, operator)] != [False, False]
+        and [tell_apart(one, operator, why=TWO_PLACES) for one in (head, b)] != [False, False]
     ):
         for position in range(head.size):
             tie(at(ours, head, position), at(theirs, b, position), operator)

@@ -34,6 +34,13 @@ def test_every_checkpoint_of_the_architecture_keeps_its_function(name: str) -> N
         torch.testing.assert_close(before, after)
 
 
+def test_blocks_that_cannot_be_had_are_named() -> None:
+    kind = KINDS["shuffled groups with a shortcut"]
+    rows = [row for row in trace(kind.make(), kind.inputs).unpermuted if "two places" in row.reason]
+    assert ("g.weight", 0) in {(row.key, row.dim) for row in rows}
+    assert {row.operator for row in rows} == {"aten.add.Tensor"}
+
+
 def test_uneven_units_survive_json_and_are_said(tmp_path) -> None:
     kind = KINDS["one unit as a gate"]
     spec = trace(kind.make(), kind.inputs)
