@@ -21,6 +21,10 @@ _BY_SHAPE = frozenset(
         "randn_like", "new_zeros", "new_ones", "new_full", "new_empty", "_assert_tensor_metadata",
     )
 )  # fmt: skip
+_VIEWS = frozenset(
+    f"aten.{name}"
+    for name in ("view", "reshape", "flatten", "unflatten", "_unsafe_view", "ravel", "squeeze", "unsqueeze")
+)
 #: Operators whose second tensor only says what shape or dtype the first is to have.
 _LIKE_ANOTHER = frozenset(f"aten.{name}" for name in ("expand_as", "view_as", "reshape_as", "type_as", "to.other"))
 
@@ -40,7 +44,28 @@ def live_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
     return frozenset(live)
 
 
-def join_repeated(graph: fx.Graph) -> None:
+def simplify(graph: fx.Graph) -> None:
+    """What a graph does twice, or does and undoes, it does once."""
+    _join_views(graph)
+    _join_repeated(graph)
+
+
+def _join_views(graph: fx.Graph) -> None:
+    """A view of a view is one of what that was of: a shape in between, which nothing else reads, cuts no axis."""
+    for node in graph.nodes:
+        while _is_view(node) and _is_view(before := node.args[0]):
+            node.replace_input_with(before, before.args[0])
+
+
+def _is_view(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_function" and _packet(node) in _VIEWS
+
+
+def _packet(node: fx.Node) -> str:
+    return str(node.target).rsplit(".", 1)[0]
+
+
+def _join_repeated(graph: fx.Graph) -> None:
     """Calls that an earlier call has made already, with the same arguments, are that one: what comes out is the same.
 
     Nothing is said of graphs that write into tensors, and of random numbers.
@@ -56,13 +81,15 @@ def join_repeated(graph: fx.Graph) -> None:
 
 
 def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    if not isinstance(node.target, torch._ops.OpOverload) or _packet(node) == "aten.detach_":
+        return False
+    return node.target._schema.is_mutable
 
 
 def _looked_at(node: fx.Node) -> list[fx.Node]:
     if not isinstance(node.target, torch._ops.OpOverload):
         return node.all_input_nodes
-    names = {str(node.target), str(node.target).rsplit(".", 1)[0]}
+    names = {str(node.target), _packet(node)}
     if names & _BY_SHAPE:
         return []
     if names & _LIKE_ANOTHER:

@@ -25,7 +25,7 @@ from fedrebasin.tracing import (
     rules_write,
 )
 from fedrebasin.tracing.decompose import decomposed, tensor_nodes
-from fedrebasin.tracing.nodes import attribute, dtypes_of, join_repeated, like, live_nodes, shapes_of, used
+from fedrebasin.tracing.nodes import attribute, dtypes_of, like, live_nodes, shapes_of, simplify, used
 from fedrebasin.tracing.parts import Pinned, units
 from fedrebasin.tracing.registry import Call, Index, Value, find_rule, operator_name
 from fedrebasin.tracing.walks import leaves, pin
@@ -69,7 +69,7 @@ class Reading:
         values: dict[fx.Node, Any] = {}
         signature = program.graph_signature
         placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-        join_repeated(program.graph)
+        simplify(program.graph)
         live = live_nodes(program.graph)
         for node, spec in zip(placeholders, signature.input_specs, strict=True):
             values[node] = self._input(node, spec, live)
