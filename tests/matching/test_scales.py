@@ -10,7 +10,7 @@ from fedrebasin import (
     Aligner,
     AlignTo,
     CycleConsistent,
-    MatchingError,
+    RebasinError,
     MergeMany,
     Permutation,
     PermutationSpec,
@@ -218,7 +218,7 @@ def test_what_cannot_be_read_is_refused_by_name(kind: str, matcher: WeightMatchi
         "meta": lambda: weight.to("meta"),
         "sparse": weight.to_sparse,
     }[kind]()
-    with pytest.raises(MatchingError, match=r"0\.weight"):
+    with pytest.raises(RebasinError, match=r"0\.weight"):
         matcher(spec, a, b)
 
 
