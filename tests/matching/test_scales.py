@@ -10,10 +10,10 @@ from fedrebasin import (
     Aligner,
     AlignTo,
     CycleConsistent,
-    RebasinError,
     MergeMany,
     Permutation,
     PermutationSpec,
+    RebasinError,
     WeightMatching,
 )
 from fedrebasin.assignment import WarmAssignment, assign
