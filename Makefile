@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-browser test-deploy test-package test-matrix docs lint bench format clean
+.PHONY: demo test test-browser test-deploy test-package test-anywhere docs lint bench format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,7 +18,8 @@ demo: .venv/installed
 	$(BIN)/fedrebasin compare
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not cuda and not network and not browser and not package and not deploy"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal \
+		-m "not slow and not cuda and not network and not browser and not package and not deploy"
 
 test-browser: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/browser
@@ -26,8 +27,9 @@ test-browser: .venv/installed-dev
 test-package: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m package tests/package
 
-test-matrix:
-	$(PYTHON) tests/package/matrix.py
+# All tests, the slow ones too, on other processors, threads, orders, Pythons and versions: ROWS="oldest avx2" for some.
+test-anywhere: .venv/installed-dev
+	$(BIN)/python tests/package/anywhere.py $(ROWS)
 
 .venv/installed-docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"

@@ -121,6 +121,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     tensors = {key: value.detach() for key, value in entries.items() if isinstance(value, Tensor)}
     if unusual := [key for key, value in tensors.items() if value.layout != torch.strided or value.is_quantized]:
         raise DataError(f"{path}: {unusual[0]} is sparse or quantised: only dense tensors can be merged")
+    if empty := [key for key, value in tensors.items() if value.is_meta]:
+        raise DataError(f"{path}: {empty[0]} has no numbers: it was saved from the meta device")
     return Checkpoint(
         path, MappedState(tensors, path), "torch", dropped=tuple(str(key) for key in entries if key not in tensors)
     )

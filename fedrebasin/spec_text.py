@@ -61,7 +61,7 @@ def coverage_gaps(spec: PermutationSpec) -> str:
     total = sum(math.prod(spec.sizes(key)) for key in spec.shapes if key not in spec.statistics)
     if moving and spec.coverage >= MOVED and sizes.get(NOT_READ, 0) <= UNREAD * total:
         return ""
-    first = sorted(sizes, key=lambda reason: -sizes[reason])[:REASONS_SHOWN]
+    first = sorted(sizes, key=lambda reason: (reason != NOT_READ, -sizes[reason]))[:REASONS_SHOWN]
     reasons = "; ".join(f"{_some(still[reason])}: {reason}" for reason in first)
     count = f"{len(moving)} group{'' if len(moving) == 1 else 's'}"
     head = (

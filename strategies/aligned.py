@@ -110,7 +110,10 @@ class Aligned(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run the rounds: Flower's own loop, from the last checkpoint where one is to be resumed."""
+        """Run the rounds: Flower's own loop, from the last checkpoint where one is to be resumed.
+
+        A spec that moves little is warned of, see :func:`fedrebasin.coverage_gaps`.
+        """
         self._done, arrays = 0, initial_arrays
         self._bind(initial_arrays)
         if not self.stage.idle and self.spec is not None and (missing := coverage_gaps(self.spec)):

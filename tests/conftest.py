@@ -1,6 +1,7 @@
 """No test downloads anything; the commands of Flower run in a home of their own."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,6 +12,43 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+
+ORDER = os.environ.get("FEDREBASIN_TEST_ORDER", "")
+
+
+def pytest_report_header():
+    return f"FEDREBASIN_TEST_ORDER={ORDER}" if ORDER else None
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest then brings together what shares a module's fixtures
+def pytest_collection_modifyitems(items):
+    """With a seed the files come in a random order, and the tests of each."""
+    if ORDER:
+        shuffled = random.Random(ORDER)
+        files = sorted({item.path for item in items})
+        place = dict(zip(shuffled.sample(files, len(files)), range(len(files)), strict=True))
+        items.sort(key=lambda item: (place[item.path], shuffled.random()))
+
+
+def _skips_fail(report):
+    """Where every optional package is installed, nothing is left out."""
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("FEDREBASIN_ALL_EXTRAS"):
+        report.outcome, report.longrepr = "failed", f"skipped with all extras installed: {report.longrepr}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    report = yield
+    _skips_fail(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    report = yield
+    _skips_fail(report)
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from torch import nn
 
 import fedrebasin as fr
 from fedrebasin.checkpoints import load_checkpoint, save_checkpoint
+from fedrebasin.cli import main
 from fedrebasin.merging.in_pieces import MeanInPieces
 
 
@@ -408,16 +409,7 @@ def foreign(call, given):
     return ""
 
 
-#: What a matcher of its own still lets through: models of two dtypes, tensors without numbers, losses that fail.
-AWAITED = ("WeightMatching", "Matcher", "AlreadyAligned", "ActivationMatching", "StraightThrough", "medoid")
-AWAITED += ("strong_connectivity", "weak_connectivity")
-ROWS_OF_CALLS = [
-    pytest.param(call, marks=pytest.mark.xfail(reason="matchers", strict=False)) if call in AWAITED else call
-    for call in CALLS
-]
-
-
-@pytest.mark.parametrize("call", ROWS_OF_CALLS)
+@pytest.mark.parametrize("call", CALLS)
 def test_a_result_or_one_line(call):
     found = {f"{kind} {name}": foreign(CALLS[call], make(name)) for kind, name, make in rows_of(CALLS[call])}
     assert not {row: wrong for row, wrong in found.items() if wrong}
@@ -432,6 +424,18 @@ def test_what_is_given_works_where_nothing_is_odd(tmp_path):
 @pytest.mark.parametrize("name", STATES)
 def test_a_file_or_one_line(tmp_path, name):
     assert not foreign(lambda given: files(given, tmp_path), given_state(name))
+
+
+@pytest.mark.parametrize("method", ["weight-matching", "average"])
+@pytest.mark.parametrize("name", STATES)
+def test_the_command_says_it_in_one_line(tmp_path, monkeypatch, capsys, name, method):
+    monkeypatch.chdir(tmp_path)
+    SPEC.save("spec.json")
+    for file, seed in (("a.pt", 1), ("b.pt", 2)):
+        torch.save(STATES[name](random_state(seed)), file)
+    code = main(["merge", "a.pt", "b.pt", "-o", "m.safetensors", "--spec", "spec.json", "--method", method])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert code == 0 or (code == 2 and last.startswith("fedrebasin: "))
 
 
 #: Public, and takes neither models nor states nor batches.

@@ -1,5 +1,6 @@
 """Everything in the README runs as written; the long commands with less data and fewer epochs."""
 
+import json
 import re
 import shlex
 import tomllib
@@ -13,6 +14,7 @@ from tests.cli.pairs import write_mlps
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 QUICK = ["--local-epochs", "1", "--batch-size", "512", "--dataset", "digits"]
+TABLE = re.findall(r"│ (\S+) +│ +([0-9.]+) % │", README)
 
 
 def blocks(language):
@@ -58,3 +60,17 @@ def test_the_readme_is_short_and_names_the_two_commands_first():
     assert len(README.splitlines()) < 150
     first = blocks("sh")[0].splitlines()
     assert [line.split("#")[0].strip() for line in first] == ["make demo", "make test"]
+
+
+@pytest.mark.slow
+def test_the_table_holds_within_margins(capsys):
+    """Unaligned averages of narrow nets are luck: that they fail is all that holds anywhere."""
+    said = {name: float(accuracy) for name, accuracy in TABLE}
+    assert main(["compare", "--json"]) == 0
+    (comparison,) = json.loads(capsys.readouterr().out)["comparisons"]
+    found = {row["strategy"]: 100 * row["accuracy"] for row in comparison["rows"]}
+    assert list(found) == list(said)
+    unaligned = ["fedavg", "wide-avg"]
+    for name in said:
+        assert found[name] == pytest.approx(said[name], abs=3) or name in unaligned, name
+    assert max(found[name] for name in unaligned) < min(found[name] for name in found if name not in unaligned) - 20

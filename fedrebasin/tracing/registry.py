@@ -160,7 +160,7 @@ class Call:
         Units have an order of their own in each unit of another axis only if both axes are together throughout. An
         operator that mixes along an axis says so by noting the remaining axes: what remains is not told apart by it.
         """
-        self.index.add(axes, self.operator, self.hidden)
+        self.index.add(axes, self.operator, (*self.hidden, *self.looked_up))
 
     def mix(self, value: Value, *dims: int) -> None:
         """The operator mixes the entries of ``value`` along these dimensions."""
@@ -171,9 +171,10 @@ class Call:
         """A new axis; pinned if there is a reason."""
         return units(size, None if reason is None else Pinned(reason, self.operator))
 
-    def look_up(self, given: Tree, indices: Value) -> None:
+    def look_up(self, given: Tree, indices: Value, by: tuple[Tree, ...] | None = None) -> None:
         """Entries along an axis are picked by indices; what differs from one to the next may go on doing so.
 
+        ``by``: the axes of the result that say which entry was picked; those of the indices if None.
         The experts of a mixture: what each has an order of its own of stays so, as long as it is known which of them
         an entry comes from.
         """
@@ -183,7 +184,7 @@ class Call:
         tie(axis, given, self.operator)
         found = resolve(axis)
         if isinstance(found, Part) and found.size <= LARGEST_LOOK_UP:
-            self.looked_up.append(LookUp(found, indices.axes, indices.number))
+            self.looked_up.append(LookUp(found, indices.axes if by is None else by, indices.number))
 
     def divide(self, tree: Tree, outer: int, inner: int) -> tuple[Tree, Tree]:
         """The axis as outer index x inner index."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedrebasin.tracing.parts import UNIT, Tree, product
+from fedrebasin.tracing.parts import UNIT, Part, Tree, product, resolve
 from fedrebasin.tracing.registry import Call, Value, register_rule
-from fedrebasin.tracing.tying import tie
+from fedrebasin.tracing.tying import tell_apart, tie
+from fedrebasin.tracing.walks import cases_in, leaves, selector_of
 
 Axes = tuple[Tree, ...]
 KERNEL = "position in the kernel"
@@ -43,6 +44,18 @@ def addmm(call: Call, bias: Value, a: Value, b: Value, **_: Any) -> Axes:
     if len(axes) > len(call.shape):
         axes = axes[len(axes) - len(call.shape) :]
     return call.broadcast(Value(axes), bias)
+
+
+@register_rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
+def grouped_matmul(call: Call, x: Value, weights: Value, ends: Value | None = None, *_: Any, **__: Any) -> Axes:
+    """Runs of rows, each with a matrix of its own: ``x (rows, in) @ weights[run] (in, out)``."""
+    if ends is None or x.dim != 2 or weights.dim != 3:
+        raise NotImplementedError("runs of columns")
+    call.pin(x.axes[0], "rows are picked by index")
+    call.look_up(weights.axes[0], ends, by=(x.axes[0],))
+    contracted = call.tie(x.axes[1], weights.axes[1])
+    call.together(x.axes[0], contracted, weights.axes[2])
+    return (x.axes[0], weights.axes[2])
 
 
 @register_rule("aten.outer", "aten.ger")
@@ -181,6 +194,10 @@ def convolve(
     inputs, outputs = (second, weight.axes[1]) if transposed else (weight.axes[1], second)
     call.tie(first, group_of_input)
     call.tie(inputs, within)
+    selector = resolve(first)
+    if isinstance(selector, Part) and any(selector_of(found) is selector for found in cases_in(inputs)):
+        # Where each group reads units of its own, it gives units of its own as well.
+        tell_apart(selector, call.operator, leaves(outputs))
     call.together(*x.axes[:channel], first, inputs, outputs, *kept)
     out = product(first, outputs)
     if bias is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedrebasin.tracing.cutting import pieces
-from fedrebasin.tracing.parts import Part, Tree, case, concat
+from fedrebasin.tracing.parts import UNIT, Part, Tree, case, concat
 from fedrebasin.tracing.registry import Call, Value, register_rule
 
 Axes = tuple[Tree, ...]
@@ -66,7 +66,9 @@ def recurrent(
     for given, final in zip([states] if isinstance(states, Value) else states, finals, strict=False):
         call.tie(given.axes[0], number)
         call.tie(given.axes[-1], final)
-    last = [(number, *state.axes[1:-1], final) for final in finals]
+    # Older versions of torch export the states of a oneDNN layer with an axis of one behind the layers'.
+    missing = [UNIT] * (len(call.shapes[-1]) - len(state.axes))
+    last = [(number, *missing, *state.axes[1:-1], final) for final in finals]
     return [(*x.axes[:-1], layer_input), *last[: len(call.shapes) - 1]]
 
 

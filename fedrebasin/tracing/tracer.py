@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +13,12 @@ from torch.utils._pytree import tree_map
 
 from fedrebasin.errors import TraceError, one_line
 from fedrebasin.group import Unpermuted
-from fedrebasin.spec import PermutationSpec, is_weight
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import has_mean
 from fedrebasin.tracing.checking import holds
+from fedrebasin.tracing.exporting import exported
 from fedrebasin.tracing.groups import Grouping
-from fedrebasin.tracing.inputs import as_call, preserved, tensors_of
-from fedrebasin.tracing.packed import packed_as_padded
+from fedrebasin.tracing.inputs import preserved, tensors_of
 from fedrebasin.tracing.parts import Pinned, units
 from fedrebasin.tracing.program import Reading
 from fedrebasin.tracing.registry import Value
@@ -53,10 +51,10 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
         raise TraceError(f"a torch.nn.Module is what can be traced, not a {type(model).__name__}")
     state = tensors_of(model)
     reading = Reading(_axes_of(state))
-    weights = {key for key, _ in model.named_parameters(remove_duplicate=False) if is_weight(state[key])}
+    weights = {key for key, _ in model.named_parameters(remove_duplicate=False) if has_mean(state[key])}
     with preserved(model), torch.no_grad():
         model.eval()
-        _follow(reading, _export(model, example_inputs), model)
+        _follow(reading, exported(model, example_inputs), model)
         unread = before = _unread(state, weights, reading)
         if unread:
             _read_in_train_mode(model, example_inputs, reading, unread)
@@ -72,7 +70,7 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
         groups=groups,
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
         # Integers that no group moves (counters) are nothing to a spec.
-        statistics=frozenset(key for key in state if key not in weights and (key in moved or is_weight(state[key]))),
+        statistics=frozenset(key for key in state if key not in weights and (key in moved or has_mean(state[key]))),
         unpermuted=tuple(grouping.unpermuted([key for key in state if key in weights])),
     )
     on_meta = any(tensor.is_meta for tensor in state.values())
@@ -102,37 +100,11 @@ def _follow(reading: Reading, program: ExportedProgram, model: nn.Module) -> Non
         ) from error
 
 
-def _export(model: nn.Module, example_inputs: Any) -> ExportedProgram:
-    args, kwargs = as_call(example_inputs)
-    try:
-        # Where torch fails it prints graphs and stack traces as well; what is of use in them is the error's first line.
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), _without_stack_traces(), packed_as_padded():
-            # Recurrent layers keep a second list of their weights, which export swaps and restores with a warning.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.export.export(model, args, kwargs, strict=False)
-    except Exception as error:
-        raise TraceError(
-            f"torch.export cannot read {type(model).__name__}: {one_line(error)}; write the spec by hand with"
-            " PermutationSpec.from_axes, or trace a sub-module that has no control flow on data"
-        ) from error
-
-
-@contextmanager
-def _without_stack_traces() -> Iterator[None]:
-    """Torch notes for every node where it came from, which takes a sixth of the time and is not read here."""
-    before = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
-    torch.fx.config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        torch.fx.config.do_not_emit_stack_traces = before
-
-
 def _export_for_training(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     try:
-        return _export(model, example_inputs)
+        return exported(model, example_inputs)
     except TraceError:
-        return _export(model, _twice(example_inputs))
+        return exported(model, _twice(example_inputs))
 
 
 def _twice(example_inputs: Any) -> Any:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.tracing.fuzz_entries import Entries
+from tests.tracing.fuzz_entries import INPUTS, Entries
 
 Cells = NDArray[np.int64]
 Colours = NDArray[np.uint64]
@@ -38,7 +38,7 @@ def live_entries(entries: Entries, generator: torch.Generator) -> Tensor:
         u = torch.rand(entries.number, generator=generator, dtype=torch.float64)
         rows = u.repeat(len(rest), 1)
         rows.scatter_(1, rest[:, None], set_apart(u)[rest][:, None])
-        live[rest] = ~close(entries.outputs(rows), entries.outputs(u[None]))
+        live[rest] = ~close(entries.outputs(rows, INPUTS), entries.outputs(u[None], INPUTS))
     return live
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 CHUNK = 512
+INPUTS = 8  # for nets that take decisions by their inputs
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,12 @@ class Entries:
     def __init__(self, net: nn.Module, x: Tensor, ranges: Mapping[str, tuple[int, int]] | None = None) -> None:
         self.net, self.ranges = net, dict(ranges or {})
         generator = torch.Generator().manual_seed(3)
-        other = torch.randn(x.shape, generator=generator, dtype=x.dtype) if x.is_floating_point() else x.flip(-1)
-        self.inputs = (x, other)
+        self.inputs = [x]
+        for _ in range(INPUTS - 1):
+            if x.is_floating_point():
+                self.inputs.append(torch.randn(x.shape, generator=generator, dtype=x.dtype))
+            else:
+                self.inputs.append(x.flatten()[torch.randperm(x.numel(), generator=generator)].reshape(x.shape))
         self.slots: list[Slot] = []
         self.alias: dict[str, str] = {}
         known: dict[int, str] = {}
@@ -87,22 +92,24 @@ class Entries:
         self.outputs(torch.full((2, self.number), 0.5, dtype=torch.float64))
         return self.in_batches
 
-    def outputs(self, u: Tensor) -> Tensor:
-        """What the net gives for each row of numbers, on its inputs: one row each."""
+    def outputs(self, u: Tensor, inputs: int = 2) -> Tensor:
+        """What the net gives for each row of numbers, on the first of its inputs: one row each."""
         with torch.no_grad():
             if self.in_batches:
                 try:
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore", UserWarning)  # operators that are run row by row
-                        return torch.cat([torch.func.vmap(self._one)(rows) for rows in u.split(CHUNK)])
+                        return torch.cat(
+                            [torch.func.vmap(lambda row: self._one(row, inputs))(rows) for rows in u.split(CHUNK)]
+                        )
                 except (RuntimeError, ValueError):
                     self.in_batches = False  # no batching rule, or control flow on data
-            return torch.stack([self._one(row) for row in u])
+            return torch.stack([self._one(row, inputs) for row in u])
 
-    def _one(self, u: Tensor) -> Tensor:
+    def _one(self, u: Tensor, inputs: int) -> Tensor:
         state = self.state(u)
         found = []
-        for x in self.inputs:
+        for x in self.inputs[:inputs]:
             out = torch.func.functional_call(self.net, state, (x,), tie_weights=False)
             found.append((out[0] if isinstance(out, tuple) else out).flatten())
         return torch.cat(found)

@@ -22,7 +22,7 @@ from tests.tracing.fuzz_colours import (
     set_apart,
     summed,
 )
-from tests.tracing.fuzz_entries import Entries
+from tests.tracing.fuzz_entries import INPUTS, Entries
 
 LARGEST_SEARCH = 3000
 
@@ -76,8 +76,10 @@ class Search:
     ) -> None:
         self.entries, self.some, self.found = entries, torch.from_numpy(some), found
         self.states = torch.rand(STATES, entries.number, generator=generator, dtype=torch.float64)
-        self.before = entries.outputs(self.states)
-        self.weights = torch.rand(self.before.shape[-1], generator=generator, dtype=torch.float64) + 0.5
+        self.before = entries.outputs(self.states, INPUTS)
+        self.weights = (
+            torch.rand(entries.outputs(self.states[:1]).shape[-1], generator=generator, dtype=torch.float64) + 0.5
+        )
         self.pairs = pair_colours(entries, some, cells, generator)
         self.nodes = 0
         self.base: list[int] = []
@@ -134,7 +136,7 @@ class Search:
 
     def _holds(self, image: Cells) -> bool:
         moved = self.states[:, self._of_all(image)]
-        return bool(close(self.entries.outputs(moved), self.before).all())
+        return bool(close(self.entries.outputs(moved, INPUTS), self.before).all())
 
     def _of_all(self, image: Cells) -> Tensor:
         found = torch.arange(self.entries.number)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tests.tracing.fuzz_colours import STATES, close, live_entries, stable_cells
-from tests.tracing.fuzz_entries import Entries
+from tests.tracing.fuzz_entries import INPUTS, Entries
 from tests.tracing.fuzz_search import Search, Symmetries
 
 
@@ -45,7 +45,7 @@ def twins(entries: Entries, found: Symmetries, seed: int = 1) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     u = torch.rand(STATES, entries.number, generator=generator, dtype=torch.float64)
-    before = entries.outputs(u)
+    before = entries.outputs(u, INPUTS)
     owner, classes = entries.owner, torch.arange(entries.number)
     dead = torch.where(found.live, -1, owner)
     for which in range(int(owner.max()) + 1):
@@ -62,7 +62,7 @@ def twins(entries: Entries, found: Symmetries, seed: int = 1) -> Tensor:
             break
         rows = row.repeat(len(first), 1)
         rows.scatter_(1, first[:, None], row[second][:, None]).scatter_(1, second[:, None], row[first][:, None])
-        kept = close(entries.outputs(rows), expected[None])
+        kept = close(entries.outputs(rows, INPUTS), expected[None])
         first, second = first[kept], second[kept]
     for one, other in zip(first.tolist(), second.tolist(), strict=True):
         classes[classes == classes[other]] = int(classes[one])

@@ -157,10 +157,16 @@ class Builder:
         return f"self.{name}"
 
     def param(self, *shape: int) -> str:
-        """A new parameter of this shape, or now and then one that is there already."""
+        """A new parameter of this shape."""
+        return self.member(f"param({', '.join(map(str, shape))})")
+
+    def matrix(self, *shape: int) -> str:
+        """A new weight of a linear layer, or now and then another layer's."""
         source = f"param({', '.join(map(str, shape))})"
-        same = [name for name, other in self.members.items() if other == source]
-        if same and len(shape) > 1 and self.rng.random() < 0.1:
+        used = " ".join(line.source for line in self.lines)
+        layers = set(re.findall(r"F\.linear\(\w+, self\.(\w+)", used))
+        same = [name for name in self.members if self.members[name] == source and name in layers]
+        if same and self.rng.random() < 0.3:
             return self.member(f"self.{self.rng.choice(same)}")
         return self.member(source)
 

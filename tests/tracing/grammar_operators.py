@@ -51,7 +51,7 @@ def linear(b: Builder) -> None:
     v = b.pick()
     out, size = b.size(), b.shape(v)[-1]
     bias = f", {b.param(out)}" if b.rng.random() < 0.6 else ""
-    maybe_activated(b, *b.emit(f"F.linear({v}, {b.param(out, size)}{bias})"))
+    maybe_activated(b, *b.emit(f"F.linear({v}, {b.matrix(out, size)}{bias})"))
 
 
 @production()
@@ -111,8 +111,8 @@ def grow(b: Builder) -> None:
 def residual(b: Builder) -> None:
     v = b.pick()
     size = b.shape(v)[-1]
-    branch = b.pick(like=v, last=False) if b.rng.random() < 0.4 else f"torch.tanh(F.linear({v}, {b.param(size, size)}))"
-    b.emit(f"{v} + {branch}")
+    other = b.pick(like=v, last=False) if b.rng.random() < 0.4 else f"F.linear({v}, {b.matrix(size, size)}).tanh()"
+    b.emit(f"{v} + {other}")
 
 
 @production()

@@ -11,8 +11,9 @@ import torch
 
 from fedrebasin import PermutationSpec
 from tests.tracing.fuzz import FAILURES, explained, judge, largest_change
-from tests.tracing.fuzz_count import Group, compared
+from tests.tracing.fuzz_count import compared
 from tests.tracing.fuzz_entries import Entries
+from tests.tracing.fuzz_groups import Group
 from tests.tracing.fuzz_reduce import reduced
 from tests.tracing.fuzz_symmetries import symmetries
 from tests.tracing.grammar import Line, Program, draw
