@@ -22,12 +22,7 @@ from fedrebasin.axis import Axis, number_moved
 from fedrebasin.errors import SpecError
 from fedrebasin.group import Group, Unpermuted
 from fedrebasin.notation import Units, parse_axes, with_sizes
-from fedrebasin.state import flaws
-
-
-def is_weight(tensor: Tensor) -> bool:
-    """Whether the entries are real or complex numbers; integers and bools number, count or mask something."""
-    return tensor.is_floating_point() or tensor.is_complex()
+from fedrebasin.state import flaws, has_mean
 
 
 @dataclass(frozen=True)
@@ -182,7 +177,7 @@ class PermutationSpec:
             state: a state dict of the model; keys that it does not have are left out.
         """
         kept = (key for key in self.shapes if key in state and key not in self.statistics)
-        return tuple(key for key in kept if is_weight(state[key]))
+        return tuple(key for key in kept if has_mean(state[key]))
 
     def sizes(self, key: str) -> tuple[int, ...]:
         """The shape of the tensor ``key``.
@@ -220,7 +215,7 @@ class PermutationSpec:
         for key, tensor in state.items():
             shape = tuple(tensor.shape)
             if key not in self.shapes:
-                if is_weight(tensor):
+                if has_mean(tensor):
                     found.append(f"{key}: shape {shape} is not in the spec")
                 continue
             known = self.shapes[key]

@@ -409,16 +409,7 @@ def foreign(call, given):
     return ""
 
 
-#: What a matcher of its own still lets through: models of two dtypes, tensors without numbers, losses that fail.
-AWAITED = ("WeightMatching", "Matcher", "AlreadyAligned", "ActivationMatching", "StraightThrough", "medoid")
-AWAITED += ("strong_connectivity", "weak_connectivity")
-ROWS_OF_CALLS = [
-    pytest.param(call, marks=pytest.mark.xfail(reason="matchers", strict=False)) if call in AWAITED else call
-    for call in CALLS
-]
-
-
-@pytest.mark.parametrize("call", ROWS_OF_CALLS)
+@pytest.mark.parametrize("call", CALLS)
 def test_a_result_or_one_line(call):
     found = {f"{kind} {name}": foreign(CALLS[call], make(name)) for kind, name, make in rows_of(CALLS[call])}
     assert not {row: wrong for row, wrong in found.items() if wrong}

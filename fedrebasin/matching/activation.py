@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.axis import Axis, Factor, Layout
-from fedrebasin.batches import Batch, forward, mode_of
+from fedrebasin.batches import Batch, demand_batches, forward, mode_of
 from fedrebasin.errors import MatchingError
 from fedrebasin.group import Group
 from fedrebasin.matching.alignment import Alignment, State
@@ -71,7 +71,7 @@ class ActivationMatching:
         depth = {name: len(spec.shape(name)) for name in spec.groups}
         sums: dict[str, _Moments] = {}
         with mode_of(self.model), watched(self.model, sites, depth) as seen:
-            for batch in self.batches:
+            for batch in demand_batches(self.batches):
                 forward(self.model, reference, batch)
                 first = dict(seen)
                 forward(self.model, candidate, batch)

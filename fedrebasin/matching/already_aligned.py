@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from fedrebasin.axis import Axis
+from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace, cosines_by_layer
 from fedrebasin.matching.prepared import as_real
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import demand_numbers, demand_same_kinds
 
 #: Entries of each unit that a first, cheap bound on the units' distances is taken from.
 FEW = 128
@@ -74,6 +76,9 @@ class AlreadyAligned:
             SpecError: if the spec does not fit one of the models.
         """
         spec = spec.bind(candidate)
+        for state in (reference, candidate):
+            demand_numbers(state, MatchingError)
+        demand_same_kinds(reference, candidate, MatchingError)
         known = self._known  # one name for both: another thread may be at work with another reference
         if known is None or known.state is not reference:
             try:

@@ -20,6 +20,7 @@ from fedrebasin.matching.prepared import Prepared, scaled, summed
 from fedrebasin.memory import LARGE
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import demand_numbers, demand_same_kinds
 
 Indices = dict[str, Tensor]
 
@@ -63,6 +64,9 @@ class Problem:
     def __init__(self, spec: PermutationSpec, reference: State, candidate: State) -> None:
         self.spec = spec.bind(reference)
         self.spec.bind(candidate)
+        for state in (reference, candidate):
+            demand_numbers(state, MatchingError)
+        demand_same_kinds(reference, candidate, MatchingError)
         voting = spec.voting(reference)
         self.reference = Prepared(reference, voting, "reference")
         self.candidate = Prepared(candidate, voting, "candidate", like=self.reference)

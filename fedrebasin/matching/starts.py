@@ -60,7 +60,7 @@ def is_exact(problem: Problem, indices: Indices) -> bool:
 
 
 def orders_by_signatures(spec: PermutationSpec, states: Sequence[State], threads: int = 1) -> list[Permutation | None]:
-    """For every model the permutation into the order of the first model that it is a copy of.
+    """For every model the permutation into the order that most copies of the same model are in.
 
     Args:
         spec: bound to the models.
@@ -68,12 +68,13 @@ def orders_by_signatures(spec: PermutationSpec, states: Sequence[State], threads
         threads: for assignments.
 
     Returns:
-        None for a model that is no copy of an earlier one, or whose order agrees already; with groups in blocks, models
-        that are no copies take the order of the first.
+        None for a model that stays as it is; with groups in blocks, models that are no copies take the order of the
+        first.
     """
     known = [{key: totals(key, state[key], "a model") for key in spec.voting(state)} for state in states]
     nested = any(group.parent is not None for group in spec.groups.values())
     found: list[Permutation | None] = []
+    anchors = []
     for k, state in enumerate(states):
         firsts = [j for j in range(k) if found[j] is None and _sums_agree(known[j], known[k])]
         firsts += [0] if nested and k else []
@@ -83,7 +84,20 @@ def orders_by_signatures(spec: PermutationSpec, states: Sequence[State], threads
             products = problem.inner_products(problem.start(None))
             order = order_by_signatures(problem, products, threads)
         found.append(None if order is None else Permutation(spec, order))
+        anchors.append(firsts[0] if firsts else k)
+    for anchor in set(anchors):
+        _to_the_most(spec, found, [k for k in range(len(states)) if anchors[k] == anchor])
     return found
+
+
+def _to_the_most(spec: PermutationSpec, found: list[Permutation | None], copies: Sequence[int]) -> None:
+    """Copies in the order of the first of them: all into the order that most of them came in, so that these stay."""
+    still = Permutation.identity(spec)
+    orders = [found[k] or still for k in copies]
+    most = max(orders, key=orders.count)  # the first of these
+    for k, order in zip(copies, orders, strict=True):
+        back = most.inverse().compose(order)
+        found[k] = None if back.is_identity else back
 
 
 def _sums_agree(ours: Mapping[str, Totals], theirs: Mapping[str, Totals]) -> bool:

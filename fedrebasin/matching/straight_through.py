@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from fedrebasin.batches import Batch, demand_reiterable, device_of, inputs_of, labels_of, mode_of, to_device
-from fedrebasin.errors import MatchingError
+from fedrebasin.batches import Batch, demand_reiterable, described, device_of, labels_of, mode_of, outputs_of
+from fedrebasin.errors import CalibrationError, MatchingError, one_line
 from fedrebasin.matching.alignment import Alignment, State, Trace
 from fedrebasin.matching.problem import Problem
 from fedrebasin.matching.weight import WeightMatching
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import computable, has_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,8 @@ class StraightThrough:
         problem = Problem(spec, reference, candidate)
         spec = problem.spec
         free = {key: tensor.clone().requires_grad_() for key, tensor in problem.reference.items()}
+        if not free:
+            raise MatchingError("no tensor of floating-point numbers votes: there is nothing to descend on")
         optimizer = torch.optim.Adam(free.values(), lr=self.learning_rate)
         latest = best = self.projection(spec, reference=_detached(free, reference), candidate=candidate).permutation
         losses = [self._mean_loss(reference, best.apply(candidate))]
@@ -67,9 +69,10 @@ class StraightThrough:
             for batch in self.batches:
                 middle = _midpoint(reference, latest.apply(candidate))
                 leaves = {key: middle[key].requires_grad_() for key in free}
-                gradients = torch.autograd.grad(
-                    self._loss(middle, batch), list(leaves.values()), allow_unused=True, materialize_grads=True
-                )
+                now = self._loss(middle, batch)
+                if not now.requires_grad:
+                    raise MatchingError("the loss has no gradient: the model's output does not depend on its weights")
+                gradients = torch.autograd.grad(now, list(leaves.values()), allow_unused=True, materialize_grads=True)
                 for key, gradient in zip(leaves, gradients, strict=True):
                     free[key].grad = gradient.to(free[key].dtype) / 2
                 optimizer.step()
@@ -89,12 +92,15 @@ class StraightThrough:
         return step.permutation.compose(latest)
 
     def _loss(self, state: State, batch: Batch) -> Tensor:
-        inputs = to_device(inputs_of(batch), device_of(state))
         labels = labels_of(batch).to(device_of(state))
-        args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
-        args = args if isinstance(args, tuple) else (args,)
         with mode_of(self.model):
-            return self.loss(functional_call(self.model, dict(state), args, kwargs, tie_weights=False), labels)
+            output = outputs_of(self.model, state, batch)
+        try:
+            return self.loss(output, labels)
+        except Exception as error:  # whatever a stranger's loss raises
+            raise CalibrationError(
+                f"the loss of outputs of {described(output)} and labels of {described(labels)}: {one_line(error)}"
+            ) from error
 
     def _mean_loss(self, reference: State, aligned: State) -> float:
         middle = _midpoint(reference, aligned)
@@ -111,6 +117,8 @@ def _detached(free: Mapping[str, Tensor], reference: State) -> dict[str, Tensor]
 
 def _midpoint(a: State, b: State) -> dict[str, Tensor]:
     return {
-        key: (tensor.detach() + b[key].detach().to(tensor.device)) / 2 if tensor.is_floating_point() else tensor
+        key: (computable(tensor.detach()) + computable(b[key].detach()).to(tensor.device)) / 2
+        if has_mean(tensor)
+        else tensor
         for key, tensor in a.items()
     }

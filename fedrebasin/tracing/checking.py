@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fedrebasin.errors import SpecError, one_line
-from fedrebasin.spec import PermutationSpec, is_weight
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import has_mean
 from fedrebasin.tracing.inputs import as_call, preserved, tensors_of
 from fedrebasin.tracing.members import revealing_members
 from fedrebasin.tracing.precision import in_precision, running_in
@@ -105,7 +106,7 @@ def _change_by_rounding(model: nn.Module, inputs: Any, seed: int, training: bool
 
     def round_off(state: dict[str, Tensor]) -> None:
         for tensor in state.values():
-            if is_weight(tensor):
+            if has_mean(tensor):
                 signs = torch.randn(tensor.shape, generator=generator).sign().to(tensor)
                 tensor.mul_(signs.mul_(torch.finfo(tensor.dtype).eps).add_(1))
 
@@ -187,7 +188,7 @@ class _Trial:
             torch.manual_seed(self.seed)
             out = torch.func.functional_call(self.model, {**tables, **state}, self.args, self.kwargs, tie_weights=False)
         found = [one for one in tree_leaves(out) if isinstance(one, Tensor)]
-        real = [torch.view_as_real(one) if one.is_complex() else one for one in found if is_weight(one)]
+        real = [torch.view_as_real(one) if one.is_complex() else one for one in found if has_mean(one)]
         return [one.double() for one in real or found]
 
 

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map
 
 from fedrebasin.errors import TraceError, one_line
 from fedrebasin.group import Unpermuted
-from fedrebasin.spec import PermutationSpec, is_weight
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import has_mean
 from fedrebasin.tracing.checking import holds
 from fedrebasin.tracing.exporting import exported
 from fedrebasin.tracing.groups import Grouping
@@ -50,7 +51,7 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
         raise TraceError(f"a torch.nn.Module is what can be traced, not a {type(model).__name__}")
     state = tensors_of(model)
     reading = Reading(_axes_of(state))
-    weights = {key for key, _ in model.named_parameters(remove_duplicate=False) if is_weight(state[key])}
+    weights = {key for key, _ in model.named_parameters(remove_duplicate=False) if has_mean(state[key])}
     with preserved(model), torch.no_grad():
         model.eval()
         _follow(reading, exported(model, example_inputs), model)
@@ -69,7 +70,7 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
         groups=groups,
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
         # Integers that no group moves (counters) are nothing to a spec.
-        statistics=frozenset(key for key in state if key not in weights and (key in moved or is_weight(state[key]))),
+        statistics=frozenset(key for key in state if key not in weights and (key in moved or has_mean(state[key]))),
         unpermuted=tuple(grouping.unpermuted([key for key in state if key in weights])),
     )
     on_meta = any(tensor.is_meta for tensor in state.values())
