@@ -65,7 +65,7 @@ MLP = Program(
 ON_PAPER = ["linear", "layer-norm", "residual", "glu", "cat", "norm-in-blocks", "sum-over-blocks", "group-norm"]
 
 
-@pytest.mark.parametrize("name", [*ON_PAPER, "cumulative", "grouped-query", "channel-shuffle", "lstm-cell"])
+@pytest.mark.parametrize("name", [*ON_PAPER, "cumulative", "grouped-query", "channel-shuffle", "rnn"])
 def test_brute_force_counts_what_is_on_paper(name: str) -> None:
     net = NETS[name]
     found = symmetries(Entries(net.make().eval().double(), example(net.shape).double()))
