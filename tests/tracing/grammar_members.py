@@ -82,7 +82,22 @@ def put(value: Tensor, where: Tensor, number: float) -> Tensor:
     return value
 
 
+def copied(value: Tensor, dim: int, start: int, other: Tensor) -> Tensor:
+    """``other`` written into ``value`` from ``start`` on along a dimension, through a view, on a copy."""
+    value = value.clone()
+    value.narrow(dim, start, other.shape[dim]).copy_(other)
+    return value
+
+
+def added(value: Tensor, dim: int, start: int, other: Tensor) -> Tensor:
+    """``other`` added to ``value`` from ``start`` on along a dimension, through a view, on a copy."""
+    value = value.clone()
+    part = value.narrow(dim, start, other.shape[dim])
+    part += other
+    return value
+
+
 NAMES = {
     each.__name__: each
-    for each in (param, complex_param, buffer, ones, mask, int8, indices, constant, hidden, places, put)
+    for each in (param, complex_param, buffer, ones, mask, int8, indices, constant, hidden, places, put, copied, added)
 }

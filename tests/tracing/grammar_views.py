@@ -153,6 +153,10 @@ def written(b: Builder) -> None:
     kinds = [
         f"{v}.clone().masked_fill_({v} < 0, 0.5)",
         f"put({v}, {v} < 0, 0.0)",
+        f"copied({v}, {dim}, {unit}, {v}.narrow({dim}, 0, 1).exp())",
+        f"copied({v}, {dim}, 0, {b.pick(like=v, last=False)}.narrow({dim}, 0, {unit + 1}).tanh())",
+        f"added({v}, {dim}, 0, {b.pick(like=v, last=False)}.narrow({dim}, 0, {unit + 1}).tanh())",
+        f"added({v}, {dim}, {unit}, {v}.narrow({dim}, 0, 1).exp())",
         f"{v}.clone().clamp_(min=-1)",
         f"{v}.index_copy({dim}, torch.tensor([{unit}]), {v}.narrow({dim}, 0, 1).tanh())",
         f"torch.where({v} > 0, {v}, {v}.roll(1, 0))",

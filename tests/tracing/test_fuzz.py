@@ -36,6 +36,7 @@ def _fuzz(first: int) -> None:
             failures.append(f"seed {seed}: {explained(program, verdict)}")
     print(f"\nseeds {first} to {first + BLOCK - 1}: {dict(kinds)}, known limits {dict(limits)}")
     assert not failures, "\n\n".join(failures)
+    assert kinds["exact"] + kinds["frozen"] >= BLOCK // 2, "known limits are the exception"
 
 
 @pytest.mark.parametrize("first", range(0, 50, BLOCK))
@@ -65,7 +66,7 @@ MLP = Program(
 ON_PAPER = ["linear", "layer-norm", "residual", "glu", "cat", "norm-in-blocks", "sum-over-blocks", "group-norm"]
 
 
-@pytest.mark.parametrize("name", [*ON_PAPER, "cumulative", "grouped-query", "channel-shuffle", "lstm-cell"])
+@pytest.mark.parametrize("name", [*ON_PAPER, "cumulative", "grouped-query", "channel-shuffle", "rnn"])
 def test_brute_force_counts_what_is_on_paper(name: str) -> None:
     net = NETS[name]
     found = symmetries(Entries(net.make().eval().double(), example(net.shape).double()))
