@@ -8,7 +8,7 @@ from typing import Any
 from fedrebasin.tracing.parts import UNIT, Part, Tree, product, resolve
 from fedrebasin.tracing.registry import Call, Value, register_rule
 from fedrebasin.tracing.tying import tell_apart, tie
-from fedrebasin.tracing.walks import cases_in, leaves, selector_of
+from fedrebasin.tracing.walks import leaves
 
 Axes = tuple[Tree, ...]
 KERNEL = "position in the kernel"
@@ -195,8 +195,8 @@ def convolve(
     call.tie(first, group_of_input)
     call.tie(inputs, within)
     selector = resolve(first)
-    if isinstance(selector, Part) and any(selector_of(found) is selector for found in cases_in(inputs)):
-        # Where each group reads units of its own, it gives units of its own as well.
+    if isinstance(selector, Part) and selector.pinned is not None and selector.cases:
+        # Where groups are told apart already, each gives units of its own.
         tell_apart(selector, call.operator, leaves(outputs))
     call.together(*x.axes[:channel], first, inputs, outputs, *kept)
     out = product(first, outputs)

@@ -3,7 +3,7 @@
     python tests/package/anywhere.py [ROW ...] [-- PYTEST ARGUMENT ...]
 
 Every row is an environment of its own in build/anywhere, kept, so that a second run only brings it up to date. All but
-the oldest hold the optional packages, and there a skip is a failure. A Python that is not here fails its row.
+the oldest hold the optional packages, and there a skip is a failure. A Python that is missing here fails its row.
 """
 
 from __future__ import annotations

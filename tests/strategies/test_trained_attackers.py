@@ -20,8 +20,8 @@ HONEST, ATTACKERS = 12, 3
 SEEDS = range(3)
 OUT_OF_STEP = "permuted copies with layers out of step"
 TURNED_HEAD = "permuted copies of the mean with a turned head"
-#: What an attack may cost on the mean over seeds where it is more than ``USUAL``: it is a known weakness. Three models
-#: that are copies of one but for a layer may pass for honest ones, and then are three of the five that MultiKrum takes.
+#: What an attack may cost on the mean over seeds; ``WEAK`` are known weaknesses. Three models that are copies of one
+#: but for a layer may pass for honest ones, and are then three of the five that MultiKrum takes.
 USUAL = 0.05
 WEAK = {(OUT_OF_STEP, "MultiKrum"): 0.6, (OUT_OF_STEP, "Bulyan"): 0.25, (OUT_OF_STEP, "FedMedian"): 0.08}
 
