@@ -30,6 +30,7 @@ REPORTED = {
     "a constant that is not in the state dict": NUMBERED,
     "entries are written by index": WRITTEN,
     "positions are told apart": PICKED,
+    "blocks that lie in two places of one tensor": "blocks that lie in two places of one tensor",
     "a slice with a step that does not divide it": "slices with uneven steps",
     "two ways of cutting the axis do not fit together": "views of which neither divides the other",
 }
