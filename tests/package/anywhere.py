@@ -53,7 +53,7 @@ class Row:
         if not python.exists():
             if (interpreter := find_python(self.python)) is None:
                 return f"FAILED: there is no Python {self.python} on this machine"
-            subprocess.run([UV, "venv", "--quiet", "--clear", "--python", interpreter, folder], check=True)
+            subprocess.run([UV, "venv", "--quiet", "--seed", "--clear", "--python", interpreter, folder], check=True)
         wanted = lowest() if self.oldest else ["--upgrade", *OPTIONAL]
         extras = "dev" if self.oldest else "dev,docs,datasets"
         install = [UV, "pip", "install", "--quiet", "--python", python, "--editable", f".[{extras}]", *wanted]
