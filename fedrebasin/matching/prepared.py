@@ -154,17 +154,17 @@ def _totals(tensor: Tensor) -> Totals:
     return Totals(tensor.numel(), total, _norm(tensor.flatten()) if math.isfinite(total) else 0.0)
 
 
-def summed(tensor: Tensor) -> float:
-    """The sum of a vector, stretches of it in its own precision and those in float64: to some 1e-8 of its size."""
-    whole = tensor.numel() // _STRETCH * _STRETCH
-    if tensor.dtype == torch.float64 or not whole:
-        return float(tensor.sum(dtype=torch.float64))
-    stretches = tensor[:whole].view(-1, _STRETCH).sum(1)
-    return float(stretches.sum(dtype=torch.float64)) + float(tensor[whole:].sum(dtype=torch.float64))
+def dot(a: Tensor, b: Tensor) -> float:
+    """The inner product of vectors, stretches in their own precision and those in float64: to some 1e-8 of its size."""
+    whole = a.numel() // _STRETCH * _STRETCH
+    if a.dtype == torch.float64 or not whole:
+        return float(a.double() @ b.double())
+    stretches = (a[:whole] * b[:whole]).view(-1, _STRETCH).sum(1)
+    return float(stretches.sum(dtype=torch.float64)) + float(a[whole:].double() @ b[whole:].double())
 
 
 def _norm(vector: Tensor) -> float:
-    norm = math.sqrt(summed(vector.square()))
+    norm = math.sqrt(dot(vector, vector))
     if _PLAIN[0] < norm < _PLAIN[1] or not vector.numel():
         return norm
     largest = float(vector.abs().max())  # squares may overflow and vanish

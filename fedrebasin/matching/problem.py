@@ -1,7 +1,7 @@
 """The weight matching problem: maximise the inner product of a reference and a permuted candidate.
 
 Git Re-Basin, section 3.2: minimising the distance between the reference A and the permuted candidate, |A - pi(B)|^2, is
-maximising ``<vec(A), vec(pi(B))>``, since permuting changes no norm. All tensors that vote are summed.
+maximising ``<vec(A), vec(pi(B))>``, since permuting changes no norm. All tensors that vote are dot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from fedrebasin.axis import Axis
 from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import State, cosines_by_layer
-from fedrebasin.matching.prepared import Prepared, scaled, summed
+from fedrebasin.matching.prepared import Prepared, dot, scaled
 from fedrebasin.memory import LARGE
 from fedrebasin.permutation import Permutation
 from fedrebasin.spec import PermutationSpec
@@ -115,6 +115,9 @@ class Problem:
 
     def _is_simple(self, key: str) -> bool:
         """Whether one index vector per dimension says how the tensor is permuted."""
+        plain = [axis.dim for name, axis in self.axes[key] if axis.layout is None and not self.spec.children(name)]
+        if len(plain) == len(self.axes[key]) == len(set(plain)):
+            return True
         seen: dict[int, Tensor] = {}
         for name, axis in self.axes[key]:
             group = self.spec.groups[name]
@@ -218,7 +221,7 @@ class Problem:
         return gain, size
 
     def _inner_product(self, key: str, indices: Mapping[str, Tensor]) -> float:
-        return sum(summed(ours.flatten() * moved.flatten()) for ours, moved in self.pieces(key, indices))
+        return sum(dot(ours.flatten(), moved.flatten()) for ours, moved in self.pieces(key, indices))
 
     def pieces(self, key: str, indices: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The reference's tensor and the permuted candidate's, the large ones a few rows at a time."""
