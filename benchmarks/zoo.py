@@ -38,7 +38,8 @@ MODERATE = 30_000_000  # parameters
 MEANS = """\
 `python benchmarks/zoo.py torchvision transformers timm --memory NAME ... --rows DIR --write` writes this section. The
 input is 1 x 3 x 224 x 224, or what the model wants. The models were traced beside other work on the machine: the
-clock's seconds are inflated by that, the processor's less so. The check runs the model three times in float64. (timm's
+clock's seconds are inflated by that, the processor's less so. The check runs the model in float64
+once for every two-fold of its parts (a group in a block) and two times more, and again for groups of few units. (timm's
 StarNet multiplies activations with each other, layer after layer: moving its parameters by rounding errors changes its
 outputs as much as a member does, which the check allows for.)"""
 GROWTH_MEANS = """\
