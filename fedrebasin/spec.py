@@ -228,8 +228,9 @@ class PermutationSpec:
             return found
         sized = self._with_sizes_from(state)
         for group in sized.groups.values():
+            shape = sized.shape(group.name)
             for axis in group.axes:
-                found += axis.misfits(tuple(state[axis.key].shape), sized.shape(group.name))
+                found += axis.misfits(tuple(state[axis.key].shape), shape)
         return found
 
     def bind(self, state: Mapping[str, Tensor]) -> PermutationSpec:
