@@ -122,7 +122,11 @@ TWO_PLACES = "blocks that lie in two places of one tensor"
 
 
 def tell_apart(
-    selector: Part, operator: str = "", among: Iterable[Part] | None = None, why: str = "its entries are told apart"
+    selector: Part,
+    operator: str = "",
+    among: Iterable[Part] | None = None,
+    why: str = "its entries are told apart",
+    spare: Sequence[Part] = (),
 ) -> bool:
     """Give the parts that always occur with the selector an order of their own in each of its units, which then stay.
 
@@ -131,13 +135,14 @@ def tell_apart(
         operator: who demands it.
         among: the parts that may be told apart; all that occur with the selector if None.
         why: the selector's units stay.
+        spare: parts that are left as they are.
 
     Returns:
         whether there are such parts; without, nothing is done.
     """
     if among is None:
         among = (part for space in selector.places.values() for axis in space for part in leaves(axis))
-    others = {part for part in among if part is not selector and part.pinned is None}
+    others = {part for part in among if part.pinned is None} - {selector, *spare}
     free = [part for part in others if part.places.keys() <= selector.places.keys()]
     for part in sorted(free, key=lambda part: part.number):
         pin(selector, Pinned(why, operator))
@@ -263,15 +268,14 @@ def _tie_products(first: Tree, second: Tree, operator: str) -> None:
     head, tail = cutting.divide(a, b.size, a.size // b.size, operator)
     ours, theirs = product(tail, *first.factors[1:]), product(*second.factors[1:])
     head, b = resolve(head), resolve(b)
-    if (
-        isinstance(head, Part)
-        and isinstance(b, Part)
-        and _two_of_one_tensor(head, b)
-        and [tell_apart(one, operator, why=TWO_PLACES) for one in (head, b)] != [False, False]
-    ):
-        for position in range(head.size):
-            tie(at(ours, head, position), at(theirs, b, position), operator)
-        return
+    if isinstance(head, Part) and isinstance(b, Part) and _two_of_one_tensor(head, b):
+        told = [tell_apart(one, operator, why=TWO_PLACES, spare=(head, b)) for one in (head, b)]
+        if any(told):
+            for one in (head, b):
+                pin(one, Pinned(TWO_PLACES, operator))
+            for position in range(head.size):
+                tie(at(ours, head, position), at(theirs, b, position), operator)
+            return
     tie(head, b, operator)
     tie(ours, theirs, operator)
 

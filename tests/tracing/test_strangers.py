@@ -63,11 +63,19 @@ def test_transformers(name: str) -> None:
     found_again(built, {"input_ids": torch.randint(0, 64, (2, 7))}, depth)
 
 
-@pytest.mark.parametrize(("name", "depth"), [("test_vit", 2), ("test_resnet", 1), ("test_convnext", 1)])
-def test_timm(name: str, depth: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "options", "depth"),
+    [
+        ("test_vit", {}, 2),
+        ("test_resnet", {}, 1),
+        ("test_convnext", {}, 1),
+        ("convit_tiny", {"depth": 2, "local_up_to_layer": 1}, 2),
+    ],
+)
+def test_timm(name: str, options: dict[str, int], depth: int) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model = timm.create_model(name, **options).eval()
     found_again(model, torch.randn(1, *model.default_cfg["input_size"]), depth)
 
 
