@@ -144,7 +144,7 @@ def test_a_model_without_float64_kernels_is_checked_in_its_own_precision() -> No
 def test_a_model_that_cannot_be_checked_says_what_to_do() -> None:
     class Never(OnlySingle):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) if torch.compiler.is_exporting() else x.new_zeros(2).view(3, 4)
+            return super().forward(x) if type(x) is not Tensor else x.new_zeros(2).view(3, 4)
 
     with pytest.raises(SpecError, match=r"Never cannot be run with random parameters.*invalid.*check=False"):
         trace(Never(), torch.randn(1, 3))
@@ -153,7 +153,7 @@ def test_a_model_that_cannot_be_checked_says_what_to_do() -> None:
 def test_outputs_that_are_no_tensors_prove_nothing() -> None:
     class Silent(OnlySingle):
         def forward(self, x: Tensor) -> float | Tensor:
-            return super().forward(x) if torch.compiler.is_exporting() else 1.0
+            return super().forward(x) if type(x) is not Tensor else 1.0
 
     with pytest.raises(SpecError, match="nothing can be checked"):
         trace(Silent(), torch.randn(1, 3))
