@@ -21,6 +21,7 @@ from fedrebasin.tracing.parts import (
     product,
     resolve,
     take,
+    within,
 )
 from fedrebasin.tracing.walks import at, cases_in, pin, selector_of
 
@@ -70,13 +71,10 @@ def stretch(tree: Tree, start: int, length: int, operator: str = "") -> Tree:
                 return stretch(tree, start, length, operator)
             found = take(tree, start, start + length)
         case Concat():
-            kept, first = [], 0
-            for piece in tree.pieces:
-                low, high = max(start - first, 0), min(start + length - first, piece.size)
-                if low < high:
-                    kept.append(piece if high - low == piece.size else stretch(piece, low, high - low, operator))
-                first += piece.size
-            found = concat(*kept)
+            inside = within(
+                tree, start, start + length, lambda piece, low, high: stretch(piece, low, high - low, operator)
+            )
+            found = concat(*inside)
         case _:
             _, rest = cut(tree, start, operator)
             found, _ = cut(rest, length, operator)

@@ -11,7 +11,7 @@ and all three happen in place, so that every axis that contains the part follows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
@@ -184,6 +184,16 @@ def resolve(tree: Tree) -> Tree:
             return Case(selector, options)
 
 
+def within(tree: Concat, start: int, stop: int, part_of: Callable[[Tree, int, int], Tree]) -> Iterator[Tree]:
+    """The pieces between ``start`` and ``stop``; of those that reach further, what ``part_of`` says."""
+    first = 0
+    for piece in tree.pieces:
+        low, high = max(start - first, 0), min(stop - first, piece.size)
+        if low < high:
+            yield piece if high - low == piece.size else part_of(piece, low, high)
+        first += piece.size
+
+
 def take(tree: Tree, start: int, stop: int) -> Tree:
     """The units from ``start`` to ``stop`` of a part, or of parts side by side, nothing being told apart by it."""
     match tree:
@@ -192,12 +202,6 @@ def take(tree: Tree, start: int, stop: int) -> Tree:
         case Run():
             return run(tree.part, tree.start + start, tree.start + stop)
         case Concat():
-            found, first = [], 0
-            for piece in tree.pieces:
-                low, high = max(start - first, 0), min(stop - first, piece.size)
-                if low < high:
-                    found.append(piece if high - low == piece.size else take(piece, low, high))
-                first += piece.size
-            return concat(*found)
+            return concat(*within(tree, start, stop, take))
         case _:
             raise AssertionError("a part with runs is bound to parts side by side only")
