@@ -11,10 +11,12 @@ from torch import Tensor
 
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import State
-from fedrebasin.memory import LARGE
 from fedrebasin.merging.average import demand_equal, in_range, naming, normalised
 from fedrebasin.permutation import Permutation
 from fedrebasin.state import has_mean, is_counter, wide
+
+# Entries of a piece: a few megabytes each, which allocators give back, for tensors of any size.
+_PIECE = 2**20
 
 
 def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, rows: int) -> Iterator[Tensor]:
@@ -103,7 +105,7 @@ class MeanInPieces:
 
     def _averaged(self, key: str, like: Tensor) -> Iterator[Tensor]:
         tensors = [state[key].detach().reshape(like.shape or (1,)) for state in self.states]
-        rows = max(1, LARGE * len(tensors[0]) // max(1, tensors[0].numel()))
+        rows = max(1, _PIECE * len(tensors[0]) // max(1, tensors[0].numel()))
         parts = [
             permuted_rows(permutation, key, tensor, rows)
             for permutation, tensor in zip(self.permutations, tensors, strict=True)

@@ -213,7 +213,7 @@ def test_torchvision_models_take_the_checkpoints_number_of_classes(tmp_path, cap
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
-def test_two_checkpoints_merge_in_less_than_three_times_the_memory_of_one(tmp_path):
+def test_two_checkpoints_merge_in_less_than_twice_the_memory_of_one(tmp_path):
     generator = torch.Generator().manual_seed(0)
     sizes = [200_000, 256, 256, 10]
     state = {
@@ -238,5 +238,5 @@ def test_two_checkpoints_merge_in_less_than_three_times_the_memory_of_one(tmp_pa
         "print(peak() - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 3 * size
+    assert int(done.stdout.split()[-1]) < 2 * size
     assert close(load_file("m.safetensors"), state)
