@@ -2,16 +2,18 @@
 
 from .choices import BASES, CALIBRATORS, make_strategy, parse_strategy
 from .client_app import make_client_app
-from .compare import DEFAULT_STRATEGIES, Comparison, compare, run_strategy
+from .compare import DEFAULT_STRATEGIES, compare, run_strategy
+from .comparison import Comparison
 from .config import DATASETS, DEVICES, INITS, OPTIMIZERS, PARTITIONS, SimulationConfig
 from .datasets import Dataset, load_dataset
 from .engines import ENGINES, on_engine
 from .experiments import EXPERIMENTS, SCALES, Experiment, Record, Result, draw, reproduce
 from .federation import Federation
+from .figures import REFERENCES, Bin, Figures, Row
 from .grid import run_study
 from .idx import read_idx
 from .inline import InlineGrid, enter_task, run_inline
-from .measure import REFERENCES, Bin, Figures, Judge, Row
+from .judge import Judge
 from .moved import MovedUnits
 from .origin import Origin
 from .partitions import dirichlet, from_partitioner, iid, label_skew, make_partition, shards

@@ -3,76 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from fedrebasin import Barrier, RebasinError
+from fedrebasin import RebasinError
 from fedrebasin.strategies import Aligned
 
 from .choices import demand_choices, make_strategy
 from .client_app import make_client_app
+from .comparison import Comparison
 from .config import SimulationConfig
 from .engines import on_engine
 from .federation import Federation
-from .measure import REFERENCES, Bin, Row, Stopwatch
+from .figures import Bin, Row
 from .moved import MovedUnits
 from .origin import Origin
 from .references import Progress, judge_of, paths_between, reference_rows
 from .replay import ReplayGrid
+from .stopwatch import Stopwatch
 from .training import reproducible
 
 DEFAULT_STRATEGIES = ("fedavg", "rebasin", "merge-many", "wide-avg", "rebasin+seqreg+head+temperature")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a comparison found.
-
-    Args:
-        config: what was run.
-        strategies: the names, in the order asked for.
-        rows: for each strategy one row a round, then the reference rows.
-        paths: the loss along the line between the first two clients, ``before`` and ``after`` the second one was
-            permuted by weight matching.
-        label_counts: examples of each class (columns) that each client (rows) trained on.
-        seconds: that everything took.
-        origin: versions, machine and time.
-    """
-
-    config: SimulationConfig
-    strategies: tuple[str, ...]
-    rows: tuple[Row, ...]
-    paths: Mapping[str, Barrier]
-    label_counts: tuple[tuple[int, ...], ...]
-    seconds: float
-    origin: Origin = field(default_factory=Origin)
-
-    @property
-    def final_rows(self) -> tuple[Row, ...]:
-        """The last row of each strategy, then the reference rows."""
-        last = {row.strategy: row for row in self.rows}
-        return tuple(last.values())
-
-    def row(self, strategy: str) -> Row:
-        """The last row of a strategy or a reference."""
-        return next(row for row in self.final_rows if row.strategy == strategy)
-
-    def only(self, strategies: Sequence[str]) -> Comparison:
-        """The same without the strategies that are not named, in the order of the names; references stay."""
-        rows = [row for name in (*strategies, *REFERENCES) for row in self.rows if row.strategy == name]
-        return replace(self, strategies=tuple(strategies), rows=tuple(rows))
-
-    def joined(self, later: Comparison) -> Comparison:
-        """With the strategies of a later run of the same configuration."""
-        both = replace(self, rows=(*later.rows, *self.rows), seconds=self.seconds + later.seconds, origin=later.origin)
-        rows = {(row.strategy, row.round): row for row in both.rows}
-        names = dict.fromkeys((*self.strategies, *later.strategies))
-        return replace(both, rows=tuple(rows.values())).only(list(names))
 
 
 def compare(

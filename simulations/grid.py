@@ -14,7 +14,8 @@ from fedrebasin import RebasinError
 from fedrebasin.strategies import pick_device
 
 from .choices import demand_choices
-from .compare import DEFAULT_STRATEGIES, Comparison, compare
+from .compare import DEFAULT_STRATEGIES, compare
+from .comparison import Comparison
 from .config import SimulationConfig
 from .origin import usable_cores
 from .references import Progress

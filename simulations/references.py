@@ -11,7 +11,8 @@ from fedrebasin import Barrier, WeightMatching, ensemble_log_probabilities, loss
 from fedrebasin.strategies import to_state
 
 from .federation import Federation
-from .measure import REFERENCES, Figures, Judge, Row
+from .figures import REFERENCES, Figures, Row
+from .judge import Judge
 from .training import predict
 
 PATH_POINTS = 25

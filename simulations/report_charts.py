@@ -22,7 +22,7 @@ from .charts import (
     reliability,
     stacked,
 )
-from .measure import REFERENCES, Row
+from .figures import REFERENCES, Row
 from .study import Setting, Study, shown
 
 PATHS = {"before": ("as trained", WARNING_COLOUR), "after": ("second client permuted", STRATEGY_COLOUR)}

@@ -12,9 +12,9 @@ from typing import Any
 
 from fedrebasin import Barrier, RebasinError
 
-from .compare import Comparison
+from .comparison import Comparison
 from .config import SimulationConfig
-from .measure import Bin, Figures, Row
+from .figures import Bin, Figures, Row
 from .origin import Origin
 from .study import Study
 

@@ -13,7 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedrebasin import RebasinError
 
 from .choices import parse_strategy
-from .compare import Comparison, run_strategy
+from .compare import run_strategy
+from .comparison import Comparison
 from .config import SimulationConfig
 from .engines import wait_for_clients
 from .federation import Federation

@@ -10,9 +10,9 @@ from typing import Any
 
 from fedrebasin import RebasinError
 
-from .compare import Comparison
+from .comparison import Comparison
 from .config import SimulationConfig
-from .measure import REFERENCES, Figures
+from .figures import REFERENCES, Figures
 
 OPTIONS = tuple(field.name for field in fields(SimulationConfig))
 

@@ -8,12 +8,8 @@ from .calibrators import BatchNormRecalibration, Repair, TemperatureCalibration
 from .checkpoint import CheckpointError
 from .client import StatisticsMod, register
 from .device import pick_device
-from .fed_merge_many import FedMergeMany
-from .fed_rebasin import FedRebasin
-from .fed_reg_mean import FedRegMean
-from .fed_ridge_head import FedRidgeHead
-from .fed_wide_avg import FedWideAvg
 from .frames import Frames
+from .named import FedMergeMany, FedRebasin, FedRegMean, FedRidgeHead, FedWideAvg
 from .options import Options
 from .probes import BarrierProbe, ConnectivityProbe
 from .realignment import ActivationAlignment

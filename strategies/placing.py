@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -28,8 +27,6 @@ from fedrebasin import (
 
 from .frames import Frames
 from .records import State
-
-UNUSUAL = 3.0  # times as long as the median model
 
 
 @dataclass
@@ -117,25 +114,3 @@ def distance(spec: PermutationSpec, a: Mapping[str, Tensor], b: Mapping[str, Ten
     """The Euclidean distance of two models' voting tensors."""
     apart = (float(torch.linalg.vector_norm(a[key].float() - b[key].float())) for key in spec.voting(a))
     return math.sqrt(math.fsum(one**2 for one in apart))
-
-
-def of_usual_length(states: Sequence[State]) -> list[State]:
-    """The models, those that are far longer than most scaled down to what is usual.
-
-    Where models are aligned to their mean, one that is long enough is that mean, whoever sent it. Permutations that fit
-    the shorter model fit the longer one as well.
-    """
-    lengths = [length(state) for state in states]
-    usual = median(lengths)
-    return [
-        {key: t * (usual / size) if t.is_floating_point() else t for key, t in state.items()}
-        if size > UNUSUAL * usual
-        else state
-        for state, size in zip(states, lengths, strict=True)
-    ]
-
-
-def length(state: Mapping[str, Tensor]) -> float:
-    """The Euclidean length of a model, of all that are floats."""
-    floats = (tensor for tensor in state.values() if tensor.is_floating_point())
-    return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in floats))

@@ -19,9 +19,10 @@ from .device import move
 from .flower_mean import FlowerMean
 from .frames import Frames
 from .integers import alike, dissent, moving_integers
-from .placing import Placing, distance, matcher_of, of_usual_length
+from .placing import Placing, distance, matcher_of
 from .records import State
 from .screening import Reply
+from .strangers import of_usual_length
 
 LOOKED_AT = 8  # replies that decide the reference when the others have yet to come
 

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from fedrebasin import Alignment, PermutationSpec
 
-from .placing import UNUSUAL, length
+from .records import State
 from .screening import is_a, unwrap
 
 #: Strategies that were chosen because some clients may be attackers. Krum is a MultiKrum.
 ROBUST = (FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
 
+UNUSUAL = 3.0  # times as long as the median model
 FEWEST = 5  # models among which the usual spread can be told
 DEVIATIONS = 6.0  # median absolute deviations: four standard deviations
 JUDGES = 21  # of many models, to which each is compared
@@ -109,3 +110,25 @@ def expecting_fewer(strategy: Strategy, set_aside: int, left: int) -> Iterator[N
         yield
     finally:
         bulyan.num_malicious_nodes = before
+
+
+def of_usual_length(states: Sequence[State]) -> list[State]:
+    """The models, those that are far longer than most scaled down to what is usual.
+
+    Where models are aligned to their mean, one that is long enough is that mean, whoever sent it. Permutations that fit
+    the shorter model fit the longer one as well.
+    """
+    lengths = [length(state) for state in states]
+    usual = median(lengths)
+    return [
+        {key: t * (usual / size) if t.is_floating_point() else t for key, t in state.items()}
+        if size > UNUSUAL * usual
+        else state
+        for state, size in zip(states, lengths, strict=True)
+    ]
+
+
+def length(state: Mapping[str, Tensor]) -> float:
+    """The Euclidean length of a model, of all that are floats."""
+    floats = (tensor for tensor in state.values() if tensor.is_floating_point())
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in floats))
