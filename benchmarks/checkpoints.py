@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin import Permutation, PermutationSpec
-from fedrebasin.checkpoints import save_checkpoint
+from fedrebasin.files.checkpoints import save_checkpoint
 from fedrebasin.models import MLP
-from fedrebasin.plain_stack import plain_stack
+from fedrebasin.spec.plain_stack import plain_stack
 
 NOISE = 0.5
 

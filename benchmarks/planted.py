@@ -29,8 +29,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from fedrebasin import Aligner, AlignTo, MergeMany, Permutation, PermutationSpec, RebasinError, WeightMatching
-from fedrebasin.checkpoints import load_checkpoint, save_checkpoint
 from fedrebasin.cli.app import app
+from fedrebasin.files.checkpoints import load_checkpoint, save_checkpoint
 
 NOISE = 0.01
 SEEDS = range(3)

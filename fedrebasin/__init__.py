@@ -6,6 +6,7 @@ The library (this package) needs torch, numpy and scipy only; ``fedrebasin.strat
 
 from pathlib import Path as _Path
 
+from fedrebasin.affine import affine_weights, head_weight
 from fedrebasin.analysis import (
     Additivity,
     Barrier,
@@ -61,42 +62,32 @@ from fedrebasin.analysis import (
     weak_connectivity,
     weight_spectra,
 )
-from fedrebasin.axis import Axis, Factor, Layout
-from fedrebasin.batches import mode_of
 from fedrebasin.calibration import (
-    ActivationCorrelation,
     BatchNormMoments,
-    Evaluation,
-    GramMatrices,
+    HeadSums,
+    LayerRegression,
     Moments,
     PreActivationMoments,
+    RegressionMean,
     Reliability,
     ReliabilityBins,
-    Score,
-    Statistic,
-    Sums,
+    RidgeHead,
     Temperature,
     TemperatureCurve,
-    add_sums,
-    affine_weights,
-    collect_sums,
-    ensemble_log_probabilities,
-    ensemble_logits,
-    evaluate,
     expected_calibration_error,
     fit_temperature,
     fold_correction,
     fold_temperature,
-    head_weight,
     interpolated_moments,
-    logits_of,
-    permute_gram,
     permute_moments,
     recalibrate_batch_norm,
+    regressed_layer,
+    regression_mean,
     reliability_bins,
     repair,
     repairable_weights,
-    unit_places,
+    ridge_head,
+    sequential_regression,
     with_moments,
 )
 from fedrebasin.errors import (
@@ -110,7 +101,6 @@ from fedrebasin.errors import (
     TraceError,
     choose,
 )
-from fedrebasin.group import Group, Unpermuted
 from fedrebasin.matching import (
     ActivationMatching,
     Alignment,
@@ -127,25 +117,32 @@ from fedrebasin.merging import (
     Aligner,
     AlignTo,
     CycleConsistent,
-    HeadSums,
     Identity,
-    LayerRegression,
     Merge,
     MergeMany,
-    RegressionMean,
-    RidgeHead,
     average,
     cosine,
     medoid,
-    regressed_layer,
-    regression_mean,
-    ridge_head,
-    sequential_regression,
     started_from,
 )
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
-from fedrebasin.spec_text import coverage_gaps
+from fedrebasin.running import mode_of
+from fedrebasin.spec import Axis, Factor, Group, Layout, Permutation, PermutationSpec, Unpermuted, coverage_gaps
+from fedrebasin.sums import (
+    ActivationCorrelation,
+    Evaluation,
+    GramMatrices,
+    Score,
+    Statistic,
+    Sums,
+    add_sums,
+    collect_sums,
+    ensemble_log_probabilities,
+    ensemble_logits,
+    evaluate,
+    logits_of,
+    permute_gram,
+    unit_places,
+)
 from fedrebasin.threads import ahead
 from fedrebasin.tracing import Call, Value, check, register_rule, trace
 

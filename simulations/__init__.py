@@ -1,30 +1,35 @@
 """Federations to compare strategies in: data sets, partitions, one Flower app, and the comparison."""
 
-from .choices import BASES, CALIBRATORS, make_strategy, parse_strategy
-from .client_app import make_client_app
-from .compare import DEFAULT_STRATEGIES, compare, run_strategy
-from .comparison import Comparison
+from .app import BASES, CALIBRATORS, Judge, MovedUnits, make_client_app, make_strategy, parse_strategy, run_strategy
+from .comparison import DEFAULT_STRATEGIES, compare, run_study
 from .config import DATASETS, DEVICES, INITS, OPTIMIZERS, PARTITIONS, SimulationConfig
-from .datasets import Dataset, load_dataset
-from .engines import ENGINES, on_engine
-from .experiments import EXPERIMENTS, SCALES, Experiment, Record, Result, draw, reproduce
-from .federation import Federation
-from .figures import REFERENCES, Bin, Figures, Row
-from .grid import run_study
-from .idx import read_idx
-from .inline import InlineGrid, enter_task, run_inline
-from .judge import Judge
-from .moved import MovedUnits
-from .origin import Origin
-from .partitions import dirichlet, from_partitioner, iid, label_skew, make_partition, shards
-from .replay import ReplayGrid
-from .report import write_experiment, write_page, write_report
-from .report_path import draw_paths
-from .report_picture import write_picture
-from .results import read_results, write_results
-from .study import Setting, Study, Summary, expand
-from .table import COLUMNS, cells
-from .words import in_words
+from .data import Dataset, dirichlet, from_partitioner, iid, label_skew, load_dataset, make_partition, read_idx, shards
+from .engines import ENGINES, InlineGrid, ReplayGrid, enter_task, on_engine, run_inline
+from .papers import EXPERIMENTS, SCALES, Experiment, Record, Result, reproduce
+from .report import (
+    COLUMNS,
+    REFERENCES,
+    Bin,
+    Comparison,
+    Figures,
+    Origin,
+    Row,
+    Setting,
+    Study,
+    Summary,
+    cells,
+    draw,
+    draw_paths,
+    expand,
+    in_words,
+    read_results,
+    write_experiment,
+    write_page,
+    write_picture,
+    write_report,
+    write_results,
+)
+from .training import Federation
 
 __all__ = [
     "BASES",

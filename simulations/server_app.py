@@ -1,49 +1,5 @@
-"""The server of ``flwr run .``: one strategy, judged on the test set after every round."""
+"""0.1's name of ``fedrebasin.simulations.app.server``, which pyproject.toml files of users hold."""
 
-from __future__ import annotations
+from .app import server_app as app
 
-import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
-
-from fedrebasin import RebasinError
-
-from .choices import parse_strategy
-from .compare import run_strategy
-from .comparison import Comparison
-from .config import SimulationConfig
-from .engines import wait_for_clients
-from .federation import Federation
-from .origin import Origin
-from .results import write_results
-from .study import Study
-from .training import reproducible
-
-app = ServerApp()
-
-
-@app.main()
-def main(grid: Grid, context: Context) -> None:
-    """Run what the run config says; ``out``, an absolute path, is where results.json goes.
-
-    Raises:
-        RebasinError: if an option is not allowed or the federation has another number of nodes.
-    """
-    values: Mapping[str, Any] = context.run_config
-    config = SimulationConfig.from_flower(values)
-    name, out = str(values.get("strategy", "merge-many")), str(values.get("out", ""))
-    parse_strategy(name)
-    if out and not Path(out).is_absolute():
-        raise RebasinError(f"out {out!r}: it must be an absolute path, since Flower runs apps in a folder of its own")
-    wait_for_clients(grid, config.clients)
-    federation, started = Federation(config), time.perf_counter()
-    origin = Origin.now(federation.device, "flower")
-    with reproducible():
-        rows, _ = run_strategy(name, federation, grid)
-    if out:
-        found = Comparison(config, (name,), tuple(rows), {}, (), time.perf_counter() - started, origin)
-        write_results(Path(out), Study((found,)))
+__all__ = ["app"]

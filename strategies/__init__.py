@@ -1,23 +1,27 @@
 """Flower strategies that align clients' models before they aggregate them."""
 
-from .align_mod import AlignMod
+from fedrebasin.devices import pick_device
+
 from .aligned import Aligned
-from .alignment_probe import AlignmentProbe
-from .arrivals import StreamingGrid
-from .calibrators import BatchNormRecalibration, Repair, TemperatureCalibration
-from .checkpoint import CheckpointError
-from .client import StatisticsMod, register
-from .device import pick_device
-from .frames import Frames
+from .clients import AlignMod, StatisticsMod, register
 from .named import FedMergeMany, FedRebasin, FedRegMean, FedRidgeHead, FedWideAvg
 from .options import Options
-from .probes import BarrierProbe, ConnectivityProbe
-from .realignment import ActivationAlignment
-from .records import RecordError, Template, to_state
-from .regression import HeadRegression, RegMean, SequentialRegression
-from .round import Calibrated, Calibrator, Probe, Round
-from .screening import Reply, SetAside
-from .spectrum_probe import SpectrumProbe
+from .probes import AlignmentProbe, BarrierProbe, ConnectivityProbe, SpectrumProbe
+from .replies import RecordError, Reply, SetAside, StreamingGrid, Template, to_state
+from .round import (
+    ActivationAlignment,
+    BatchNormRecalibration,
+    Calibrated,
+    Calibrator,
+    HeadRegression,
+    Probe,
+    RegMean,
+    Repair,
+    Round,
+    SequentialRegression,
+    TemperatureCalibration,
+)
+from .run import CheckpointError, Frames
 
 __all__ = [
     "ActivationAlignment",

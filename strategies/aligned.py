@@ -15,19 +15,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from fedrebasin import Aligner, AlignTo, PermutationSpec, coverage_gaps
+from fedrebasin.devices import move, pick_device
 
-from .aggregation import Aggregate, Aggregation
-from .arrivals import StreamingGrid
-from .device import move, pick_device
-from .finishing import finish
-from .frames import Frames
-from .journal import Journal
-from .orders import check_outside, check_parts, is_private
-from .records import RecordError, Template, to_state
-from .round import Calibrator, Probe, Round
-from .screening import Screener
-from .stage import Stage
-from .wire import QUERY
+from .aggregate import Aggregate, Aggregation, Stage
+from .combinations import check_outside, check_parts, is_private
+from .replies import RecordError, Screener, StreamingGrid, Template, to_state
+from .round import Calibrator, Probe, Round, finish
+from .run import Frames, Journal
+from .sums import QUERY
 
 
 class Aligned(Strategy):

@@ -10,10 +10,8 @@ from torch import nn
 from fedrebasin import Aligner, AlignTo, Identity, Matcher, MergeMany, PermutationSpec, WeightMatching
 
 from .aligned import Aligned
-from .calibrators import TemperatureCalibration
 from .options import Options, calibrating
-from .regression import HeadRegression, RegMean
-from .round import Calibrator
+from .round import Calibrator, HeadRegression, RegMean, TemperatureCalibration
 
 FROM_CLIENTS = TemperatureCalibration()
 

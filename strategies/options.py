@@ -8,8 +8,8 @@ from typing import Literal, TypedDict
 
 import torch
 
-from .frames import Frames
 from .round import Calibrator, Probe
+from .run import Frames
 
 
 class Options(TypedDict, total=False):

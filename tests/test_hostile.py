@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import fedrebasin as fr
-from fedrebasin.checkpoints import load_checkpoint, save_checkpoint
 from fedrebasin.cli import main
+from fedrebasin.files.checkpoints import load_checkpoint, save_checkpoint
 from fedrebasin.merging.in_pieces import MeanInPieces
 
 

@@ -1,6 +1,8 @@
 """Data flows one way: simulations -> strategies -> fedrebasin. Read off the imports."""
 
 import ast
+import functools
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -49,20 +51,89 @@ def test_imports_point_one_way(path):
         if name.startswith("scipy.optimize"):
             assert path.name == "assignment.py"
         if name.startswith("torch.export"):
-            assert path.parent.name == "tracing"
+            assert starts(module_of(path), "fedrebasin.tracing")
         if starts(name, "matplotlib"):
-            assert path.stem == "charts" or path.stem.startswith("report"), "plots are drawn for reports only"
+            assert path.parent.name == "report", "plots are drawn for reports only"
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "fedrebasin" else ("fedrebasin", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+ROOMS = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+HOUSES = {"fedrebasin", "fedrebasin.strategies", "fedrebasin.simulations"}
+
+
+@functools.cache
+def offered(room):
+    """The names that a room's ``__init__`` binds: a function may be called like the file that it is in."""
+    if room not in ROOMS:
+        return frozenset()
+    body = ast.parse(MODULES[room].read_text()).body
+    return frozenset(a.asname or a.name for node in body if isinstance(node, ast.ImportFrom) for a in node.names)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_public_names_are_imported_from_the_package(path):
-    """From outside of the library's folder one imports names, never their submodules."""
-    if layer(path) == "fedrebasin":
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and starts(node.module, "fedrebasin"):
-            allowed = ("fedrebasin", "fedrebasin.strategies", "fedrebasin.simulations", "fedrebasin.models")
-            assert node.module in allowed, node.module
+def test_a_room_is_entered_by_its_door(path):
+    """From outside of a room one imports from its ``__init__``, never from its files."""
+    importer = module_of(path)
+    for name in imports(path):
+        room, _, last = name.rpartition(".")
+        if name not in MODULES or name in ROOMS or last in offered(room):
+            continue
+        assert room in HOUSES or importer == room or importer.startswith(room + "."), f"import {name} from {room}"
+
+
+def loaded_by(path):
+    """The modules that importing a file runs: what it imports outside of functions, submodules by name included."""
+    package = module_of(path).split(".")
+    package = package if path.name == "__init__.py" else package[:-1]
+    pending = list(ast.parse(path.read_text()).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            submodules = names & MODULES.keys()
+            yield from submodules
+            if len(submodules) < len(names) and module != module_of(path):
+                yield module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            pending.extend(ast.iter_child_nodes(node))
+
+
+#: One recursion in two files: what is tied is cut alike, and the pieces of what is cut are tied.
+RECURSION = ("fedrebasin.tracing.algebra.cutting", "fedrebasin.tracing.algebra.tying")
+
+
+def test_no_circle_among_modules():
+    graph = {module: set(loaded_by(path)) & MODULES.keys() for module, path in MODULES.items()}
+    graph[RECURSION[0]] -= {RECURSION[1]}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+WITHOUT_FLOWER = ("data", "training", "papers", "report")
+
+
+@pytest.mark.parametrize("room", WITHOUT_FLOWER)
+def test_what_does_not_need_flower_does_not_name_it(room):
+    for path in sorted((ROOT / "simulations" / room).rglob("*.py")):
+        for name in imports(path):
+            assert not starts(name, "flwr", "fedrebasin.strategies"), f"{path.name}: {name}"
+            other = name.removeprefix("fedrebasin.simulations.").partition(".")[0]
+            if starts(name, "fedrebasin.simulations") and name != "fedrebasin.simulations":
+                assert other in (*WITHOUT_FLOWER, "config") or name not in MODULES, f"{path.name}: {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -8,7 +8,7 @@ from fedrebasin.analysis.additivity import (
     unit_activity,
     weak_additivity,
 )
-from fedrebasin.analysis.barrier import Barrier, barrier_value, interpolate, loss_barrier
+from fedrebasin.analysis.barrier import Barrier, Definition, barrier_value, interpolate, loss_barrier
 from fedrebasin.analysis.commutativity import (
     Commutativity,
     CommutativityObjective,
@@ -60,6 +60,7 @@ __all__ = [
     "Barrier",
     "Commutativity",
     "CommutativityObjective",
+    "Definition",
     "ErrorBound",
     "FeatureDistances",
     "FixedPoints",

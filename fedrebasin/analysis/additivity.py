@@ -9,16 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.analysis.features import record_activations
-from fedrebasin.analysis.streams import (
-    Spread,
-    cosine,
-    each_batch,
-    normalised_distance,
-    ratio,
-    spread_of,
-    spread_sums,
-)
-from fedrebasin.batches import Batch, State, mode_of
+from fedrebasin.analysis.streams import Spread, cosine, each_batch, normalised_distance, ratio, spread_of, spread_sums
+from fedrebasin.running import Batch, State, mode_of
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, demand_reiterable
-from fedrebasin.calibration import evaluate, fit_temperature, logits_of, recalibrate_batch_norm
+from fedrebasin.calibration import fit_temperature, recalibrate_batch_norm
 from fedrebasin.errors import MergeError
+from fedrebasin.running import Batch, State, demand_reiterable
 from fedrebasin.state import computable, demand_numbers, demand_same_kinds, has_mean, real
+from fedrebasin.sums import evaluate, logits_of
 
 Definition = Literal["git-re-basin", "simultaneous"]
 Interpolation = Literal["linear", "spherical"]

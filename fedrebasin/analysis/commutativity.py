@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from fedrebasin.analysis.pairs import OfLayer, Pair, distance_fault, measure_pair
 from fedrebasin.analysis.streams import normalised_distance
 from fedrebasin.analysis.weights import weight_of
-from fedrebasin.batches import Batch, State, demand_reiterable
 from fedrebasin.errors import CalibrationError
 from fedrebasin.matching import Matcher
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.running import Batch, State, demand_reiterable
+from fedrebasin.spec import Permutation, PermutationSpec
 
 
 @dataclass(frozen=True)

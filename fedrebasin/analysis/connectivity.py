@@ -22,9 +22,9 @@ from fedrebasin.analysis.barrier import interpolate
 from fedrebasin.analysis.features import Recorded, Where, layer_features
 from fedrebasin.analysis.pairs import OfLayer, Pair, cosine_fault, length_fault, measure_pair, spread_fault
 from fedrebasin.analysis.streams import Spread, cosine, spread_of, spread_sums
-from fedrebasin.batches import Batch, State, demand_reiterable
-from fedrebasin.calibration import evaluate
 from fedrebasin.errors import MergeError
+from fedrebasin.running import Batch, State, demand_reiterable
+from fedrebasin.sums import evaluate
 
 Law = Literal["linear", "exponential"]
 

@@ -20,8 +20,8 @@ from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
-from fedrebasin.batches import Batch, State, forward
 from fedrebasin.errors import CalibrationError
+from fedrebasin.running import Batch, State, forward
 from fedrebasin.spec import PermutationSpec
 from fedrebasin.state import demand_numbers
 

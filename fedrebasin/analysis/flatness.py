@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.analysis.barrier import Barrier, demand_alike, is_statistic, loss_barrier
-from fedrebasin.batches import Batch, State, demand_reiterable
-from fedrebasin.calibration import evaluate, fit_temperature, logits_of
+from fedrebasin.calibration import fit_temperature
 from fedrebasin.errors import MergeError
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.running import Batch, State, demand_reiterable
+from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.state import computable
+from fedrebasin.sums import evaluate, logits_of
 
 Measured = Literal["tensor", "model"]
 

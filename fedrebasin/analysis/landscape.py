@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.analysis.barrier import demand_alike, is_statistic
-from fedrebasin.batches import Batch, State, demand_reiterable
-from fedrebasin.calibration import evaluate, recalibrate_batch_norm
+from fedrebasin.calibration import recalibrate_batch_norm
 from fedrebasin.errors import MergeError
+from fedrebasin.running import Batch, State, demand_reiterable
+from fedrebasin.sums import evaluate
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.pairs import OfLayer, Pair, cosine_fault, length_fault, measure_pair, spread_fault
 from fedrebasin.analysis.streams import Spread, cosine, spread_of, spread_sums
-from fedrebasin.batches import Batch, State
 from fedrebasin.errors import CalibrationError
+from fedrebasin.running import Batch, State
 
 
 @dataclass(frozen=True)

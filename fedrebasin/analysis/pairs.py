@@ -17,9 +17,9 @@ from fedrebasin.analysis.barrier import demand_alike, interpolate
 from fedrebasin.analysis.features import Recorded, layers_of, record_layers
 from fedrebasin.analysis.streams import each_batch
 from fedrebasin.analysis.weights import linear_part, owner_of
-from fedrebasin.batches import Batch, State, mode_of
-from fedrebasin.calibration import Sums, add_sums, demand
 from fedrebasin.errors import CalibrationError
+from fedrebasin.running import Batch, State, mode_of
+from fedrebasin.sums import Sums, add_sums, demand
 
 Found = TypeVar("Found", covariant=True)
 

@@ -9,9 +9,9 @@ from typing import Literal
 from torch import nn
 
 from fedrebasin.analysis.barrier import Barrier, Definition, loss_barrier
-from fedrebasin.batches import Batch, State
 from fedrebasin.errors import SpecError
-from fedrebasin.permutation import Permutation
+from fedrebasin.running import Batch, State
+from fedrebasin.spec import Permutation
 
 Order = Literal["bottom-up", "top-down", "put-in", "leave-out"]
 

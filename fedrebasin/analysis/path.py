@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.barrier import Barrier, barrier_value, interpolate
 from fedrebasin.analysis.pairs import ROWS_PER_EXAMPLE
-from fedrebasin.batches import Batch, State
-from fedrebasin.calibration import Evaluation, Sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
+from fedrebasin.running import Batch, State
+from fedrebasin.sums import Evaluation, Sums, demand, demand_data
 
 _MOST_POINTS = 1000
 

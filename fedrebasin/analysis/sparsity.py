@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import prune
 
-from fedrebasin.batches import State
 from fedrebasin.errors import MergeError
-from fedrebasin.permutation import Permutation
+from fedrebasin.running import State
+from fedrebasin.spec import Permutation
 from fedrebasin.state import computable, demand_numbers
 
 Mask = Mapping[str, Tensor]

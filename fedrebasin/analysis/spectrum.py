@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fedrebasin.analysis.features import by_unit, channels_first, layers_of, record_layers
 from fedrebasin.analysis.streams import each_batch, ratio
 from fedrebasin.analysis.weights import weight_of
-from fedrebasin.batches import Batch, State, mode_of
 from fedrebasin.errors import CalibrationError
+from fedrebasin.running import Batch, State, mode_of
 from fedrebasin.state import demand_numbers, wide
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.features import layers_of, module_named
 from fedrebasin.analysis.streams import each_batch
-from fedrebasin.batches import Batch, State, forward, mode_of, number_of_examples
-from fedrebasin.calibration import Evaluation, Score, add_sums
 from fedrebasin.errors import CalibrationError
+from fedrebasin.running import Batch, State, forward, mode_of, number_of_examples
+from fedrebasin.sums import Evaluation, Score, add_sums
 
 
 def stitching(

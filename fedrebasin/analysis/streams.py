@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedrebasin.batches import Batch, demand_batches, number_of_examples
 from fedrebasin.errors import CalibrationError
+from fedrebasin.running import Batch, demand_batches, number_of_examples
 
 
 class Spread(NamedTuple):

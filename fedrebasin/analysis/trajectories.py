@@ -14,11 +14,10 @@ from statistics import fmean
 from torch import nn
 
 from fedrebasin.analysis.barrier import Definition, Quantity, loss_barrier
-from fedrebasin.batches import Batch, State
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Matcher, WeightMatching
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.running import Batch, State
+from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.state import demand_numbers
 
 __all__ = [

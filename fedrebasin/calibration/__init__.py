@@ -1,28 +1,14 @@
-"""After the merge: BatchNorm statistics, temperature and reliability, from sums over data that stay where they are."""
+"""After the merge: what sums over data that stay where they are turn a merged model into."""
 
-from fedrebasin.calibration.affine import (
-    AffineCall,
-    affine_matrix,
-    affine_weights,
-    bias_of,
-    head_weight,
-    watch,
-    with_affine_matrix,
+from fedrebasin.calibration.batch_norm import (
+    BatchNormMoments,
+    Moments,
+    batch_norms,
+    recalibrate_batch_norm,
+    with_moments,
 )
-from fedrebasin.calibration.batch_norm import BatchNormMoments, Moments, recalibrate_batch_norm, with_moments
-from fedrebasin.calibration.correlation import (
-    ActivationCorrelation,
-    unit_places,
-)
-from fedrebasin.calibration.evaluation import (
-    Evaluation,
-    Score,
-    ensemble_log_probabilities,
-    ensemble_logits,
-    evaluate,
-    logits_of,
-)
-from fedrebasin.calibration.gram import GramMatrices, demand_positive, feature_order, permute_gram, unit_order
+from fedrebasin.calibration.head import HeadSums, RidgeHead, ridge_head
+from fedrebasin.calibration.regression import RegressionMean, regression_mean
 from fedrebasin.calibration.reliability import (
     Reliability,
     ReliabilityBins,
@@ -37,52 +23,35 @@ from fedrebasin.calibration.repair import (
     repair,
     repairable_weights,
 )
-from fedrebasin.calibration.sums import Statistic, Sums, add_sums, collect_sums, demand, demand_data
+from fedrebasin.calibration.sequential import LayerRegression, regressed_layer, sequential_regression
 from fedrebasin.calibration.temperature import Temperature, TemperatureCurve, fit_temperature, fold_temperature
 
 __all__ = [
-    "ActivationCorrelation",
-    "AffineCall",
     "BatchNormMoments",
-    "Evaluation",
-    "GramMatrices",
+    "HeadSums",
+    "LayerRegression",
     "Moments",
     "PreActivationMoments",
+    "RegressionMean",
     "Reliability",
     "ReliabilityBins",
-    "Score",
-    "Statistic",
-    "Sums",
+    "RidgeHead",
     "Temperature",
     "TemperatureCurve",
-    "add_sums",
-    "affine_matrix",
-    "affine_weights",
-    "bias_of",
-    "collect_sums",
-    "demand",
-    "demand_data",
-    "demand_positive",
-    "ensemble_log_probabilities",
-    "ensemble_logits",
-    "evaluate",
+    "batch_norms",
     "expected_calibration_error",
-    "feature_order",
     "fit_temperature",
     "fold_correction",
     "fold_temperature",
-    "head_weight",
     "interpolated_moments",
-    "logits_of",
-    "permute_gram",
     "permute_moments",
     "recalibrate_batch_norm",
+    "regressed_layer",
+    "regression_mean",
     "reliability_bins",
     "repair",
     "repairable_weights",
-    "unit_order",
-    "unit_places",
-    "watch",
-    "with_affine_matrix",
+    "ridge_head",
+    "sequential_regression",
     "with_moments",
 ]

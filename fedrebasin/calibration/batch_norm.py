@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedrebasin.batches import Batch, State, demand_reiterable, forward
-from fedrebasin.calibration.sums import Sums, collect_sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
+from fedrebasin.running import Batch, State, demand_reiterable, forward
+from fedrebasin.sums import Sums, collect_sums, demand, demand_data
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -9,14 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, demand_reiterable, mode_of, number_of_examples
-from fedrebasin.calibration.affine import AffineCall, affine_matrix, bias_of, watch, with_affine_matrix
+from fedrebasin.affine import AffineCall, affine_matrix, bias_of, watch, with_affine_matrix
 from fedrebasin.calibration.batch_norm import Moments, check_moments, moments, recalibrate_batch_norm
-from fedrebasin.calibration.gram import unit_order
-from fedrebasin.calibration.sums import Sums, collect_sums, demand, demand_data
 from fedrebasin.errors import CalibrationError
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.running import Batch, State, demand_reiterable, mode_of, number_of_examples
+from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.sums import Sums, collect_sums, demand, demand_data, unit_order
 
 
 @dataclass(frozen=True)

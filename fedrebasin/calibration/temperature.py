@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.batches import Batch, State, demand_classes, logits_and_labels
-from fedrebasin.calibration.affine import bias_of
-from fedrebasin.calibration.sums import Sums, demand, demand_data
+from fedrebasin.affine import bias_of
 from fedrebasin.errors import CalibrationError
+from fedrebasin.running import Batch, State, demand_classes, logits_and_labels
 from fedrebasin.spec import PermutationSpec
 from fedrebasin.state import computable, demand_numbers
+from fedrebasin.sums import Sums, demand, demand_data
 
 MODEL_OUTPUT = "model output"  # the tracer's reason for leaving an axis where it is
 

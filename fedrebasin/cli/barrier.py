@@ -12,9 +12,8 @@ import typer
 from rich.table import Table
 from torch import Tensor, nn
 
-from fedrebasin.analysis import Barrier, barrier_value, loss_barrier
-from fedrebasin.analysis.barrier import Definition
-from fedrebasin.calibration.batch_norm import batch_norms
+from fedrebasin.analysis import Barrier, Definition, barrier_value, loss_barrier
+from fedrebasin.calibration import batch_norms
 from fedrebasin.cli import options as opt
 from fedrebasin.cli.bars import Bars
 from fedrebasin.cli.data import Data, open_data
@@ -22,8 +21,7 @@ from fedrebasin.cli.inputs import Inputs, open_inputs
 from fedrebasin.cli.merge import DATA_HELP, MODEL_HELP
 from fedrebasin.cli.show import AsJson, finite, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
-from fedrebasin.matching import State, WeightMatching
-from fedrebasin.matching.weight import Method
+from fedrebasin.matching import Method, State, WeightMatching
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedrebasin.assignment import assign
+from fedrebasin.matching import assign
 from fedrebasin.spec import PermutationSpec
 
 # How often every group is solved, and all products for it are computed, until a matching ends. Measured on trained

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from fedrebasin.checkpoints import Checkpoint, load_checkpoint
 from fedrebasin.cli.models import demand_fit, load_model, with_classes
 from fedrebasin.cli.spec import traced_spec
-from fedrebasin.plain_stack import plain_stack
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.files import Checkpoint, load_checkpoint
+from fedrebasin.spec import PermutationSpec, plain_stack
 from fedrebasin.state import has_mean
 
 

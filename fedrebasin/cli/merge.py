@@ -17,8 +17,7 @@ from fedrebasin.cli.inputs import Inputs, open_inputs
 from fedrebasin.cli.merging import METHODS, REFERENCED, Merged, merge_inputs
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
 from fedrebasin.errors import CoverageWarning, MergeError, choose
-from fedrebasin.spec import PermutationSpec
-from fedrebasin.spec_text import coverage_gaps
+from fedrebasin.spec import PermutationSpec, coverage_gaps
 
 MODEL_HELP = "torchvision:NAME, or package.module:callable, which is called without arguments; not for plain stacks."
 DATA_HELP = "A data set's name, a folder of images by class, or package.module:function giving (train, test)."

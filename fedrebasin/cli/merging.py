@@ -13,21 +13,16 @@ import torch
 from torch import nn
 
 import fedrebasin
-from fedrebasin.calibration import evaluate, fit_temperature, logits_of, recalibrate_batch_norm
-from fedrebasin.calibration.batch_norm import batch_norms
-from fedrebasin.checkpoints import load_checkpoint, save_checkpoint
+from fedrebasin.calibration import batch_norms, fit_temperature, recalibrate_batch_norm
 from fedrebasin.cli.bars import Bars
 from fedrebasin.cli.data import Data
 from fedrebasin.cli.inputs import Inputs
 from fedrebasin.errors import MergeError
-from fedrebasin.matching import Alignment, State, Trace, WeightMatching
-from fedrebasin.matching.weight import Method
-from fedrebasin.merging import Aligner, CycleConsistent, MergeMany
-from fedrebasin.merging.average import normalised
-from fedrebasin.merging.in_pieces import MeanInPieces
-from fedrebasin.merging.merge import Vectors
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.files import load_checkpoint, save_checkpoint
+from fedrebasin.matching import Alignment, Method, State, Trace, WeightMatching
+from fedrebasin.merging import Aligner, CycleConsistent, MeanInPieces, MergeMany, Vectors, normalised
+from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.sums import evaluate, logits_of
 
 METHODS = ("weight-matching", "frank-wolfe", "merge-many", "cycle-consistent", "average")
 #: The methods that align to one model, which may be a base; they hold one model's pages at a time.

@@ -34,8 +34,8 @@ dependencies = []
 publisher = "fedrebasin"
 
 [tool.flwr.app.components]
-serverapp = "fedrebasin.simulations.server_app:app"
-clientapp = "fedrebasin.simulations.client_app:app"
+serverapp = "fedrebasin.simulations.app.server:app"
+clientapp = "fedrebasin.simulations.app.client:app"
 
 [tool.flwr.app.config]
 {config}

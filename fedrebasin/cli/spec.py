@@ -10,11 +10,11 @@ import torch
 import typer
 from torch import nn
 
-from fedrebasin import spec_json
 from fedrebasin.cli.models import load_model, parse_shape
 from fedrebasin.cli.show import AsJson, print_json
 from fedrebasin.errors import RebasinError
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import json as spec_json
 
 
 def spec(

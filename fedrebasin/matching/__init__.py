@@ -9,8 +9,9 @@ from fedrebasin.matching.frank_wolfe import relaxable
 from fedrebasin.matching.prepared import as_real
 from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.starts import orders_by_signatures
+from fedrebasin.matching.steps import WarmAssignment, assign
 from fedrebasin.matching.straight_through import StraightThrough
-from fedrebasin.matching.weight import WeightMatching
+from fedrebasin.matching.weight import Method, WeightMatching
 
 __all__ = [
     "ActivationMatching",
@@ -20,13 +21,16 @@ __all__ = [
     "Control",
     "Indices",
     "Matcher",
+    "Method",
     "Problem",
     "Progress",
     "State",
     "StraightThrough",
     "Trace",
+    "WarmAssignment",
     "WeightMatching",
     "as_real",
+    "assign",
     "climb",
     "cosines_by_layer",
     "match_relations",

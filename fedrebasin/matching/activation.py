@@ -9,16 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.axis import Axis, Factor, Layout
-from fedrebasin.batches import Batch, demand_batches, forward, mode_of
 from fedrebasin.errors import MatchingError
-from fedrebasin.group import Group
 from fedrebasin.matching.alignment import Alignment, State
 from fedrebasin.matching.problem import Problem
-from fedrebasin.matching.sites import sites_of, watched
 from fedrebasin.matching.weight import WeightMatching
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.running import Batch, demand_batches, forward, mode_of
+from fedrebasin.sites import sites_of, watched
+from fedrebasin.spec import Axis, Factor, Group, Layout, Permutation, PermutationSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +23,7 @@ class ActivationMatching:
     """Pair the units whose activations agree: for each group, maximise ``<P, Z_A Z_B^T>`` (Git Re-Basin, Eq. 1).
 
     Only sums over the data are kept, one matrix for each group, so the batches may be a stream. Every group is seen
-    where its units are last read, see :mod:`fedrebasin.matching.sites`; groups that are never seen stay as they are
+    where its units are last read, see :mod:`fedrebasin.sites`; groups that are never seen stay as they are
     and are named in the trace's reason.
 
     Args:

@@ -9,8 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import Permutation, PermutationSpec
 
 State = Mapping[str, Tensor]
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedrebasin.axis import Axis
 from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace, cosines_by_layer
 from fedrebasin.matching.prepared import as_real
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import Axis, Permutation, PermutationSpec
 from fedrebasin.state import demand_numbers, demand_same_kinds
 
 #: Entries of each unit that a first, cheap bound on the units' distances is taken from.

@@ -6,11 +6,9 @@ from dataclasses import InitVar, dataclass, field
 
 import torch
 
-from fedrebasin.assignment import WarmAssignment
 from fedrebasin.matching.control import Control
-from fedrebasin.matching.gradient import Gradient
-from fedrebasin.matching.nested import best_move
 from fedrebasin.matching.problem import Indices, Problem
+from fedrebasin.matching.steps import Gradient, WarmAssignment, best_move
 
 # Gains this small, relative to the norms' product, are below float32's rounding in a matrix product: they are computed
 # again in float64 before they are believed.

@@ -11,10 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedrebasin.assignment import WarmAssignment
 from fedrebasin.matching.control import Control
-from fedrebasin.matching.gradient import Gradient
 from fedrebasin.matching.problem import Indices, Problem
+from fedrebasin.matching.steps import Gradient, WarmAssignment
 from fedrebasin.threads import in_threads
 
 # A step that adds less than this share of all that was added so far ends the search.

@@ -13,13 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedrebasin.axis import Axis
 from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import State, cosines_by_layer
 from fedrebasin.matching.prepared import Prepared, dot, scaled
 from fedrebasin.memory import LARGE
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import Axis, Permutation, PermutationSpec
 from fedrebasin.state import demand_numbers, demand_same_kinds
 
 Indices = dict[str, Tensor]

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedrebasin.assignment import assign_batch
-from fedrebasin.axis import Axis
 from fedrebasin.matching.problem import Indices, Problem
+from fedrebasin.matching.steps import assign_batch
 from fedrebasin.memory import LARGE
+from fedrebasin.spec import Axis
 
 # Dimensions that nothing moves are told apart in so many stretches.
 _STRETCHES = 8

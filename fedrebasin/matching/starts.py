@@ -18,8 +18,7 @@ from fedrebasin.matching.alignment import State
 from fedrebasin.matching.prepared import Totals, totals
 from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.signatures import pair_by_signature
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import Permutation, PermutationSpec
 
 #: The certificate of an exact copy.
 EXACT = "the candidate is the reference, permuted"

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedrebasin.batches import Batch, demand_reiterable, described, device_of, labels_of, mode_of, outputs_of
 from fedrebasin.errors import CalibrationError, MatchingError, one_line
 from fedrebasin.matching.alignment import Alignment, State, Trace
 from fedrebasin.matching.problem import Problem
 from fedrebasin.matching.weight import WeightMatching
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.running import Batch, demand_reiterable, described, device_of, labels_of, mode_of, outputs_of
+from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.state import computable, has_mean
 
 

@@ -15,8 +15,7 @@ from fedrebasin.matching.frank_wolfe import frank_wolfe, relaxable
 from fedrebasin.matching.greedy import greedy
 from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.starts import EXACT, is_exact, order_by_signatures
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import Permutation, PermutationSpec
 
 # What an ascent from the order of a copy reaches where it is one; 1 less half of the squared share of the noise.
 _COPY = 0.98

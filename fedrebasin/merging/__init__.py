@@ -1,45 +1,27 @@
 """Merging: from many models to one."""
 
 from fedrebasin.merging.align_to import AlignTo
-from fedrebasin.merging.average import average
+from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.cycle_consistent import CycleConsistent
 from fedrebasin.merging.identity import Identity
+from fedrebasin.merging.in_pieces import MeanInPieces
 from fedrebasin.merging.medoid import medoid
-from fedrebasin.merging.merge import Aligner, Merge, cosine
+from fedrebasin.merging.merge import Aligner, Merge, Vectors, cosine
 from fedrebasin.merging.merge_many import MergeMany
-from fedrebasin.merging.regression import (
-    RegressionMean,
-    regression_mean,
-)
-from fedrebasin.merging.ridge_head import (
-    HeadSums,
-    RidgeHead,
-    ridge_head,
-)
-from fedrebasin.merging.sequential import (
-    LayerRegression,
-    regressed_layer,
-    sequential_regression,
-)
 from fedrebasin.merging.started_from import started_from
 
 __all__ = [
     "AlignTo",
     "Aligner",
     "CycleConsistent",
-    "HeadSums",
     "Identity",
-    "LayerRegression",
+    "MeanInPieces",
     "Merge",
     "MergeMany",
-    "RegressionMean",
-    "RidgeHead",
+    "Vectors",
     "average",
     "cosine",
     "medoid",
-    "regressed_layer",
-    "regression_mean",
-    "ridge_head",
-    "sequential_regression",
+    "normalised",
     "started_from",
 ]

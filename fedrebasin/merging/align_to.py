@@ -13,8 +13,7 @@ from fedrebasin.matching import Alignment, Matcher, State, Trace, WeightMatching
 from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.medoid import medoid
 from fedrebasin.merging.merge import Merge, Vectors, collected, unmoved
-from fedrebasin.spec import PermutationSpec
-from fedrebasin.spec_text import warn_of_gaps
+from fedrebasin.spec import PermutationSpec, warn_of_gaps
 from fedrebasin.state import demand_numbers, demand_same_kinds
 from fedrebasin.threads import ahead
 

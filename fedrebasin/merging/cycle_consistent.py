@@ -12,9 +12,7 @@ from fedrebasin.merging.average import normalised
 from fedrebasin.merging.merge import Merge, collected
 from fedrebasin.merging.rounds import Rounds, by_ascent
 from fedrebasin.merging.universe import to_universe
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
-from fedrebasin.spec_text import warn_of_gaps
+from fedrebasin.spec import Permutation, PermutationSpec, warn_of_gaps
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import State
 from fedrebasin.merging.average import demand_equal, in_range, naming, normalised
-from fedrebasin.permutation import Permutation
+from fedrebasin.spec import Permutation
 from fedrebasin.state import has_mean, is_counter, wide
 
 # Entries of a piece: a few megabytes each, which allocators give back, for tensors of any size.

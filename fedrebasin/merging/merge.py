@@ -13,8 +13,7 @@ from torch import Tensor
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Alignment, State, Trace, as_real, cosines_by_layer
 from fedrebasin.memory import LARGE
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.state import demand_numbers, demand_same_kinds
 
 

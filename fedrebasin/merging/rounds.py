@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedrebasin.assignment import WarmAssignment
 from fedrebasin.matching import (
     Alignment,
     Control,
@@ -16,14 +15,14 @@ from fedrebasin.matching import (
     Problem,
     State,
     Trace,
+    WarmAssignment,
     WeightMatching,
     climb,
     orders_by_signatures,
 )
 from fedrebasin.merging.average import average
 from fedrebasin.merging.merge import Merge, Vectors
-from fedrebasin.permutation import Permutation
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.state import has_mean
 
 # A visit need not run to its end: the mean moves before the next one, and a round without a move ends it all.

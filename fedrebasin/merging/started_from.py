@@ -10,10 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fedrebasin.axis import Axis
 from fedrebasin.errors import MergeError
-from fedrebasin.group import Group
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import Axis, Group, PermutationSpec
 from fedrebasin.state import demand_numbers, demand_same_kinds
 
 UNITS_SAMPLED = 32

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedrebasin.assignment import WarmAssignment
-from fedrebasin.matching import Control, Indices, Problem, relaxable
-from fedrebasin.permutation import Permutation
+from fedrebasin.matching import Control, Indices, Problem, WarmAssignment, relaxable
+from fedrebasin.spec import Permutation
 from fedrebasin.threads import in_threads
 
 # A step that adds less than this share of all that was added so far ends the search.

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 
-from fedrebasin.axis import Axis
-from fedrebasin.group import Group, Unpermuted
-from fedrebasin.tracing.boxes import Box, Boxes, boxes
-from fedrebasin.tracing.layouts import axes_of
-from fedrebasin.tracing.parts import UNIT, Part, Tree, resolve
-from fedrebasin.tracing.registry import Index, Value
-from fedrebasin.tracing.tying import TWO_PLACES
-from fedrebasin.tracing.walks import cases_in, leaves, selector_of
+from fedrebasin.spec import Axis, Group, Unpermuted
+from fedrebasin.tracing.algebra import (
+    TWO_PLACES,
+    UNIT,
+    Box,
+    Boxes,
+    Part,
+    Tree,
+    axes_of,
+    boxes,
+    cases_in,
+    leaves,
+    resolve,
+    selector_of,
+)
+from fedrebasin.tracing.values import Index, Value
 
 
 class Grouping:

@@ -12,17 +12,13 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
 from fedrebasin.errors import TraceError, one_line
-from fedrebasin.group import Unpermuted
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.spec import PermutationSpec, Unpermuted
 from fedrebasin.state import has_mean
-from fedrebasin.tracing.checking import holds
-from fedrebasin.tracing.exporting import exported
+from fedrebasin.tracing.algebra import Pinned, leaves, pin, units
 from fedrebasin.tracing.groups import Grouping
-from fedrebasin.tracing.inputs import preserved, tensors_of
-from fedrebasin.tracing.parts import Pinned, units
-from fedrebasin.tracing.program import Reading
-from fedrebasin.tracing.registry import Value
-from fedrebasin.tracing.walks import leaves, pin
+from fedrebasin.tracing.program import Reading, exported, preserved, tensors_of
+from fedrebasin.tracing.proof import holds
+from fedrebasin.tracing.values import Value
 
 
 def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: int = 0) -> PermutationSpec:

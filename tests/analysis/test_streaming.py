@@ -33,7 +33,7 @@ from fedrebasin.analysis import (
 )
 from fedrebasin.errors import CalibrationError
 from fedrebasin.matching import WeightMatching
-from fedrebasin.permutation import Permutation
+from fedrebasin.spec.permutation import Permutation
 
 from .nets import make_mlp, make_spec, random_state
 

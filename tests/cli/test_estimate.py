@@ -6,7 +6,7 @@ import torch
 from fedrebasin.cli import estimate as module
 from fedrebasin.cli.estimate import estimate, in_words
 from fedrebasin.models import MLP
-from fedrebasin.plain_stack import plain_stack
+from fedrebasin.spec.plain_stack import plain_stack
 
 
 @pytest.fixture(autouse=True)

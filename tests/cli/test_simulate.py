@@ -47,7 +47,7 @@ def test_a_run_that_completes(tmp_path, monkeypatch, capfd):
     assert "run 7: finished:completed" in printed.out
     assert "a line of the log" in printed.err
     app = tomllib.loads((tmp_path / "app.toml").read_text())["tool"]["flwr"]["app"]
-    assert app["components"]["serverapp"] == "fedrebasin.simulations.server_app:app"
+    assert app["components"]["serverapp"] == "fedrebasin.simulations.app.server:app"
     chosen = {"strategy": "rebasin", "clients": 3, "width": 16, "init": "shared", "dataset": "digits"}
     assert chosen.items() <= app["config"].items()
     calls = (tmp_path / "calls").read_text()

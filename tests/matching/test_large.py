@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fedrebasin import MatchingError, Permutation, PermutationSpec, WeightMatching
-from fedrebasin.matching import gradient, problem
+from fedrebasin.matching import problem
 from fedrebasin.matching.prepared import Prepared
+from fedrebasin.matching.steps import gradient
 from fedrebasin.models import MLP, VGG11, ResNet20
 
 NETS = {

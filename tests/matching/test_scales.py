@@ -17,8 +17,8 @@ from fedrebasin import (
     SpecError,
     WeightMatching,
 )
-from fedrebasin.assignment import WarmAssignment, assign
 from fedrebasin.matching import AlreadyAligned
+from fedrebasin.matching.steps.assignment import WarmAssignment, assign
 from tests.zoo import ZOO, State, mlp, same, state_of
 
 SIZES = [1e-30, 1e-20, 1e-5, 1e5, 1e20, 1e30]

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from fedrebasin.simulations.augment import PADDING, augmented
-from fedrebasin.simulations.training import train
+from fedrebasin.simulations.training.augment import PADDING, augmented
+from fedrebasin.simulations.training.training import train
 
 from fedrebasin import DataError
 from fedrebasin.simulations import SimulationConfig, load_dataset

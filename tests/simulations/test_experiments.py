@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from fedrebasin.simulations.config import DATASETS
-from fedrebasin.simulations.experiments.lab import Lab
-from fedrebasin.simulations.experiments.plane import barycentric
-from fedrebasin.simulations.experiments.quasi_newton import LBFGS
-from fedrebasin.simulations.experiments.recipe import Recipe
-from fedrebasin.simulations.experiments.reliability import calibration_error, reliability_chart
-from fedrebasin.simulations.experiments.result import (
+from fedrebasin.simulations.papers.lab import Lab
+from fedrebasin.simulations.papers.plane import barycentric
+from fedrebasin.simulations.papers.quasi_newton import LBFGS
+from fedrebasin.simulations.papers.recipe import Recipe
+from fedrebasin.simulations.papers.reliability import calibration_error, reliability_chart
+from fedrebasin.simulations.papers.result import (
     Chart,
     Claim,
     Figure,

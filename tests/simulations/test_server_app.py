@@ -7,7 +7,7 @@ import pytest
 from fedrebasin import RebasinError
 from fedrebasin.simulations import make_client_app, read_results, run_inline
 
-server_app = importlib.import_module("fedrebasin.simulations.server_app").app  # as Flower finds it
+server_app = importlib.import_module("fedrebasin.simulations.app.server").app  # as Flower finds it
 QUICK = {"width": 8.0, "clients": 2, "local-epochs": 1, "strategy": "fedavg"}
 
 

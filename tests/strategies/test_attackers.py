@@ -17,7 +17,7 @@ from fedrebasin import AlignTo, MergeMany, Permutation, PermutationSpec, WeightM
 from fedrebasin.models import MLP
 from fedrebasin.strategies import Aligned
 
-placing = sys.modules[Aligned.__module__.rpartition(".")[0] + ".placing"]
+placing = sys.modules[Aligned.__module__.rpartition(".")[0] + ".aggregate.placing"]
 
 HONEST, ATTACKERS = 12, 3
 NOISE = 0.3  # an honest model's distance from the planted one, in lengths of that

@@ -7,8 +7,8 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from fedrebasin.strategies.client import REFUSED
-from fedrebasin.strategies.statistics import STATISTICS
+from fedrebasin.strategies.clients.statistics_mod import REFUSED
+from fedrebasin.strategies.sums.known import STATISTICS
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg

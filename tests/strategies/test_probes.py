@@ -6,14 +6,14 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from fedrebasin.strategies.client import register
-from fedrebasin.strategies.device import at_hand
+from fedrebasin.strategies.clients.statistics_mod import register
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedAvgM, FedMedian
 from torch import nn
 
 from fedrebasin import Identity, PermutationSpec, RebasinError, activation_spectra, stable_rank
+from fedrebasin.devices import at_hand
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import (
     Aligned,

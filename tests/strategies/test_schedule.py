@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fedrebasin.strategies.schedule import Schedule
+from fedrebasin.strategies.probes.schedule import Schedule
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -22,7 +22,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    monkeypatch.setattr("fedrebasin.strategies.schedule.time", SimpleNamespace(perf_counter=made))
+    monkeypatch.setattr("fedrebasin.strategies.probes.schedule.time", SimpleNamespace(perf_counter=made))
     return made
 
 
@@ -67,8 +67,8 @@ def test_spectra_of_inputs_are_judged_by_those_of_inputs(clock, monkeypatch, sec
 
         return spectra
 
-    monkeypatch.setattr("fedrebasin.strategies.spectrum_probe.weight_spectra", takes(1.0))
-    monkeypatch.setattr("fedrebasin.strategies.spectrum_probe.activation_spectra", takes(100.0))
+    monkeypatch.setattr("fedrebasin.strategies.probes.spectrum.weight_spectra", takes(1.0))
+    monkeypatch.setattr("fedrebasin.strategies.probes.spectrum.activation_spectra", takes(100.0))
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     state = model.state_dict()
     replies = [SimpleNamespace(state=state)] * 2

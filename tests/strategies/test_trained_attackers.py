@@ -14,7 +14,7 @@ from fedrebasin import AlignTo, WeightMatching, medoid
 from fedrebasin.strategies import Aligned
 
 pytestmark = pytest.mark.slow
-placing = sys.modules[Aligned.__module__.rpartition(".")[0] + ".placing"]
+placing = sys.modules[Aligned.__module__.rpartition(".")[0] + ".aggregate.placing"]
 
 HONEST, ATTACKERS = 12, 3
 SEEDS = range(3)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedrebasin import PermutationSpec
-from fedrebasin.axis import Axis
-from fedrebasin.group import Group as UnitGroup
+from fedrebasin.spec.axis import Axis
+from fedrebasin.spec.group import Group as UnitGroup
 from tests.tracing.fuzz_entries import Entries, Slot
 from tests.tracing.fuzz_groups import Group
 from tests.tracing.fuzz_search import Symmetries

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedrebasin import PermutationSpec, SpecError, register_rule, trace
 from fedrebasin.tracing import largest_change
-from fedrebasin.tracing.members import revealing_members
+from fedrebasin.tracing.proof.members import revealing_members
 from tests.tracing.nets import Apply, Branches, mlp
 from tests.tracing.oracle import example
 

@@ -1,0 +1,100 @@
+"""A permutation spec as plain JSON data, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedrebasin.spec.axis import Axis, Factor, Layout
+
+if TYPE_CHECKING:
+    from fedrebasin.spec.spec import PermutationSpec
+
+VERSION = 1
+
+
+def encode(spec: PermutationSpec) -> dict[str, Any]:
+    """The spec as dicts, lists, strings and numbers."""
+    return {
+        "version": VERSION,
+        "groups": [
+            {
+                "name": group.name,
+                "size": group.size,
+                "parent": group.parent,
+                "frozen": group.frozen,
+                "axes": [_encode_axis(axis) for axis in group.axes],
+            }
+            for group in spec.groups.values()
+        ],
+        "shapes": {key: list(shape) for key, shape in spec.shapes.items()},
+        "statistics": sorted(spec.statistics),
+        "unpermuted": [list(row) for row in spec.unpermuted],
+        "checked": spec.checked,
+    }
+
+
+def decode(data: Any) -> PermutationSpec:
+    """The spec that :func:`encode` described.
+
+    Raises:
+        ValueError: if the data does not describe one.
+    """
+    from fedrebasin.spec.group import Group, Unpermuted
+    from fedrebasin.spec.spec import PermutationSpec
+
+    try:
+        if data["version"] != VERSION:
+            raise ValueError(f"version {data['version']} is not {VERSION}")
+        groups = {
+            str(entry["name"]): Group(
+                name=str(entry["name"]),
+                size=None if entry["size"] is None else int(entry["size"]),
+                axes=tuple(_decode_axis(axis) for axis in entry["axes"]),
+                parent=entry["parent"],
+                frozen=bool(entry["frozen"]),
+            )
+            for entry in data["groups"]
+        }
+        return PermutationSpec(
+            groups=groups,
+            shapes={
+                str(key): tuple(None if size is None else int(size) for size in shape)
+                for key, shape in data["shapes"].items()
+            },
+            statistics=frozenset(map(str, data["statistics"])),
+            unpermuted=tuple(Unpermuted(str(k), int(d), str(r), str(o)) for k, d, r, o in data["unpermuted"]),
+            checked=bool(data["checked"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _encode_axis(axis: Axis) -> dict[str, Any]:
+    entry: dict[str, Any] = {"key": axis.key, "dim": axis.dim}
+    if axis.layout is not None:
+        entry["layout"] = {
+            "levels": [list(factor) for factor in axis.layout.levels],
+            "rest": [list(factor) for factor in axis.layout.rest],
+            "start": [list(pair) for pair in axis.layout.start],
+        }
+    return entry
+
+
+def _decode_axis(entry: Any) -> Axis:
+    layout = entry.get("layout")
+    if layout is None:
+        return Axis(str(entry["key"]), int(entry["dim"]))
+    return Axis(
+        str(entry["key"]),
+        int(entry["dim"]),
+        Layout(
+            levels=tuple(map(_decode_factor, layout["levels"])),
+            rest=tuple(map(_decode_factor, layout["rest"])),
+            start=tuple((int(dim), int(first)) for dim, first in layout["start"]),
+        ),
+    )
+
+
+def _decode_factor(entry: Any) -> Factor:
+    dim, size, stride = entry
+    return Factor(int(dim), int(size), tuple(map(int, stride)) if isinstance(stride, list) else int(stride))

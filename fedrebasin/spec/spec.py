@@ -1,0 +1,266 @@
+"""PermutationSpec: which axes of which tensors move together, so that the function stays the same.
+
+Git Re-Basin, section 3: the hidden units of a layer can be reordered if every tensor that produces or reads them is
+reordered alike. A :class:`Group` is one such set of units with all of its axes; a spec is all groups of a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedrebasin.errors import SpecError
+from fedrebasin.spec import json as spec_json
+from fedrebasin.spec.axis import Axis, number_moved
+from fedrebasin.spec.group import Group, Unpermuted
+from fedrebasin.spec.notation import Units, parse_axes, with_sizes
+from fedrebasin.state import flaws, has_mean
+
+
+@dataclass(frozen=True)
+class PermutationSpec:
+    """The permutation symmetries of a model.
+
+    Args:
+        groups: by name.
+        shapes: every key of the state dict that the spec speaks of, with its shape; a hand-written spec knows the
+            number of dimensions only (sizes None) until :meth:`bind`.
+        statistics: keys that move with their group and do not vote in the matching objective (running means, masks).
+        unpermuted: parameter axes that no group moves, with the reason.
+        checked: whether random members were applied and left the function unchanged.
+    """
+
+    groups: Mapping[str, Group]
+    shapes: Mapping[str, tuple[int | None, ...]]
+    statistics: frozenset[str] = frozenset()
+    unpermuted: tuple[Unpermuted, ...] = ()
+    checked: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
+        object.__setattr__(self, "shapes", MappingProxyType(dict(self.shapes)))
+        for name, group in self.groups.items():
+            if name != group.name:
+                raise SpecError(f"group {group.name!r} is filed under the name {name!r}")
+            if group.parent is not None and group.parent not in self.groups:
+                raise SpecError(f"group {name!r} lies in the blocks of {group.parent!r}, which is not in the spec")
+            list(self.ancestors(name))
+
+    # -- from where ------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def from_axes(
+        axes: Mapping[str, Sequence[Units]],
+        like: Mapping[str, Tensor] | None = None,
+        statistics: Iterable[str] | None = None,
+    ) -> PermutationSpec:
+        """A spec in Git Re-Basin's notation.
+
+        Args:
+            axes: for each key of the state dict one entry per dimension: the group's name, None where the axis stays,
+                or ``(name, n)`` where each unit owns n neighbouring entries (a channel flattened with H x W = n).
+            like: a state dict to take the sizes from. Without it they are taken from the first one that the spec is
+                used with.
+            statistics: keys that do not vote; by default those that end in ``running_mean`` or ``running_var``.
+
+        Example: ``{"0.weight": ("P_0", None), "0.bias": ("P_0",), "2.weight": (None, "P_0"), "2.bias": (None,)}``
+
+        Raises:
+            SpecError: if an entry is not of this form, or does not fit ``like``.
+        """
+        if statistics is None:
+            statistics = (key for key in axes if key.endswith(("running_mean", "running_var")))
+        spec = PermutationSpec(
+            groups=parse_axes(axes),
+            shapes={key: (None,) * len(row) for key, row in axes.items()},
+            statistics=frozenset(statistics),
+        )
+        return spec if like is None else spec.bind(like)
+
+    @staticmethod
+    def trace(model: nn.Module, example_inputs: Any, **options: Any) -> PermutationSpec:
+        """Read the spec off a model: see :func:`fedrebasin.tracing.trace`."""
+        from fedrebasin.tracing import trace
+
+        return trace(model, example_inputs, **options)
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> PermutationSpec:
+        """Read a spec that :meth:`save` wrote.
+
+        Raises:
+            SpecError: if the file is not one.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            return spec_json.decode(json.loads(text))
+        except (OSError, ValueError) as error:
+            raise SpecError(f"{path}: not a permutation spec: {error}") from None
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the spec as JSON; ``PermutationSpec.load(path) == spec``."""
+        Path(path).write_text(json.dumps(spec_json.encode(self), indent=1) + "\n", encoding="utf-8")
+
+    # -- what is in it ---------------------------------------------------------------------------------------------
+
+    def ancestors(self, name: str) -> Iterator[Group]:
+        """The groups whose blocks contain the group's units, innermost first."""
+        seen, parent = {name}, self.groups[name].parent
+        while parent is not None:
+            if parent in seen:
+                raise SpecError(f"group {name!r} lies in its own blocks")
+            seen.add(parent)
+            yield self.groups[parent]
+            parent = self.groups[parent].parent
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the group's index: one size for each ancestor, outermost first, then its own size.
+
+        Raises:
+            SpecError: if the spec has not met a state dict yet.
+        """
+        sizes = [self.groups[name].size, *(group.size for group in self.ancestors(name))]
+        if any(size is None for size in sizes):
+            raise SpecError(f"group {name!r} has no size yet: call spec.bind(state_dict) first")
+        return tuple(size for size in reversed(sizes) if size is not None)
+
+    def children(self, name: str) -> tuple[Group, ...]:
+        """The groups whose units lie in the blocks that are the units of ``name``."""
+        return tuple(group for group in self.groups.values() if group.parent == name)
+
+    @property
+    def outermost_first(self) -> tuple[Group, ...]:
+        """All groups, each after its ancestors: the order in which a permutation is applied."""
+        return tuple(sorted(self.groups.values(), key=lambda group: len(list(self.ancestors(group.name)))))
+
+    @property
+    def log10_symmetries(self) -> float:
+        """log10 of the number of members: the sum over groups of blocks x log10(size!), frozen groups left out.
+
+        Git Re-Basin's Table 1 counts axes that a residual stream ties as if they were free; this is the number of
+        permutations that leave the function as it is.
+        """
+        total = 0.0
+        for group in self.groups.values():
+            if not group.frozen:
+                *blocks, size = self.shape(group.name)
+                total += math.prod(blocks) * math.lgamma(size + 1)
+        return total / math.log(10)
+
+    @property
+    def coverage(self) -> float:
+        """The share of the parameters (statistics left out), by number, that some group that is not frozen moves."""
+        axes: dict[str, list[Axis]] = {key: [] for key in self.shapes if key not in self.statistics}
+        for group in self.groups.values():
+            for axis in group.axes:
+                if axis.key in axes and not group.frozen:
+                    axes[axis.key].append(axis)
+        total = sum(math.prod(self.sizes(key)) for key in axes)
+        moved = sum(number_moved(found, self.sizes(key)) for key, found in axes.items())
+        return moved / total if total else 0.0
+
+    def voting(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """The keys of the tensors that vote in the matching objective, and that distances of models are taken over.
+
+        Statistics (running means) and integer and bool tensors (masks) move with their group and do not vote;
+        counters do neither.
+
+        Args:
+            state: a state dict of the model; keys that it does not have are left out.
+        """
+        kept = (key for key in self.shapes if key in state and key not in self.statistics)
+        return tuple(key for key in kept if has_mean(state[key]))
+
+    def sizes(self, key: str) -> tuple[int, ...]:
+        """The shape of the tensor ``key``.
+
+        Raises:
+            SpecError: if the spec has not met a state dict yet.
+        """
+        shape = tuple(size for size in self.shapes[key] if size is not None)
+        if len(shape) != len(self.shapes[key]):
+            raise SpecError(f"{key} has no shape yet: call spec.bind(state_dict) first")
+        return shape
+
+    def freeze(self, names: Iterable[str]) -> PermutationSpec:
+        """The spec with these groups frozen: their units stay where they are.
+
+        Raises:
+            SpecError: if a name is not in the spec.
+        """
+        frozen = set(names)
+        if unknown := sorted(frozen - set(self.groups)):
+            raise SpecError(f"no group {', '.join(unknown)} to freeze; the spec has {', '.join(self.groups)}")
+        groups = {name: replace(g, frozen=g.frozen or name in frozen) for name, g in self.groups.items()}
+        return replace(self, groups=groups)
+
+    # -- does it fit -----------------------------------------------------------------------------------------------
+
+    def misfits(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Everything that keeps the spec from fitting a state dict, one sentence each; empty if it fits.
+
+        Integer tensors (``num_batches_tracked``) need not be in the spec.
+        """
+        if found := flaws(state):
+            return found
+        found = [f"{key}: missing from the state dict" for key in self.shapes if key not in state]
+        for key, tensor in state.items():
+            shape = tuple(tensor.shape)
+            if key not in self.shapes:
+                if has_mean(tensor):
+                    found.append(f"{key}: shape {shape} is not in the spec")
+                continue
+            known = self.shapes[key]
+            if len(known) != len(shape) or any(
+                size not in (None, actual) for size, actual in zip(known, shape, strict=True)
+            ):
+                expected = tuple("?" if size is None else size for size in known)
+                found.append(f"{key}: shape {shape} where the spec has ({', '.join(map(str, expected))})")
+        if found:
+            return found
+        sized = self._with_sizes_from(state)
+        for group in sized.groups.values():
+            shape = sized.shape(group.name)
+            for axis in group.axes:
+                found += axis.misfits(tuple(state[axis.key].shape), shape)
+        return found
+
+    def bind(self, state: Mapping[str, Tensor]) -> PermutationSpec:
+        """The spec with all sizes known, once it is sure that it fits the state dict.
+
+        Raises:
+            SpecError: naming every key and shape that does not fit.
+        """
+        if misfits := self.misfits(state):
+            raise SpecError("the spec does not fit the state dict: " + "; ".join(misfits))
+        return self._with_sizes_from(state)
+
+    def _with_sizes_from(self, state: Mapping[str, Tensor]) -> PermutationSpec:
+        if all(None not in shape for shape in self.shapes.values()):
+            return self
+        shapes = {key: tuple(state[key].shape) for key in self.shapes}
+        groups = {name: with_sizes(group, shapes) for name, group in self.groups.items()}
+        return replace(self, groups=groups, shapes=shapes)
+
+    def check(self, model: nn.Module, example_inputs: Any, **options: Any) -> None:
+        """Apply random members and demand the same function: see :func:`fedrebasin.tracing.check`.
+
+        Raises:
+            SpecError: if the output moves by more than rounding.
+        """
+        from fedrebasin.tracing import check
+
+        check(self, model, example_inputs, **options)
+
+    def __str__(self) -> str:
+        from fedrebasin.spec.text import describe
+
+        return describe(self)

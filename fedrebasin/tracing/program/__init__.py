@@ -1,0 +1,13 @@
+"""A model as a program: exported, simplified, and read operator by operator."""
+
+from fedrebasin.tracing.program.exporting import exported
+from fedrebasin.tracing.program.inputs import as_call, preserved, tensors_of
+from fedrebasin.tracing.program.program import Reading
+
+__all__ = [
+    "Reading",
+    "as_call",
+    "exported",
+    "preserved",
+    "tensors_of",
+]

@@ -1,0 +1,167 @@
+"""Runs the comparisons of a grid, one after the other or in several processes, and goes on where it was broken off."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from fedrebasin import RebasinError
+from fedrebasin.devices import pick_device
+
+from ..app import Progress, demand_choices
+from ..config import SimulationConfig
+from ..report import Comparison, Study, usable_cores
+from .compare import DEFAULT_STRATEGIES, compare
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One comparison that is to be run: a configuration and the strategies that nothing is known of yet."""
+
+    config: SimulationConfig
+    strategies: tuple[str, ...]
+    engine: str
+    label: str
+
+
+def run_study(
+    configs: Sequence[SimulationConfig],
+    strategies: Sequence[str] = DEFAULT_STRATEGIES,
+    *,
+    engine: str = "inline",
+    jobs: int = 0,
+    known: Study | None = None,
+    finished: Callable[[Study], None] | None = None,
+    progress: Progress | None = None,
+) -> Study:
+    """Compare the strategies in every configuration; what is known is not run again.
+
+    In each configuration clients are trained once for all strategies. A comparison that lacks some of the strategies
+    trains its clients again, for those strategies only. Numbers depend neither on ``jobs`` nor on what was known.
+
+    Args:
+        configs: each once.
+        strategies: names, each once; see :func:`make_strategy`.
+        engine: ``inline`` or ``flower``; the latter uses all cores by itself, so that comparisons follow each other.
+        jobs: comparisons that run at the same time, each in a process with one thread; 0 for one a core, and for one
+            only where clients train on a GPU. A script that uses several keeps its call behind
+            ``if __name__ == "__main__":``, since the processes import it.
+        known: comparisons that are there already.
+        finished: called after each comparison with everything that is known by then: the place to save it.
+        progress: called with who is at work, how much is done, and of how much.
+
+    Returns:
+        the comparisons that were asked for; ``known`` ones of other configurations or strategies are left out.
+
+    Raises:
+        RebasinError: if an option is not allowed or a comparison fails.
+    """
+    demand_choices(strategies, engine)
+    if jobs < 0:
+        raise RebasinError(f"jobs {jobs}: it must be positive, or 0 for one a core")
+    study = known or Study(())
+    tasks = _tasks(study, configs, strategies, engine)
+    workers = min(len(tasks), 1 if engine != "inline" else jobs or _workers(configs))
+    run = _one_by_one(tasks, progress) if workers <= 1 else _side_by_side(tasks, workers, progress)
+    for comparison in run:
+        study = study.with_(comparison)
+        if finished is not None:
+            finished(study)
+    return study.only(configs, strategies)
+
+
+def _tasks(study: Study, configs: Sequence[SimulationConfig], strategies: Sequence[str], engine: str) -> list[_Task]:
+    tasks = []
+    for number, config in enumerate(configs, 1):
+        found = study.find(config)
+        missing = tuple(name for name in strategies if found is None or name not in found.strategies)
+        if missing:
+            label = f"{number}/{len(configs)} " if len(configs) > 1 else ""
+            tasks.append(_Task(config, missing, engine, label))
+    return tasks
+
+
+def _workers(configs: Sequence[SimulationConfig]) -> int:
+    on_gpu = any(pick_device(config.device).type == "cuda" for config in configs)
+    return 1 if on_gpu else usable_cores()
+
+
+def _run(task: _Task, progress: Progress | None) -> Comparison:
+    report: Progress | None = None
+    if progress is not None:
+
+        def report(who: str, done: int, total: int) -> None:
+            progress(task.label + who, done, total)
+
+    return compare(task.config, task.strategies, engine=task.engine, progress=report)
+
+
+def _one_by_one(tasks: Sequence[_Task], progress: Progress | None) -> Iterator[Comparison]:
+    for task in tasks:
+        yield _run(task, progress)
+
+
+def _side_by_side(tasks: Sequence[_Task], workers: int, progress: Progress | None) -> Iterator[Comparison]:
+    """The comparisons as they finish; however this ends, no process is left."""
+    context = _context()
+    messages = context.Queue()
+    before = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages,))
+    try:
+        pending: set[Future[Comparison]] = {executor.submit(_work, task) for task in tasks}
+        while pending:
+            done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            _pass_on(messages, progress)
+            for future in done:
+                yield future.result()
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
+    executor.shutdown()
+
+
+def _context() -> Any:
+    """Processes forked off one that has imported everything and has no threads; spawned where nothing can be forked."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fedrebasin.simulations"])
+    return context
+
+
+def _pass_on(messages: Any, progress: Progress | None) -> None:
+    while True:
+        try:
+            message = messages.get_nowait()
+        except queue.Empty:
+            return
+        if progress is not None:
+            progress(*message)
+
+
+_messages: Any = None
+
+
+def _start_worker(messages: Any) -> None:
+    global _messages
+    _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process is interrupted as well, and ends this one
+
+
+def _work(task: _Task) -> Comparison:
+    def report(who: str, done: int, total: int) -> None:
+        _messages.put((who, done, total))
+
+    try:
+        return _run(task, report)
+    except RebasinError as error:
+        raise RebasinError(str(error)) from None  # a subclass might not survive the way to another process

@@ -1,0 +1,47 @@
+"""The experiments of the four papers, each a function from a lab and a setting to numbers beside the paper's."""
+
+from . import (
+    counterexamples,
+    failures,
+    git_rebasin,
+    git_rebasin_merges,
+    greedy,
+    lewc,
+    lewc_controls,
+    lewc_more,
+    llfc,
+    llfc_conditions,
+    plane,
+    simultaneous,
+    sparse,
+)
+from .registry import EXPERIMENTS, SCALES, Experiment, Setting, reproduce
+from .result import Chart, Claim, Figure, Line, Plane, Record, Result
+
+__all__ = [
+    "EXPERIMENTS",
+    "SCALES",
+    "Chart",
+    "Claim",
+    "Experiment",
+    "Figure",
+    "Line",
+    "Plane",
+    "Record",
+    "Result",
+    "Setting",
+    "counterexamples",
+    "failures",
+    "git_rebasin",
+    "git_rebasin_merges",
+    "greedy",
+    "lewc",
+    "lewc_controls",
+    "lewc_more",
+    "llfc",
+    "llfc_conditions",
+    "plane",
+    "reproduce",
+    "simultaneous",
+    "sparse",
+]

@@ -1,0 +1,43 @@
+"""What came out, and how it is shown: figures, studies, tables, charts and pages."""
+
+from .charts import COLOURS, PLAIN, described, drawn
+from .comparison import Comparison
+from .experiment_figure import draw
+from .figures import REFERENCES, Bin, Figures, Row
+from .page import write_experiment, write_page, write_report
+from .path_figure import draw_paths
+from .picture import write_picture
+from .provenance import Origin, usable_cores
+from .results import read_results, write_results
+from .sentences import in_words
+from .study import Setting, Study, Summary, expand
+from .table import COLUMNS, cells
+
+__all__ = [
+    "COLOURS",
+    "COLUMNS",
+    "PLAIN",
+    "REFERENCES",
+    "Bin",
+    "Comparison",
+    "Figures",
+    "Origin",
+    "Row",
+    "Setting",
+    "Study",
+    "Summary",
+    "cells",
+    "described",
+    "draw",
+    "draw_paths",
+    "drawn",
+    "expand",
+    "in_words",
+    "read_results",
+    "usable_cores",
+    "write_experiment",
+    "write_page",
+    "write_picture",
+    "write_report",
+    "write_results",
+]

@@ -1,0 +1,109 @@
+"""AlignMod: the client aligns its new model to the global one that it received, before anything leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+
+from fedrebasin import Matcher, PermutationSpec, RebasinError, WeightMatching
+from fedrebasin.devices import move, pick_device
+
+from ..replies import RecordError, State, Template, to_state
+
+#: By name: an app imports them from wherever its Flower has them.
+CLIPPING = {"fixedclipping_mod", "adaptiveclipping_mod"}
+
+CallNext = Callable[[Message, Context], Message]
+
+
+@dataclass(frozen=True)
+class AlignMod:
+    """A Flower mod for training messages; every other message passes.
+
+    The server sees aligned models only, so that secure aggregation, clipping and any strategy work on them unchanged.
+    For the same reference the aggregate is that of server-side alignment. The global model must be one to align to:
+    a shared start or a published model, never one that no client started from.
+
+    With client-side clipping put it inside, ``@app.train(mods=[fixedclipping_mod, AlignMod(spec)])``, so that the
+    clipped update is the aligned one. Under secure aggregation, whose arrays carry numbers for names, arrays are paired
+    with the spec's keys by position.
+
+    Args:
+        spec: the permutation spec of the model.
+        matcher: how the new model is matched to the received one.
+        device: where; ``"auto"`` takes the GPU where there is one.
+    """
+
+    spec: PermutationSpec
+    matcher: Matcher = field(default_factory=WeightMatching)
+    device: str = "auto"
+
+    def __call__(self, message: Message, context: Context, call_next: CallNext) -> Message:
+        """Let the client train, then align what it replies.
+
+        Raises:
+            RecordError: if the message or the reply does not carry one model of the spec's keys.
+            RebasinError: if a clipping mod is inside.
+        """
+        if message.metadata.message_type.split(".")[0] != "train" or not message.has_content():
+            return call_next(message, context)
+        if clipping := sorted(_mods_of(call_next) & CLIPPING):
+            raise RebasinError(
+                f"AlignMod around {clipping[0]}: an update that was clipped would be permuted afterwards, and could be "
+                f"longer than the clipping norm again: mods=[{clipping[0]}, AlignMod(spec)]"
+            )
+        records = message.content.array_records
+        received = _declared(next(iter(records.values()))) if len(records) == 1 else None
+        reply = call_next(message, context)
+        if reply.has_error() or received is None or len(reply.content.array_records) != 1:
+            return reply
+        ((name, trained),) = reply.content.array_records.items()
+        aligned = self._aligned(received, _declared(trained))
+        reply.content = RecordDict({key: aligned if key == name else item for key, item in reply.content.items()})
+        return reply
+
+    def _aligned(self, received: ArrayRecord, trained: ArrayRecord) -> ArrayRecord:
+        template = Template.of(received)
+        names = self._names(received)
+        device = pick_device(self.device)
+        reference = _named(move(to_state(received), device), names)
+        candidate = _named(move(template.decode(trained), device), names)
+        alignment = self.matcher(self.spec, reference=reference, candidate=candidate)
+        aligned = alignment.apply(candidate)
+        encoded = template.encode({key: aligned[names[key]] for key in template.forms})
+        # The keys and their order are the client's own: clipping and secure aggregation pair arrays by them.
+        return ArrayRecord({key: encoded[key] for key in trained})
+
+    def _names(self, received: ArrayRecord) -> dict[str, str]:
+        """The spec's key for each key of the message: the same, or the one at the same position."""
+        if all(key in received for key in self.spec.shapes):
+            return {key: key for key in received}
+        if len(received) == len(self.spec.shapes):
+            return dict(zip(received, self.spec.shapes, strict=True))
+        raise RecordError(
+            f"the message carries {len(received)} arrays where the spec has {len(self.spec.shapes)}: neither names nor "
+            "positions tell which is which"
+        )
+
+
+def _mods_of(call_next: CallNext) -> set[str]:
+    """The names of the mods that Flower has put inside, as far as it lets one see them."""
+    found: set[str] = set()
+    waiting: list[object] = [call_next]
+    while waiting:
+        function = waiting.pop()
+        found.add(getattr(function, "__name__", ""))
+        closure = getattr(function, "__closure__", None) if getattr(function, "__name__", "") == "new_ffn" else None
+        waiting.extend(cell.cell_contents for cell in closure or ())
+    return found
+
+
+def _declared(record: ArrayRecord) -> ArrayRecord:
+    """A copy whose arrays say what they are: Flower's legacy workflow leaves that to the bytes."""
+    return ArrayRecord({key: array if array.dtype else Array(array.numpy()) for key, array in record.items()})
+
+
+def _named(state: State, names: dict[str, str]) -> State:
+    return {names[key]: tensor for key, tensor in state.items()}

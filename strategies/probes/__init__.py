@@ -1,0 +1,12 @@
+"""What is measured on a round."""
+
+from .alignment import AlignmentProbe
+from .pairs import BarrierProbe, ConnectivityProbe
+from .spectrum import SpectrumProbe
+
+__all__ = [
+    "AlignmentProbe",
+    "BarrierProbe",
+    "ConnectivityProbe",
+    "SpectrumProbe",
+]

@@ -1,0 +1,72 @@
+"""Frames: one permutation for each node and a whole run, so that each keeps working in its own coordinates.
+
+Simultaneous connectivity, section 5.1: networks trained from different initialisations can be aligned by one and the
+same permutation throughout training. A node's permutation is found once; from then on it receives the global model in
+its own order of units, its optimiser state and local layers keep their meaning, and its replies are mapped back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, Message
+from torch import Tensor
+
+from fedrebasin import Permutation
+
+from ..replies import Template, carrying, to_state
+
+
+@dataclass
+class Frames:
+    """The permutations by node: each maps the node's coordinates to the server's.
+
+    Args:
+        rematch_every: match again in every round that this divides; 0 for never.
+        rematch_below: match a node again when the cosine between its mapped reply and the global model falls below
+            this; None for never.
+    """
+
+    rematch_every: int = 0
+    rematch_below: float | None = None
+    by_node: dict[int, Permutation] = field(default_factory=dict)
+    _agreed: int = field(default=0, repr=False)
+    _compared: int = field(default=0, repr=False)
+
+    def known(self, node_id: int, server_round: int) -> Permutation | None:
+        """The node's permutation, None if it has to be found (again)."""
+        if self.rematch_every and server_round % self.rematch_every == 0:
+            return None
+        return self.by_node.get(node_id)
+
+    def learn(self, node_id: int, permutation: Permutation) -> None:
+        """Keep a node's permutation."""
+        before = self.by_node.get(node_id)
+        if before is not None and permutation is not before:
+            self._agreed += sum(permutation.fixed_points(before).values())
+            self._compared += sum(index.numel() for index in permutation.values())
+        self.by_node[node_id] = permutation
+
+    def fixed_points(self) -> float:
+        """The share of units on which new permutations agree with their nodes' last ones, since last asked.
+
+        1 where there were no new ones (Simultaneous connectivity, section 5.1).
+        """
+        share = self._agreed / self._compared if self._compared else 1.0
+        self._agreed = self._compared = 0
+        return share
+
+    def outgoing(self, messages: list[Message], arrays: ArrayRecord, template: Template) -> list[Message]:
+        """The messages, each with the global model in the coordinates of the node that it goes to."""
+        state: Mapping[str, Tensor] | None = None
+        sent = []
+        for message in messages:
+            permutation = self.by_node.get(message.metadata.dst_node_id)
+            if permutation is None or permutation.is_identity:
+                sent.append(message)
+                continue
+            state = to_state(arrays) if state is None else state
+            own = template.encode(permutation.inverse().apply(state))
+            sent.append(carrying(message, own))
+        return sent
