@@ -5,6 +5,7 @@ The library (this package) needs torch, numpy and scipy only; ``fedrebasin.strat
 """
 
 from pathlib import Path as _Path
+from typing import Any as _Any
 
 from fedrebasin.affine import affine_weights, head_weight
 from fedrebasin.analysis import (
@@ -100,16 +101,17 @@ from fedrebasin.errors import (
     SpecError,
     TraceError,
     choose,
+    deprecated,
 )
 from fedrebasin.matching import (
     ActivationMatching,
     Alignment,
     AlreadyAligned,
     Closeness,
+    History,
     Matcher,
     State,
     StraightThrough,
-    Trace,
     WeightMatching,
     match_relations,
 )
@@ -153,6 +155,14 @@ _here = _Path(__file__).resolve().parent
 if not (_here / "strategies").is_dir():
     __path__.append(str(_here.parent))
 
+
+def __getattr__(name: str) -> _Any:
+    if name == "Trace":
+        deprecated("fedrebasin.Trace", "fedrebasin.History")
+        return History
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "ActivationCorrelation",
     "ActivationMatching",
@@ -183,6 +193,7 @@ __all__ = [
     "Halfway",
     "HalfwayConnectivity",
     "HeadSums",
+    "History",
     "Identity",
     "Landscape",
     "LayerConnectivity",
@@ -217,7 +228,6 @@ __all__ = [
     "Sums",
     "Temperature",
     "TemperatureCurve",
-    "Trace",
     "TraceError",
     "UnitActivity",
     "Unpermuted",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -36,6 +37,11 @@ class DataError(RebasinError):
 
 class CoverageWarning(UserWarning):
     """A permutation spec leaves so much in place that models are averaged out of step, in whole or in part."""
+
+
+def deprecated(old: str, new: str) -> None:
+    """Warn whoever called the caller that a name of 0.1 has another one now."""
+    warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=3)
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:

@@ -19,7 +19,7 @@ from fedrebasin.cli.data import Data
 from fedrebasin.cli.inputs import Inputs
 from fedrebasin.errors import MergeError
 from fedrebasin.files import load_checkpoint, save_checkpoint
-from fedrebasin.matching import Alignment, Method, State, Trace, WeightMatching
+from fedrebasin.matching import Alignment, History, Method, State, WeightMatching
 from fedrebasin.merging import Aligner, CycleConsistent, MeanInPieces, MergeMany, Vectors, normalised
 from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.sums import evaluate, logits_of
@@ -203,7 +203,7 @@ def merge_inputs(
         bars(f"{method} of {len(states)} checkpoints", 0, None)
         before = _cosines_to_mean(spec, states, weights)
         merge = _aligner(method, seed)(spec, states, weights)
-        seconds = merge.trace.seconds / len(states)
+        seconds = merge.history.seconds / len(states)
         measured = [(one, was, seconds) for one, was in zip(merge.alignments, before, strict=True)]
         result = replace(result, rows=rows(measured))
         write(result, merge.merged, None)
@@ -226,7 +226,7 @@ def _aligned(
         bars(f"matching {name}, sweep", 0, None)
         if method == "average" or checkpoint.state is first:
             similarity = 1.0 if checkpoint.state is first else Vectors(spec).cosine(first, checkpoint.state)
-            alignment = Alignment(Permutation.identity(spec), similarity, Trace((), 0.0, True, "left as it is"))
+            alignment = Alignment(Permutation.identity(spec), similarity, History((), 0.0, True, "left as it is"))
         else:
             matcher = WeightMatching(
                 method=_matching(spec, method),
@@ -248,7 +248,7 @@ def _matching(spec: PermutationSpec, method: str) -> Method:
 
 def _before(alignment: Alignment) -> float:
     """The similarity of the models as they were: the objective is its multiple by both norms."""
-    objective = alignment.trace.objective
+    objective = alignment.history.objective
     if not objective or objective[-1] == 0:
         return alignment.similarity
     return alignment.similarity * objective[0] / objective[-1]

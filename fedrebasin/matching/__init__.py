@@ -1,7 +1,7 @@
 """Matching: from a pair of models to the permutation that aligns them."""
 
 from fedrebasin.matching.activation import ActivationMatching, match_relations
-from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace, cosines_by_layer
+from fedrebasin.matching.alignment import Alignment, History, Matcher, State, cosines_by_layer
 from fedrebasin.matching.already_aligned import AlreadyAligned, Closeness
 from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.coordinate import climb
@@ -19,6 +19,7 @@ __all__ = [
     "AlreadyAligned",
     "Closeness",
     "Control",
+    "History",
     "Indices",
     "Matcher",
     "Method",
@@ -26,7 +27,6 @@ __all__ = [
     "Progress",
     "State",
     "StraightThrough",
-    "Trace",
     "WarmAssignment",
     "WeightMatching",
     "as_real",

@@ -24,7 +24,7 @@ class ActivationMatching:
 
     Only sums over the data are kept, one matrix for each group, so the batches may be a stream. Every group is seen
     where its units are last read, see :mod:`fedrebasin.sites`; groups that are never seen stay as they are
-    and are named in the trace's reason.
+    and are named in the history's reason.
 
     Args:
         model: the architecture; its parameters and its mode are left as they are.
@@ -43,7 +43,7 @@ class ActivationMatching:
         """Match two models: see :class:`fedrebasin.matching.Matcher`.
 
         Returns:
-            the alignment; its trace's objective is the mean over the data, summed over the groups.
+            the alignment; its history's objective is the mean over the data, summed over the groups.
 
         Raises:
             SpecError: if the spec does not fit.
@@ -57,11 +57,11 @@ class ActivationMatching:
             permutation = Permutation(problem.spec, found.permutation.indices)
             products = problem.inner_products(permutation.indices)
         unseen = [name for name in problem.moved if not set(problem.families[name]) & set(relations)]
-        trace = found.trace
+        history = found.history
         if unseen:
-            trace = replace(trace, reason=f"{trace.reason}; never seen, left as they are: {', '.join(unseen)}")
+            history = replace(history, reason=f"{history.reason}; never seen, left as they are: {', '.join(unseen)}")
         similarity = problem.similarity(sum(products.values()))
-        return Alignment(permutation, similarity, trace, problem.by_layer(products))
+        return Alignment(permutation, similarity, history, problem.by_layer(products))
 
     def _moments(self, spec: PermutationSpec, reference: State, candidate: State) -> dict[str, _Moments]:
         sites = sites_of(spec, self.model)

@@ -9,13 +9,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedrebasin.errors import deprecated
 from fedrebasin.spec import Permutation, PermutationSpec
 
 State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Trace:
+class History:
     """How an optimisation went.
 
     Args:
@@ -40,7 +41,7 @@ class Alignment:
         permutation: ``permutation.apply(candidate)`` is the aligned candidate.
         similarity: the cosine, in [-1, 1], of all voting tensors of the reference and the aligned candidate; 1 where
             both are zero. A few large units decide it alone.
-        trace: the objective by sweep.
+        history: the objective by sweep.
         by_layer: the same cosine for every layer, so that one that did not agree shows however small its weights are.
             A layer is a module with tensors of its own, by its name: ``"0"`` of ``"0.weight"`` and ``"0.bias"``. Empty
             where nobody measured it.
@@ -48,13 +49,19 @@ class Alignment:
 
     permutation: Permutation
     similarity: float
-    trace: Trace
+    history: History
     by_layer: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def least_similar(self) -> tuple[str, float] | None:
         """The layer with the smallest cosine, and that cosine; None where they were not measured."""
         return min(self.by_layer.items(), key=lambda item: item[1], default=None)
+
+    @property
+    def trace(self) -> History:
+        """The name of ``history`` in 0.1."""
+        deprecated("Alignment.trace", "Alignment.history")
+        return self.history
 
     def apply(self, candidate: State) -> dict[str, Tensor]:
         """The candidate, aligned: its own dtypes and devices, tensors that do not move are shared."""

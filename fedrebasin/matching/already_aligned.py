@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import MatchingError
-from fedrebasin.matching.alignment import Alignment, Matcher, State, Trace, cosines_by_layer
+from fedrebasin.matching.alignment import Alignment, History, Matcher, State, cosines_by_layer
 from fedrebasin.matching.prepared import as_real
 from fedrebasin.spec import Axis, Permutation, PermutationSpec
 from fedrebasin.state import demand_numbers, demand_same_kinds
@@ -64,8 +64,8 @@ class AlreadyAligned:
         close = self.closeness(spec, reference, candidate)
         if close is None:
             return self.matcher(spec, reference=reference, candidate=candidate)
-        trace = Trace((), time.perf_counter() - started, True, "every unit is nearest to its own")
-        return Alignment(Permutation.identity(spec.bind(candidate)), close.similarity, trace, close.by_layer)
+        history = History((), time.perf_counter() - started, True, "every unit is nearest to its own")
+        return Alignment(Permutation.identity(spec.bind(candidate)), close.similarity, history, close.by_layer)
 
     def closeness(self, spec: PermutationSpec, reference: State, candidate: State) -> Closeness | None:
         """How close a candidate is whose units provably stay where they are; None where that cannot be said.

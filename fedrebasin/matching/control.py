@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fedrebasin.matching.alignment import Trace
+from fedrebasin.matching.alignment import History
 from fedrebasin.matching.prepared import scaled
 
 Progress = Callable[[int, float], None]
@@ -50,7 +50,7 @@ class Control:
 
     @property
     def spent(self) -> str:
-        """The reason that a trace gives where the time budget ended the work."""
+        """The reason that a history gives where the time budget ended the work."""
         return f"the time budget of {self.seconds:g} s was spent"
 
     def report(self, objective: float) -> None:
@@ -60,7 +60,7 @@ class Control:
         if self.progress is not None:
             self.progress(len(self.objectives) - 1, scaled(objective, self.exponent))
 
-    def trace(self) -> Trace:
+    def history(self) -> History:
         """What is known when it is over."""
         if self.certificate:
             reason = self.certificate
@@ -71,4 +71,4 @@ class Control:
         else:
             reason = f"stopped after {len(self.objectives) - 1} sweeps"
         objectives = tuple(scaled(value, self.exponent) for value in self.objectives)
-        return Trace(objectives, self.elapsed, self.converged, reason)
+        return History(objectives, self.elapsed, self.converged, reason)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedrebasin.errors import CalibrationError, MatchingError, one_line
-from fedrebasin.matching.alignment import Alignment, State, Trace
+from fedrebasin.matching.alignment import Alignment, History, State
 from fedrebasin.matching.problem import Problem
 from fedrebasin.matching.weight import WeightMatching
 from fedrebasin.running import Batch, demand_reiterable, described, device_of, labels_of, mode_of, outputs_of
@@ -47,7 +47,7 @@ class StraightThrough:
         """Match two models: see :class:`fedrebasin.matching.Matcher`.
 
         Returns:
-            the alignment; its trace's objective is the least mean loss at the midpoint so far, which never rises.
+            the alignment; its history's objective is the least mean loss at the midpoint so far, which never rises.
 
         Raises:
             SpecError: if the spec does not fit.
@@ -82,8 +82,8 @@ class StraightThrough:
             losses.append(min(loss, losses[-1]))
         products = problem.inner_products(best.indices)
         seconds = time.perf_counter() - started
-        trace = Trace(tuple(losses), seconds, False, f"stopped after {self.epochs} epochs")
-        return Alignment(best, problem.similarity(sum(products.values())), trace, problem.by_layer(products))
+        history = History(tuple(losses), seconds, False, f"stopped after {self.epochs} epochs")
+        return Alignment(best, problem.similarity(sum(products.values())), history, problem.by_layer(products))
 
     def _project(self, spec: PermutationSpec, free: State, candidate: State, latest: Permutation) -> Permutation:
         # Aligning the aligned candidate starts where the last projection ended.

@@ -33,7 +33,7 @@ class WeightMatching:
     where products fit.
 
     A candidate that is the reference, permuted, is recognised by what permutations do not change, with some noise on it
-    too, and found by its units' signatures (:mod:`fedrebasin.matching.signatures`); the trace's reason says so. Where
+    too, and found by its units' signatures (:mod:`fedrebasin.matching.signatures`); the history's reason says so. Where
     groups lie in the blocks of others, an ascent from there is tried for strangers as well. Not with ``"greedy"``, nor
     with ``init``.
 
@@ -80,7 +80,7 @@ class WeightMatching:
             candidate: a state dict to be permuted.
 
         Returns:
-            the alignment; its trace's objective is ``<vec(A), vec(pi(B))>`` and never falls (but with ``"greedy"``).
+            the alignment; its history's objective is ``<vec(A), vec(pi(B))>`` and never falls (but with ``"greedy"``).
 
         Raises:
             SpecError: if the spec does not fit one of them.
@@ -92,7 +92,7 @@ class WeightMatching:
             indices = self._search(problem, control)
             products = problem.own_products() if control.certificate == EXACT else problem.inner_products(indices)
         similarity = problem.similarity(sum(products.values()))
-        return Alignment(Permutation(problem.spec, indices), similarity, control.trace(), problem.by_layer(products))
+        return Alignment(Permutation(problem.spec, indices), similarity, control.history(), problem.by_layer(products))
 
     def _search(self, problem: Problem, control: Control) -> Indices:
         start = problem.start(self.init)

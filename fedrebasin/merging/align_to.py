@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Literal
 
 from fedrebasin.errors import MergeError
-from fedrebasin.matching import Alignment, Matcher, State, Trace, WeightMatching
+from fedrebasin.matching import Alignment, History, Matcher, State, WeightMatching
 from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.medoid import medoid
 from fedrebasin.merging.merge import Merge, Vectors, collected, unmoved
@@ -68,10 +68,10 @@ class AlignTo:
         warn_of_gaps(alignments[0].permutation.spec)
         shares = normalised(weights, len(alignments))
         objective = tuple(sum(s * d for s, d in zip(shares, found, strict=True)) for found in (before, after))
-        converged = all(alignment.trace.converged for alignment in alignments)
+        converged = all(alignment.history.converged for alignment in alignments)
         reason = "every model was aligned" if converged else "not every matching ran to its end"
         return Merge(
-            tuple(kept), tuple(alignments), merged, Trace(objective, time.perf_counter() - started, converged, reason)
+            tuple(kept), tuple(alignments), merged, History(objective, time.perf_counter() - started, converged, reason)
         )
 
     def _each(

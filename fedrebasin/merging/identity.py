@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fedrebasin.matching import State, Trace
+from fedrebasin.matching import History, State
 from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.merge import Merge, Vectors, collected, unmoved
 from fedrebasin.spec import PermutationSpec
@@ -22,4 +22,4 @@ class Identity:
         shares = normalised(weights, len(held))
         spread = sum(share * vectors.squared_distance(state, merged) for share, state in zip(shares, held, strict=True))
         alignments = tuple(unmoved(bound, vectors.cosine(merged, state), "left as it is") for state in held)
-        return Merge(held, alignments, merged, Trace((spread,), 0.0, True, "nothing was to be aligned"))
+        return Merge(held, alignments, merged, History((spread,), 0.0, True, "nothing was to be aligned"))

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedrebasin.errors import MergeError
-from fedrebasin.matching import Alignment, State, Trace, as_real, cosines_by_layer
+from fedrebasin.errors import MergeError, deprecated
+from fedrebasin.matching import Alignment, History, State, as_real, cosines_by_layer
 from fedrebasin.memory import LARGE
 from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.state import demand_numbers, demand_same_kinds
@@ -26,14 +26,20 @@ class Merge:
         alignments: how each was aligned; ``alignments[k].apply(states_given[k])`` equals ``states[k]``. Its similarity
             is the cosine to what the model was aligned to: the reference, or the mean of the models.
         merged: the weighted mean of ``states``.
-        trace: the objective, which never rises: the weighted mean of the squared distances of the models to the
+        history: the objective, which never rises: the weighted mean of the squared distances of the models to the
             reference (``AlignTo``) or to their mean (the others), over all voting tensors.
     """
 
     states: tuple[State, ...]
     alignments: tuple[Alignment, ...]
     merged: State
-    trace: Trace
+    history: History
+
+    @property
+    def trace(self) -> History:
+        """The name of ``history`` in 0.1."""
+        deprecated("Merge.trace", "Merge.history")
+        return self.history
 
 
 class Aligner(Protocol):
@@ -122,7 +128,7 @@ def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[Permutati
 
 def unmoved(spec: PermutationSpec, similarity: float, reason: str) -> Alignment:
     """The alignment of a model that stays as it is."""
-    return Alignment(Permutation.identity(spec), similarity, Trace((), 0.0, True, reason))
+    return Alignment(Permutation.identity(spec), similarity, History((), 0.0, True, reason))
 
 
 def cosine(spec: PermutationSpec, a: State, b: State) -> float:

@@ -11,10 +11,10 @@ from torch import Tensor
 from fedrebasin.matching import (
     Alignment,
     Control,
+    History,
     Matcher,
     Problem,
     State,
-    Trace,
     WarmAssignment,
     WeightMatching,
     climb,
@@ -156,13 +156,13 @@ class Rounds:
             reason = self.control.spent
         else:
             reason = "stopped before the models settled"
-        trace = Trace(tuple(self.spreads), self.control.elapsed, self.converged, reason)
+        history = History(tuple(self.spreads), self.control.elapsed, self.converged, reason)
         cosines = [self._vectors.cosines(merged, state) for state in self.states]
         alignments = tuple(
-            Alignment(permutation, similarity, trace, by_layer)
+            Alignment(permutation, similarity, history, by_layer)
             for permutation, (similarity, by_layer) in zip(self.permutations, cosines, strict=True)
         )
-        return Merge(tuple(self.states), alignments, merged, trace)
+        return Merge(tuple(self.states), alignments, merged, history)
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def greedy(lab: Lab, setting: Setting) -> Result:
                 accuracy.setdefault(name, []).append(100 * score.accuracy)
                 loss.setdefault(name, []).append(score.loss)
                 similarity.setdefault(name, []).append(found.similarity)
-                seconds.setdefault(name, []).append(found.trace.seconds)
+                seconds.setdefault(name, []).append(found.history.seconds)
         for name in MATCHERS:
             paper = TABLE_2.get(name, "") if label == "VGG-11" else ""
             figures += [

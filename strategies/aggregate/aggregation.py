@@ -146,7 +146,7 @@ class Aggregation:
         states = tuple(merge.states[position] for position in kept)
         mean = flower_mean(states, [replies[position].num_examples for position in kept])
         alignments = tuple(merge.alignments[position] for position in kept)
-        return [replies[position] for position in kept], Merge(states, alignments, mean, merge.trace)
+        return [replies[position] for position in kept], Merge(states, alignments, mean, merge.history)
 
     def _nothing(self) -> Aggregate:
         """The inner strategy still learns that the round is over: it logs errors, and privacy accountants count."""

@@ -14,11 +14,11 @@ from fedrebasin import (
     Alignment,
     AlreadyAligned,
     Closeness,
+    History,
     Matcher,
     Merge,
     Permutation,
     PermutationSpec,
-    Trace,
     WeightMatching,
     cosine,
     medoid,
@@ -80,17 +80,17 @@ class Placing:
         if (own := self._own(node_id, state)) is not None:
             return own
         if state is self.reference:
-            return Alignment(Permutation.identity(self.spec), 1.0, Trace((), 0.0, True, "it is the reference")), 0.0
+            return Alignment(Permutation.identity(self.spec), 1.0, History((), 0.0, True, "it is the reference")), 0.0
         close = self._close.get(node_id) or self._skipping.closeness(self.spec, self.reference, state)
         if close is not None:
-            trace = Trace((), 0.0, True, "every unit is nearest to its own")
-            return Alignment(Permutation.identity(self.spec), close.similarity, trace), close.distance
+            history = History((), 0.0, True, "every unit is nearest to its own")
+            return Alignment(Permutation.identity(self.spec), close.similarity, history), close.distance
         alignment = self.matcher(self.spec, reference=self.reference, candidate=state)
         return alignment, distance(self.spec, self.reference, alignment.apply(state))
 
     def merge(self, aligned: Sequence[State], alignments: Sequence[Alignment], mean: State) -> Merge:
         """What an aligner would return."""
-        return Merge(tuple(aligned), tuple(alignments), mean, Trace((), 0.0, True, "aligned to one reference"))
+        return Merge(tuple(aligned), tuple(alignments), mean, History((), 0.0, True, "aligned to one reference"))
 
     def _own(self, node_id: int, state: State) -> tuple[Alignment, float] | None:
         """The alignment by the node's own permutation, None if it has none or has drifted away from it."""
@@ -100,7 +100,7 @@ class Placing:
         similarity = cosine(self.spec, self.reference, mapped)
         if self.frames.rematch_below is not None and similarity < self.frames.rematch_below:
             return None
-        alignment = Alignment(permutation, similarity, Trace((), 0.0, True, "the node's own permutation"))
+        alignment = Alignment(permutation, similarity, History((), 0.0, True, "the node's own permutation"))
         return alignment, distance(self.spec, self.reference, mapped)
 
 

@@ -72,7 +72,7 @@ class ActivationAlignment:
             left_out.discard(at)
             states[at] = step.apply(merge.states[at])
             permutation = step.compose(merge.alignments[at].permutation)
-            alignments[at] = Alignment(permutation, cosine(spec, reference, states[at]), merge.alignments[at].trace)
+            alignments[at] = Alignment(permutation, cosine(spec, reference, states[at]), merge.alignments[at].history)
         if len(left_out) == len(states) - 1 > 0:
             raise CalibrationError("activation alignment: no client sent correlations")
         merged = average(states, [reply.num_examples for reply in round_.replies])

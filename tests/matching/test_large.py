@@ -39,7 +39,7 @@ def test_pieces_give_what_the_whole_gives(name, method, monkeypatch):
     monkeypatch.setattr(gradient, "_KEPT_BYTES", 1)
     pieces = WeightMatching(method=method)(spec, reference=a, candidate=b)
     assert pieces.permutation == whole.permutation
-    assert pieces.trace.objective[-1] == pytest.approx(whole.trace.objective[-1], rel=1e-7)
+    assert pieces.history.objective[-1] == pytest.approx(whole.history.objective[-1], rel=1e-7)
     assert pieces.similarity == pytest.approx(whole.similarity, rel=1e-7)
 
 

@@ -177,8 +177,8 @@ def test_weight_matching_finds_what_was_planted(name: str, seed: int, noise: flo
     assert undone(spec, member, found.permutation, state)
     assert found.similarity == pytest.approx(1, abs=1e-12 if noise == 0 else 1e-3)
     assert min(found.by_layer.values()) == pytest.approx(1, abs=1e-6 if noise == 0 else 1e-3)
-    assert found.trace.converged
-    assert "permuted" in found.trace.reason
+    assert found.history.converged
+    assert "permuted" in found.history.reason
 
 
 @pytest.mark.parametrize("aligner", [AlignTo(), MergeMany(), CycleConsistent()], ids=lambda one: type(one).__name__)
@@ -206,7 +206,7 @@ def test_nothing_found_in_blocks_is_worse_than_what_was_planted(name: str, seed:
     member, moved = planted(spec, state, seed, noise)
     known = WeightMatching(method="coordinate", init=member.inverse(), max_sweeps=1)(spec, state, moved)
     found = WeightMatching()(spec, reference=state, candidate=moved)
-    assert found.trace.objective[-1] >= (1 - 1e-6) * known.trace.objective[0]
+    assert found.history.objective[-1] >= (1 - 1e-6) * known.history.objective[0]
 
 
 @pytest.mark.parametrize("name", ["dense", "6 experts"])
@@ -216,7 +216,7 @@ def test_what_was_never_permuted_stays_without_a_search(name: str) -> None:
     near = {key: x + 0.1 * x.std() * torch.randn_like(x) if x.is_floating_point() else x for key, x in state.items()}
     found = WeightMatching()(spec, reference=state, candidate=near)
     assert found.permutation.is_identity
-    assert found.trace.reason == "no group can be improved any more"
+    assert found.history.reason == "no group can be improved any more"
 
 
 @pytest.mark.parametrize("name", ["dense", "ResNeXt", "2 experts"])
@@ -233,4 +233,4 @@ def test_strangers_are_no_copies() -> None:
     for name in NETWORKS:
         spec, state = network(name, 0, trained=True)
         _, other = network(name, 100, trained=True)
-        assert "permuted" not in WeightMatching()(spec, reference=state, candidate=other).trace.reason
+        assert "permuted" not in WeightMatching()(spec, reference=state, candidate=other).history.reason

@@ -39,8 +39,8 @@ def test_a_common_factor_changes_no_matching(factor: float, method: str, dtype: 
         found = WeightMatching(method=method)(spec, times(a, factor), times(b, factor))
         assert found.permutation == plain.permutation
         assert found.similarity == pytest.approx(plain.similarity, rel=1e-5)
-        expected = [value * factor * factor for value in plain.trace.objective]
-        assert list(found.trace.objective) == pytest.approx(expected, rel=1e-5)
+        expected = [value * factor * factor for value in plain.history.objective]
+        assert list(found.history.objective) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("factor", [1e-200, 1e200, 1e300])

@@ -28,9 +28,9 @@ def test_the_objective_is_what_it_says_and_never_falls(spec: PermutationSpec, se
     a, b = pair(spec, seed)
     found = WeightMatching(method=method, seed=seed)(spec, reference=a, candidate=b)
     aligned = found.apply(b)
-    assert found.trace.objective[-1] == pytest.approx(inner_product(spec, a, aligned), abs=1e-9)
-    assert found.trace.objective[0] == pytest.approx(inner_product(spec, a, b), abs=1e-9)
-    assert method == "greedy" or list(found.trace.objective) == sorted(found.trace.objective)
+    assert found.history.objective[-1] == pytest.approx(inner_product(spec, a, aligned), abs=1e-9)
+    assert found.history.objective[0] == pytest.approx(inner_product(spec, a, b), abs=1e-9)
+    assert method == "greedy" or list(found.history.objective) == sorted(found.history.objective)
     assert -1 <= found.similarity <= 1
 
 
@@ -41,7 +41,7 @@ def test_results_depend_on_the_seed_only(spec: PermutationSpec, seed: int) -> No
     first = WeightMatching(seed=seed)(spec, a, b)
     second = WeightMatching(seed=seed, threads=3)(spec, a, b)
     assert first.permutation == second.permutation
-    assert first.trace.objective == second.trace.objective
+    assert first.history.objective == second.history.objective
 
 
 @few_examples
@@ -50,7 +50,7 @@ def test_brute_force_bounds_the_matching(seed: int, method: str, sizes: tuple[in
     spec = mlp(*sizes)
     a, b = pair(spec, seed)
     best = max(inner_product(spec, a, member.apply(b)) for member in members(spec))
-    found = WeightMatching(method=method)(spec, a, b).trace.objective[-1]
+    found = WeightMatching(method=method)(spec, a, b).history.objective[-1]
     assert found <= best + 1e-9
     if len(spec.groups) == 1:
         assert found == pytest.approx(best)
@@ -62,7 +62,7 @@ def test_nested_groups_are_matched_exactly(seed: int) -> None:
     """Heads and the units inside them: one solve is the optimum over the whole wreath product."""
     spec = ZOO["attention"]
     a, b = pair(spec, seed)
-    found = WeightMatching(method="coordinate")(spec, a, b).trace.objective[-1]
+    found = WeightMatching(method="coordinate")(spec, a, b).history.objective[-1]
     blocks = {key: (x.reshape(-1, 3, 3, 4), b[key].reshape(-1, 3, 3, 4)) for key, x in a.items() if key == "qkv"}
     blocks["out"] = (a["out"].T.reshape(1, 3, 3, 4), b["out"].T.reshape(1, 3, 3, 4))
     q, out = blocks["qkv"], blocks["out"]
@@ -103,7 +103,7 @@ def test_skipping_solves_changes_nothing(seed: int) -> None:
     spec = mlp(4, 12, 9, 11, 3)
     a, b = pair(spec, seed)
     found = WeightMatching(method="coordinate", seed=seed)(spec, a, b)
-    assert found.trace.objective[-1] == pytest.approx(plain_algorithm_1(spec, a, b, seed), abs=1e-9)
+    assert found.history.objective[-1] == pytest.approx(plain_algorithm_1(spec, a, b, seed), abs=1e-9)
 
 
 @few_examples
@@ -113,13 +113,13 @@ def test_updated_cost_matrices_match_new_ones(seed: int) -> None:
     spec = mlp(10, 120, 130, 5)
     a, b = state_of(spec, seed, torch.float32), state_of(spec, seed + 1, torch.float32)
     found = WeightMatching(method="coordinate", seed=seed)(spec, a, b)
-    assert found.trace.objective[-1] == pytest.approx(plain_algorithm_1(spec, a, b, seed), rel=1e-5)
+    assert found.history.objective[-1] == pytest.approx(plain_algorithm_1(spec, a, b, seed), rel=1e-5)
 
 
 def test_auto_is_no_worse_than_what_it_chooses_from() -> None:
     spec = mlp(20, 64, 64, 64, 10)
     a, b = pair(spec, 0)
-    value = {method: WeightMatching(method=method)(spec, a, b).trace.objective[-1] for method in METHODS}
+    value = {method: WeightMatching(method=method)(spec, a, b).history.objective[-1] for method in METHODS}
     assert value["auto"] >= max(value["coordinate"], value["frank-wolfe"]) - 1e-9
 
 
@@ -127,7 +127,7 @@ def test_more_orders_are_no_worse() -> None:
     spec = mlp(5, 20, 20, 20, 3)
     a, b = pair(spec, 4)
     one, many = (WeightMatching(method="coordinate", restarts=n)(spec, a, b) for n in (1, 8))
-    assert many.trace.objective[-1] >= one.trace.objective[-1]
+    assert many.history.objective[-1] >= one.history.objective[-1]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -261,15 +261,15 @@ def test_a_spent_budget_returns_the_best_so_far() -> None:
     a, b = pair(spec, 0)
     found = WeightMatching(seconds=0.0)(spec, a, b)
     assert found.permutation.is_identity
-    assert not found.trace.converged
-    assert "budget" in found.trace.reason
+    assert not found.history.converged
+    assert "budget" in found.history.reason
 
 
 def test_progress_is_told_every_sweep() -> None:
     spec = mlp(3, 8, 8, 2)
     told: list[tuple[int, float]] = []
     found = WeightMatching(progress=lambda sweep, objective: told.append((sweep, objective)))(spec, *pair(spec, 0))
-    assert told == list(enumerate(found.trace.objective))
+    assert told == list(enumerate(found.history.objective))
 
 
 @pytest.mark.cuda
@@ -279,5 +279,5 @@ def test_a_device_gives_the_same_objective() -> None:
     a, b = pair(spec, 0)
     there = [{key: tensor.cuda() for key, tensor in state.items()} for state in (a, b)]
     found = WeightMatching()(spec, *there)
-    assert found.trace.objective[-1] == pytest.approx(WeightMatching()(spec, a, b).trace.objective[-1], rel=1e-6)
+    assert found.history.objective[-1] == pytest.approx(WeightMatching()(spec, a, b).history.objective[-1], rel=1e-6)
     assert all(tensor.is_cuda for tensor in found.apply(there[1]).values())

@@ -91,7 +91,7 @@ def test_activations_tell_planted_permutations(name: str, correlation: bool) -> 
             # Units that are dead on this data cannot be told apart, and need not be.
             actual = torch.func.functional_call(model, {**state, **middle}, (inputs,))
             assert torch.allclose(actual, expected, atol=1e-3)
-    objective = found.trace.objective
+    objective = found.history.objective
     assert list(objective) == sorted(objective)
 
 
@@ -124,5 +124,5 @@ def test_the_straight_through_estimator_is_no_worse_than_weight_matching() -> No
     found = StraightThrough(model, data(), epochs=2, learning_rate=1e-2)(spec_of(), a, b)
     by_weights = WeightMatching(method="coordinate")(spec_of(), a, b)
     assert midpoint_loss(model, a, found.apply(b)) <= midpoint_loss(model, a, by_weights.apply(b)) + 1e-6
-    assert list(found.trace.objective) == sorted(found.trace.objective, reverse=True)
-    assert found.trace.objective[-1] == pytest.approx(midpoint_loss(model, a, found.apply(b)), rel=1e-4)
+    assert list(found.history.objective) == sorted(found.history.objective, reverse=True)
+    assert found.history.objective[-1] == pytest.approx(midpoint_loss(model, a, found.apply(b)), rel=1e-4)

@@ -73,9 +73,9 @@ def test_every_aligner_keeps_its_word(
         assert same(alignment.apply(given_state), dict(aligned))
     merged = average(merge.states, weights)
     assert all(torch.allclose(merge.merged[key], merged[key], rtol=1e-12, atol=1e-12) for key in merged)
-    assert list(merge.trace.objective) == sorted(merge.trace.objective, reverse=True)
+    assert list(merge.history.objective) == sorted(merge.history.objective, reverse=True)
     if not isinstance(ALIGNERS[name], AlignTo):
-        assert merge.trace.objective[-1] == pytest.approx(spread(spec, merge.states, weights), rel=1e-9, abs=1e-9)
+        assert merge.history.objective[-1] == pytest.approx(spread(spec, merge.states, weights), rel=1e-9, abs=1e-9)
 
 
 @few_examples
@@ -91,7 +91,7 @@ def test_permuted_copies_become_one(name: str) -> None:
     spec = mlp(10, 24, 24, 4)
     states = noisy(spec, 0, 4, 0.0)
     merge = ALIGNERS[name](spec, states)
-    assert merge.trace.objective[-1] == pytest.approx(0, abs=1e-9)
+    assert merge.history.objective[-1] == pytest.approx(0, abs=1e-9)
     assert all(alignment.similarity == pytest.approx(1) for alignment in merge.alignments)
 
 
@@ -177,7 +177,7 @@ def test_a_minority_does_not_choose_the_medoid() -> None:
     stranger = state_of(spec, 999)
     for strangers in ([zero, zero], [stranger, stranger], [{k: t * 1e3 for k, t in stranger.items()}] * 2):
         merge = AlignTo(reference="medoid")(spec, [*strangers, *honest])
-        chosen = [alignment.trace.reason for alignment in merge.alignments].index("it is the reference")
+        chosen = [alignment.history.reason for alignment in merge.alignments].index("it is the reference")
         assert chosen >= 2
 
 
@@ -229,14 +229,14 @@ def test_no_more_models_are_taken_ahead_than_there_are_threads() -> None:
 def test_a_spent_time_budget_leaves_a_merge(aligner: Aligner) -> None:
     spec = ZOO["attention"]
     merge = aligner(spec, noisy(spec, 5, 3, 0.3))
-    assert not merge.trace.converged
-    assert merge.trace.reason == "the time budget of 0 s was spent"
-    assert merge.trace.objective[-1] <= merge.trace.objective[0]
+    assert not merge.history.converged
+    assert merge.history.reason == "the time budget of 0 s was spent"
+    assert merge.history.objective[-1] <= merge.history.objective[0]
 
 
 @pytest.mark.parametrize("make", [MergeMany, CycleConsistent])
 def test_progress_is_told_of_every_round(make: type[MergeMany] | type[CycleConsistent]) -> None:
     spec, told = mlp(4, 6, 3), []
     merge = make(progress=lambda number, spread: told.append((number, spread)))(spec, noisy(spec, 5, 3, 0.3))
-    assert told[-1][1] == merge.trace.objective[-1]
-    assert [number for number, _ in told] == list(range(told[0][0], len(merge.trace.objective)))
+    assert told[-1][1] == merge.history.objective[-1]
+    assert [number for number, _ in told] == list(range(told[0][0], len(merge.history.objective)))

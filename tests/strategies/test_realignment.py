@@ -11,11 +11,11 @@ from fedrebasin import (
     ActivationMatching,
     Alignment,
     AlignTo,
+    History,
     Identity,
     MatchingError,
     Permutation,
     PermutationSpec,
-    Trace,
     cosine,
     match_relations,
 )
@@ -42,7 +42,7 @@ class Still:
 
     def __call__(self, spec, reference, candidate):
         similarity = cosine(spec, reference, candidate)
-        return Alignment(Permutation.identity(spec), similarity, Trace((similarity,), 0.0, True, "still"))
+        return Alignment(Permutation.identity(spec), similarity, History((similarity,), 0.0, True, "still"))
 
 
 def states(noise):
