@@ -194,7 +194,7 @@ def test_only_a_window_of_a_file_stays_in_memory(tmp_path):
         WRITERS[path.name](path, {f"{k}": torch.full((2**20,), float(k)) for k in range(count)})
     script = (
         "import sys, torch\n"
-        "from fedrebasin.checkpoints import load_checkpoint\n"
+        "from fedrebasin.files import load_checkpoint\n"
         "def resident():\n"
         "    return 4096 * int(open('/proc/self/statm').read().split()[1])\n"
         "for path in sys.argv[1:]:\n"
