@@ -112,21 +112,13 @@ class Reading:
         given = rules.elementwise.tensors([arguments, keywords])
         hidden = tuple(dict.fromkeys(found for value in given for found in value.hidden))
         call = Call(operator_name(node.target), shapes, self.index, used(node, len(shapes), live), hidden)
-        rule = find_rule(node.target)
-        why = "no rule for this operator"
-        axes = None
-        if rule is not None:
-            try:
-                axes = _several(rule(call, *arguments, **keywords), shapes)
-            except Exception as error:  # sizes that depend on data fail in ways of their own
-                why = f"no rule for this use of the operator: {one_line(error)}"
+        axes, why = _by_rule(node, call, arguments, keywords)
+        if axes is None and (simpler := decomposed(node)) is not None:
+            inner = [one for one in simpler.graph.nodes if one.op == "placeholder"]
+            return self._graph(simpler, dict(zip(inner, map(values.__getitem__, tensor_nodes(node)), strict=True)))
         if axes is None:
-            simpler = decomposed(node)
-            if simpler is not None:
-                inner = [one for one in simpler.graph.nodes if one.op == "placeholder"]
-                return self._graph(simpler, dict(zip(inner, map(values.__getitem__, tensor_nodes(node)), strict=True)))
             axes = self._unknown(call, [arguments, keywords], why)
-        if rule is None or not _only_rearranges(rule, given):
+        if not _only_rearranges(find_rule(node.target), given):
             for part in (part for value in given for axis in value.axes for part in leaves(axis)):
                 part.read = True
         hidden += tuple(call.looked_up)
@@ -156,6 +148,17 @@ class Reading:
         call = Call(operator_name(node.target), shapes_of(node), self.index)
         axes = self._unknown(call, [arguments, keywords], "no rule for this operator")
         return like(node.meta.get("val"), iter([self._note(Value(one)) for one in axes]))
+
+
+def _by_rule(node: fx.Node, call: Call, arguments: Any, keywords: Any) -> tuple[list[tuple[Any, ...]] | None, str]:
+    """The axes of what a node gives, by the operator's rule; or None, and why there is no answer."""
+    rule = find_rule(node.target)
+    if rule is None:
+        return None, "no rule for this operator"
+    try:
+        return _several(rule(call, *arguments, **keywords), call.shapes), ""
+    except Exception as error:  # sizes that depend on data fail in ways of their own
+        return None, f"no rule for this use of the operator: {one_line(error)}"
 
 
 def _several(result: Any, shapes: tuple[tuple[int, ...], ...]) -> list[tuple[Any, ...]]:
