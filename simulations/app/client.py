@@ -25,7 +25,7 @@ def make_client_app(partitioner: Any = None, epoch_done: ClientEpochDone | None 
         partitioner: one of flwr-datasets, instead of the simulation's partition.
         epoch_done: called with the partition and the number of the epoch, in the client's process.
     """
-    client_app = ClientApp()
+    client_app = ClientApp(mods=[_reproducibly])
     federations: dict[SimulationConfig, Federation] = {}
 
     def federation_of(config: SimulationConfig) -> Federation:
@@ -47,12 +47,11 @@ def make_client_app(partitioner: Any = None, epoch_done: ClientEpochDone | None 
         # A query does not say what it is about, and in a deployment nothing but this lasts until it comes.
         context.state[SIMULATION] = ConfigRecord(dict(config.to_flower()))
         server_round = int(str(values["server-round"]))
-        with reproducible():
-            model = federation.client_model(partition, server_round)
-            if not federation.starts_alone(server_round):
-                model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-            report = None if epoch_done is None else lambda epoch: epoch_done(partition, epoch)
-            loss, examples = federation.train_client(model, partition, server_round, report)
+        model = federation.client_model(partition, server_round)
+        if not federation.starts_alone(server_round):
+            model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+        report = None if epoch_done is None else lambda epoch: epoch_done(partition, epoch)
+        loss, examples = federation.train_client(model, partition, server_round, report)
         content = RecordDict(
             {
                 "arrays": ArrayRecord(model.state_dict()),
@@ -69,6 +68,12 @@ def make_client_app(partitioner: Any = None, epoch_done: ClientEpochDone | None 
         device=lambda context: str(remembered(context).device),
     )
     return client_app
+
+
+def _reproducibly(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """Sums are rounded alike wherever a client answers, as training is."""
+    with reproducible():
+        return call_next(message, context)
 
 
 app = make_client_app()
