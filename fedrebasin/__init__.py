@@ -107,7 +107,6 @@ from fedrebasin.matching import (
     ActivationMatching,
     Alignment,
     AlreadyAligned,
-    Closeness,
     History,
     Matcher,
     State,
@@ -160,6 +159,9 @@ def __getattr__(name: str) -> _Any:
     if name == "Trace":
         deprecated("fedrebasin.Trace", "fedrebasin.History")
         return History
+    if name == "Closeness":
+        deprecated("fedrebasin.Closeness", "fedrebasin.Alignment")
+        return Alignment
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -176,7 +178,6 @@ __all__ = [
     "BatchNormMoments",
     "CalibrationError",
     "Call",
-    "Closeness",
     "Commutativity",
     "CommutativityObjective",
     "CoverageWarning",

@@ -21,12 +21,12 @@ from fedrebasin.cli.inputs import Inputs, open_inputs
 from fedrebasin.cli.merge import DATA_HELP, MODEL_HELP
 from fedrebasin.cli.show import AsJson, finite, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
-from fedrebasin.matching import Method, State, WeightMatching
+from fedrebasin.matching import MethodName, State, WeightMatching
 
 if TYPE_CHECKING:
     import torch
 
-METHODS: dict[str, Method] = {"weight-matching": "auto", "frank-wolfe": "frank-wolfe", "greedy": "greedy"}
+METHODS: dict[str, MethodName] = {"weight-matching": "auto", "frank-wolfe": "frank-wolfe", "greedy": "greedy"}
 LABELS = {"before": "as they are", "after": "matched"}
 
 

@@ -19,7 +19,7 @@ from fedrebasin.cli.data import Data
 from fedrebasin.cli.inputs import Inputs
 from fedrebasin.errors import MergeError
 from fedrebasin.files import load_checkpoint, save_checkpoint
-from fedrebasin.matching import Alignment, History, Method, State, WeightMatching
+from fedrebasin.matching import Alignment, History, MethodName, State, WeightMatching
 from fedrebasin.merging import Aligner, CycleConsistent, MeanInPieces, MergeMany, Vectors, normalised
 from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.sums import evaluate, logits_of
@@ -239,7 +239,7 @@ def _aligned(
     return found
 
 
-def _matching(spec: PermutationSpec, method: str) -> Method:
+def _matching(spec: PermutationSpec, method: str) -> MethodName:
     if method == "frank-wolfe":
         return "frank-wolfe"
     squares = sum(8 * spec.shape(name)[-1] ** 2 for name in spec.groups)
