@@ -103,6 +103,7 @@ from fedrebasin.errors import (
     choose,
     deprecated,
 )
+from fedrebasin.files import MergedFiles, merge_files
 from fedrebasin.matching import (
     ActivationMatching,
     Alignment,
@@ -155,13 +156,13 @@ if not (_here / "strategies").is_dir():
     __path__.append(str(_here.parent))
 
 
+_RENAMED = {"Trace": History, "Closeness": Alignment}
+
+
 def __getattr__(name: str) -> _Any:
-    if name == "Trace":
-        deprecated("fedrebasin.Trace", "fedrebasin.History")
-        return History
-    if name == "Closeness":
-        deprecated("fedrebasin.Closeness", "fedrebasin.Alignment")
-        return Alignment
+    if name in _RENAMED:
+        deprecated(f"fedrebasin.{name}", f"fedrebasin.{_RENAMED[name].__name__}")
+        return _RENAMED[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -205,6 +206,7 @@ __all__ = [
     "Merge",
     "MergeError",
     "MergeMany",
+    "MergedFiles",
     "Moments",
     "Orthogonality",
     "Overlap",
@@ -273,6 +275,7 @@ __all__ = [
     "loss_plane",
     "match_relations",
     "medoid",
+    "merge_files",
     "mode_of",
     "one_shot_pruning",
     "partial_barriers",
