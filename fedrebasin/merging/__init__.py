@@ -7,7 +7,7 @@ from fedrebasin.merging.identity import Identity
 from fedrebasin.merging.in_pieces import MeanInPieces
 from fedrebasin.merging.merge import Merge, Vectors, cosine, unmoved
 from fedrebasin.merging.merge_many import MergeMany
-from fedrebasin.merging.protocol import Aligner, Placer, TwoStepAligner, place_all, two_step
+from fedrebasin.merging.protocol import Aligner, Placer, TwoStepAligner, two_step
 from fedrebasin.merging.reference import medoid, started_from
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "cosine",
     "medoid",
     "normalised",
-    "place_all",
     "started_from",
     "two_step",
     "unmoved",

@@ -44,23 +44,10 @@ class AlignTo(TwoStepAligner):
         known = isinstance(self.reference, Mapping | int) or self.reference in ("auto", "medoid")
         if not known:
             raise MergeError(f"reference {self.reference!r}: choose auto, medoid, a position, or a state dict")
-
-    @property
-    def needs_all(self) -> bool:
-        """Positions are those among all models."""
-        return isinstance(self.reference, int)
-
-    @property
-    def private(self) -> bool:
-        """The reference is a state dict, or can be the start."""
-        return isinstance(self.reference, Mapping) or self.reference == "auto"
-
-    @property
-    def looks_at(self) -> int | None:
-        """No model where the reference is given, one where it is the first, else all."""
-        if isinstance(self.reference, Mapping):
-            return 0
-        return 1 if self.reference == 0 and not isinstance(self.reference, bool) else None
+        is_given, is_position = isinstance(self.reference, Mapping), isinstance(self.reference, int)
+        object.__setattr__(self, "needs_all", is_position)  # among all models
+        object.__setattr__(self, "private", is_given or self.reference == "auto")
+        object.__setattr__(self, "looks_at", 0 if is_given else 1 if is_position and self.reference == 0 else None)
 
     def begin(self, spec: PermutationSpec, start: State | None = None, first: Sequence[State] = ()) -> Placer:
         """A placer with the reference: given, the start, or one of the first models: see :class:`TwoStepAligner`."""

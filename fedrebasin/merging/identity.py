@@ -16,15 +16,8 @@ from fedrebasin.spec import PermutationSpec
 class Identity(TwoStepAligner):
     """Leave every model as it is."""
 
-    @property
-    def private(self) -> bool:
-        """No model depends on another one."""
-        return True
-
-    @property
-    def leaves_as_is(self) -> bool:
-        """No model is permuted."""
-        return True
+    private = True
+    leaves_as_is = True
 
     def begin(self, spec: PermutationSpec, start: State | None = None, first: Sequence[State] = ()) -> Placer:
         """A placer that holds the models, whose similarity to their mean is not known before: see :class:`Placer`."""

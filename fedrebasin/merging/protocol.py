@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -74,41 +74,24 @@ class Placer(Protocol):
         ...
 
 
-class TwoStepAligner:
-    """An aligner in two steps, as a linear solver has init and compute; a subclass has :meth:`begin`.
+class TwoStepAligner(ABC):
+    """An aligner in two steps, as a linear solver has init and compute; what it demands it says itself.
 
-    What it demands and allows is said by its properties.
+    Attributes:
+        needs_all: whether no model can be placed before all of them are there.
+        private: whether how one model is permuted depends on no other one, where none are shown to :meth:`begin`.
+        leaves_as_is: whether no model is permuted.
+        looks_at: how many of the first models the reference is chosen from; None for as many as there are.
+        threads: how many models are placed at a time, where there is a reference; no result depends on it.
+        keep_states: whether a merge carries the aligned models.
     """
 
-    @property
-    def needs_all(self) -> bool:
-        """Whether no model can be placed before all of them are there."""
-        return True
-
-    @property
-    def private(self) -> bool:
-        """Whether how one model is permuted depends on no other one, where none are shown to :meth:`begin`."""
-        return False
-
-    @property
-    def leaves_as_is(self) -> bool:
-        """Whether no model is permuted."""
-        return False
-
-    @property
-    def looks_at(self) -> int | None:
-        """How many of the first models the reference is chosen from; None for as many as there are."""
-        return 0
-
-    @property
-    def threads(self) -> int:
-        """How many models are placed at a time; no result depends on it."""
-        return 1
-
-    @property
-    def keep_states(self) -> bool:
-        """Whether a merge carries the aligned models."""
-        return True
+    needs_all: bool = True
+    private: bool = False
+    leaves_as_is: bool = False
+    looks_at: int | None = 0
+    threads: int = 1
+    keep_states: bool = True
 
     @abstractmethod
     def begin(self, spec: PermutationSpec, start: State | None = None, first: Sequence[State] = ()) -> Placer:
@@ -182,11 +165,6 @@ def two_step(aligner: Aligner) -> TwoStepAligner:
     return _Called(aligner)
 
 
-def place_all(placer: Placer, states: Iterable[State], threads: int = 1) -> Iterator[tuple[State, Alignment | None]]:
-    """Every model with its alignment, in the order given; those that are held one after the other."""
-    return ahead(lambda state: (state, placer.place(state)), states, threads if placer.reference is not None else 1)
-
-
 def _merged(
     aligner: TwoStepAligner,
     placer: Placer,
@@ -201,7 +179,8 @@ def _merged(
     after: list[float] = []
 
     def aligned() -> Iterator[State]:
-        for state, alignment in place_all(placer, states, aligner.threads):
+        threads = aligner.threads if placer.reference is not None else 1
+        for state, alignment in ahead(lambda state: (state, placer.place(state)), states, threads):
             if alignment is None or placer.reference is None:
                 continue
             vectors = Vectors(alignment.permutation.spec)

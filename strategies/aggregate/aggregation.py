@@ -11,7 +11,9 @@ from flwr.common import log
 from flwr.serverapp.strategy import QFedAvg, Strategy
 from torch import Tensor
 
-from fedrebasin import Merge
+from fedrebasin import History, Merge
+from fedrebasin.devices import move
+from fedrebasin.merging import two_step
 
 from ..replies import (
     Reply,
@@ -29,7 +31,7 @@ from ..replies import (
     strangers,
 )
 from .alignment import ReplyAlignment
-from .flower_mean import flower_mean
+from .flower_mean import FlowerMean, flower_mean
 from .running_mean import RunningMean, folded, is_the_mean, mean_metrics, needs_only_the_mean
 from .tally import Tally
 
@@ -83,8 +85,7 @@ class Aggregation:
         tally = Tally()
         integers: State = {}
         if not self.alignment.idle:
-            needed = not needs_only_the_mean(self.strategy) or bool(self._moving_integers(good[0].state))
-            merge = self.alignment.all_at_once(good, self.global_state, self.server_round, tally, needed)
+            merge = self._merge(good, tally)
             good, merge, integers = self._agreeing(good, merge)
             if good and expects_attackers(self.strategy):
                 good, merge = self._without_strangers(good, merge)
@@ -112,16 +113,38 @@ class Aggregation:
         mean, tally = RunningMean(), Tally()
         kept: list[Reply] = []
         integers: State = {}
-        aligned = self.alignment.one_by_one(
-            self._admitted(replies), self.global_state, self.server_round, workers, tally, self.screener.set_aside
-        )
-        for reply, state in aligned:
+        for reply, state in self._arriving(replies, workers, tally):
             integers = {key: state[key] for key in self._moving_integers(state)}
             mean.add(state, reply.num_examples)
             kept.append(_without_arrays(reply))
         return (
             self._of_the_mean(kept, {**mean.finish(), **integers}, None, tally, integers) if kept else self._nothing()
         )
+
+    def _merge(self, replies: Sequence[Reply], tally: Tally) -> Merge:
+        """All replies' models, aligned, and their mean as Flower takes it."""
+        keep_states = (
+            two_step(self.alignment.aligner).keep_states
+            or not needs_only_the_mean(self.strategy)
+            or bool(self._moving_integers(replies[0].state))
+        )
+        mean, alignments, states = FlowerMean(reply.num_examples for reply in replies), [], []
+        for _, state, alignment in self.alignment.aligned(replies, self.global_state, self.server_round, tally):
+            mean.add(state)
+            alignments.append(alignment)
+            if keep_states:
+                states.append(state)
+        return Merge(tuple(states), tuple(alignments), mean.sums, History((), tally.seconds, True, "aligned"))
+
+    def _arriving(self, replies: Iterable[Message], workers: int, tally: Tally) -> Iterator[tuple[Reply, State]]:
+        """Each good reply and its aligned model, as replies arrive."""
+        good = self._admitted(replies)
+        if self.alignment.idle:
+            return ((reply, move(reply.state, self.alignment.device)) for reply in good)
+        aligned = self.alignment.aligned(
+            good, self.global_state, self.server_round, tally, workers, self.screener.set_aside
+        )
+        return ((reply, state) for reply, state, _ in aligned)
 
     def _moving_integers(self, state: State) -> tuple[str, ...]:
         return () if self.alignment.idle else moving_integers(self.alignment.spec, state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from logging import INFO
@@ -14,13 +14,12 @@ import torch
 from flwr.common import log
 from torch import Tensor
 
-from fedrebasin import Aligner, Alignment, AlignTo, History, Merge, PermutationSpec, WeightMatching, ahead, cosine
+from fedrebasin import Aligner, Alignment, AlignTo, History, PermutationSpec, WeightMatching, ahead, cosine
 from fedrebasin.devices import move
 from fedrebasin.merging import Placer, TwoStepAligner, two_step
 
 from ..replies import Reply, State, alike, dissent, moving_integers, of_usual_length
 from ..run import Frames
-from .flower_mean import FlowerMean
 from .tally import Tally
 
 LOOKED_AT = 8  # replies that decide the reference when the others have yet to come
@@ -49,89 +48,77 @@ class ReplyAlignment:
         """Whether every model stays as it is."""
         return self.spec is None or two_step(self.aligner).leaves_as_is
 
-    def all_at_once(
-        self, replies: Sequence[Reply], global_state: State, server_round: int, tally: Tally, keep_states: bool
-    ) -> Merge:
-        """All replies' models, aligned; their mean as Flower takes it.
+    def aligned(
+        self,
+        replies: Iterable[Reply],
+        global_state: State,
+        server_round: int,
+        tally: Tally,
+        workers: int = 0,
+        set_aside: Callable[[int, str], None] | None = None,
+    ) -> Iterator[tuple[Reply, State, Alignment]]:
+        """Each reply with its aligned model and how it was aligned, in the order given.
 
         Args:
             replies: at least one.
             global_state: the model that the server sent out.
             server_round: Flower's round.
             tally: what was done is counted there.
-            keep_states: whether the aligned models are needed, if the aligner does not keep them of itself.
+            workers: matchings that run at the same time while replies arrive: at most one model more is held, and a
+                reference is chosen from the first few. 0 where all replies are at hand.
+            set_aside: is told of models whose integers along groups are not the reference's; None lets them pass.
         """
-        assert self.spec is not None
-        started = time.perf_counter()
-        states = [move(reply.state, self.device) for reply in replies]
-        weights = [reply.num_examples for reply in replies]
-        start = move(global_state, self.device)
-        aligner = self._aligner(start)
-        shown = of_usual_length(alike(self.spec, states)) if aligner.needs_all else states
-        placer = self._begun(aligner, start, shown)
-
-        def place(pair: tuple[Reply, State]) -> Alignment | None:
-            return self._place(placer, *pair, server_round)
-
-        pairs = zip(replies, shown, strict=True)
-        found = list(ahead(place, pairs, aligner.threads if placer.reference is not None else 1))
-        alignments = [alignment for alignment in found if alignment is not None]
-        goal = placer.reference
-        if goal is None:
-            held = placer.finish(weights)
-            alignments, goal = list(held.alignments), held.merged
-        mean, aligned = FlowerMean(weights), []
-        for reply, state, alignment in zip(replies, states, alignments, strict=True):
-            result = self._applied(reply, state, alignment, goal, tally)
-            mean.add(result)
-            if keep_states or aligner.keep_states:
-                aligned.append(result)
-        tally.seconds = time.perf_counter() - started
-        history = History((), tally.seconds, True, "aligned")
-        return Merge(tuple(aligned), tuple(alignments), mean.sums, history)
-
-    def one_by_one(
-        self,
-        replies: Iterable[Reply],
-        global_state: State,
-        server_round: int,
-        workers: int,
-        tally: Tally,
-        set_aside: Callable[[int, str], None],
-    ) -> Iterator[tuple[Reply, State]]:
-        """Each reply and its aligned model, as replies arrive; at most ``workers`` + 1 models are held.
-
-        The reference must be known before the last reply is there: where it is neither given nor the global model it
-        is one of the first replies. Models whose integers along groups are not the reference's are handed to
-        ``set_aside``, with the reason.
-        """
-        arriving = ((reply, move(reply.state, self.device)) for reply in replies)
-        if self.idle:
-            yield from arriving
-            return
-        start = move(global_state, self.device)
-        aligner = self._aligner(start)
-        first = deque(islice(arriving, LOOKED_AT if aligner.looks_at is None else aligner.looks_at))
-        started = time.perf_counter()
-        placer = self._begun(aligner, start, [state for _, state in first])
-        reference = placer.reference
-        assert reference is not None, "an aligner that needs all models is refused before a run"
-        tally.seconds = time.perf_counter() - started
-
-        def place(pair: tuple[Reply, State]) -> tuple[Reply, State, Alignment, float]:
-            started = time.perf_counter()
-            alignment = self._place(placer, *pair, server_round)
-            assert alignment is not None
-            return *pair, alignment, time.perf_counter() - started
-
-        for reply, state, alignment, seconds in ahead(
-            place, _chained(first, arriving), max(workers, aligner.threads), waiting=1
-        ):
-            integers = {key: reference[key] for key in moving_integers(self.spec, state)}
-            if reason := dissent(integers, alignment.apply(state) if integers else state):
+        for reply, state, alignment, goal in self._placed(replies, global_state, server_round, tally, workers):
+            result = state if alignment.permutation.is_identity else alignment.apply(state)
+            integers = moving_integers(self.spec, state) if set_aside is not None else ()
+            if set_aside is not None and (reason := dissent({key: goal[key] for key in integers}, result)):
                 set_aside(reply.node_id, reason)
                 continue
-            yield reply, self._applied(reply, state, alignment, reference, tally, seconds)
+            if self.frames is not None:
+                self.frames.learn(reply.node_id, alignment.permutation)
+            known = alignment.distance
+            tally.add(alignment, distance(alignment.permutation.spec, goal, result) if known is None else known)
+            yield reply, result, alignment
+
+    def _placed(
+        self, replies: Iterable[Reply], global_state: State, server_round: int, tally: Tally, workers: int
+    ) -> Iterator[tuple[Reply, State, Alignment, Mapping[str, Tensor]]]:
+        """Each reply with its model, how that is aligned, and to what."""
+        assert self.spec is not None
+        start = move(global_state, self.device)
+        aligner = self._aligner(start)
+        arriving = ((reply, move(reply.state, self.device)) for reply in replies)
+        wanted = None if aligner.needs_all else aligner.looks_at
+        first = deque(islice(arriving, LOOKED_AT if wanted is None and workers else wanted))
+        started = time.perf_counter()
+        if aligner.needs_all:
+            seen = of_usual_length(alike(self.spec, [state for _, state in first]))
+            first = deque(zip([reply for reply, _ in first], seen, strict=True))
+        placer = aligner.begin(self.spec, start, () if self.private else [state for _, state in first])
+        if placer.reference is not None and wanted != 0:
+            chosen = "the global model" if placer.reference is start else "one of the clients' models"
+            log(INFO, "aggregate_train: the reference is %s", chosen)
+        tally.seconds += time.perf_counter() - started
+
+        def place(pair: tuple[Reply, State]) -> tuple[Reply, State, Alignment | None, float]:
+            started = time.perf_counter()
+            return *pair, self._place(placer, *pair, server_round), time.perf_counter() - started
+
+        held = []
+        threads = 1 if placer.reference is None else max(workers, aligner.threads)
+        for reply, state, alignment, seconds in ahead(place, _chained(first, arriving), threads, int(workers > 0)):
+            tally.seconds += seconds
+            if alignment is None or placer.reference is None:
+                held.append(reply)
+            else:
+                own = move(reply.state, self.device) if aligner.needs_all else state
+                yield reply, own, alignment, placer.reference
+        if held:
+            started = time.perf_counter()
+            merge = placer.finish([reply.num_examples for reply in held])
+            tally.seconds += time.perf_counter() - started
+            for reply, alignment in zip(held, merge.alignments, strict=True):
+                yield reply, move(reply.state, self.device), alignment, merge.merged
 
     def _aligner(self, global_state: State) -> TwoStepAligner:
         """What aligns this round: once nodes have permutations of their own, models are aligned to the global one."""
@@ -139,41 +126,15 @@ class ReplyAlignment:
             return AlignTo(getattr(self.aligner, "matcher", None) or WeightMatching(), reference=global_state)
         return two_step(self.aligner)
 
-    def _begun(self, aligner: TwoStepAligner, start: State, first: Sequence[State]) -> Placer:
-        assert self.spec is not None
-        placer = aligner.begin(self.spec, start, () if self.private else first)
-        if placer.reference is not None and aligner.looks_at != 0:
-            chosen = "the global model" if placer.reference is start else "one of the clients' models"
-            log(INFO, "aggregate_train: the reference is %s", chosen)
-        return placer
-
     def _place(self, placer: Placer, reply: Reply, state: State, server_round: int) -> Alignment | None:
         """By the node's own permutation, or, if it has none or has drifted away from it, by the placer."""
-        permutation = None if self.frames is None else self.frames.known(reply.node_id, server_round)
-        if self.frames is None or permutation is None or placer.reference is None or self.spec is None:
+        own = None if self.frames is None else self.frames.known(reply.node_id, server_round)
+        if self.frames is None or own is None or placer.reference is None:
             return placer.place(state)
-        similarity = cosine(self.spec, placer.reference, permutation.apply(state))
+        similarity = cosine(own.spec, placer.reference, own.apply(state))
         if self.frames.rematch_below is not None and similarity < self.frames.rematch_below:
             return placer.place(state)
-        return Alignment(permutation, similarity, History((), 0.0, True, "the node's own permutation"))
-
-    def _applied(
-        self,
-        reply: Reply,
-        state: State,
-        alignment: Alignment,
-        goal: Mapping[str, Tensor],
-        tally: Tally,
-        seconds: float = 0.0,
-    ) -> State:
-        """The aligned model, counted."""
-        assert self.spec is not None
-        if self.frames is not None:
-            self.frames.learn(reply.node_id, alignment.permutation)
-        result = state if alignment.permutation.is_identity else alignment.apply(state)
-        known = alignment.distance
-        tally.add(alignment, distance(self.spec, goal, result) if known is None else known, seconds)
-        return result
+        return Alignment(own, similarity, History((), 0.0, True, "the node's own permutation"))
 
 
 def _chained(first: deque[tuple[Reply, State]], rest: Iterable[tuple[Reply, State]]) -> Iterator[tuple[Reply, State]]:
