@@ -103,11 +103,11 @@ from fedrebasin.errors import (
     choose,
     deprecated,
 )
+from fedrebasin.files import MergedFiles, merge_files
 from fedrebasin.matching import (
     ActivationMatching,
     Alignment,
     AlreadyAligned,
-    Closeness,
     History,
     Matcher,
     State,
@@ -156,10 +156,13 @@ if not (_here / "strategies").is_dir():
     __path__.append(str(_here.parent))
 
 
+_RENAMED = {"Trace": History, "Closeness": Alignment}
+
+
 def __getattr__(name: str) -> _Any:
-    if name == "Trace":
-        deprecated("fedrebasin.Trace", "fedrebasin.History")
-        return History
+    if name in _RENAMED:
+        deprecated(f"fedrebasin.{name}", f"fedrebasin.{_RENAMED[name].__name__}")
+        return _RENAMED[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -176,7 +179,6 @@ __all__ = [
     "BatchNormMoments",
     "CalibrationError",
     "Call",
-    "Closeness",
     "Commutativity",
     "CommutativityObjective",
     "CoverageWarning",
@@ -204,6 +206,7 @@ __all__ = [
     "Merge",
     "MergeError",
     "MergeMany",
+    "MergedFiles",
     "Moments",
     "Orthogonality",
     "Overlap",
@@ -272,6 +275,7 @@ __all__ = [
     "loss_plane",
     "match_relations",
     "medoid",
+    "merge_files",
     "mode_of",
     "one_shot_pruning",
     "partial_barriers",

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from fedrebasin import Aligner, AlignTo, PermutationSpec, coverage_gaps
 from fedrebasin.devices import move, pick_device
 
-from .aggregate import Aggregate, Aggregation, Stage
+from .aggregate import Aggregate, Aggregation, ReplyAlignment
 from .combinations import check_outside, check_parts, is_private
 from .replies import RecordError, Screener, StreamingGrid, Template, to_state
 from .round import Calibrator, Probe, Round, finish
@@ -81,7 +81,7 @@ class Aligned(Strategy):
         self.query_type = query_type
         self.beta: float | None = None
         frames = frame if isinstance(frame, Frames) else Frames() if frame == "client" else None
-        self.stage = Stage(spec, self.aligner, frames, pick_device(device), private=is_private(self.strategy))
+        self.stage = ReplyAlignment(spec, self.aligner, frames, pick_device(device), private=is_private(self.strategy))
         self._journal = None if checkpoint is None else Journal(Path(checkpoint), self.strategy)
         self._done = 0
         self._arrays = ArrayRecord()

@@ -15,9 +15,10 @@ from flwr.serverapp.strategy import (
 )
 from flwr.serverapp.strategy.fedopt import FedOpt
 
-from fedrebasin import Aligner, AlignTo, Identity, PermutationSpec, RebasinError, SpecError
+from fedrebasin import Aligner, PermutationSpec, RebasinError, SpecError
+from fedrebasin.merging import two_step
 
-from .aggregate import Stage
+from .aggregate import ReplyAlignment, needs_only_the_mean
 from .replies import is_a, unwrap
 from .round import BatchNormRecalibration, Calibrator, Probe, TemperatureCalibration
 
@@ -55,10 +56,16 @@ def check_parts(parts: Parts) -> None:
         SpecError: if an aligner that permutes has no spec.
         RebasinError: for an order in which a strategy would not do what it promises.
     """
-    if parts.spec is None and not isinstance(parts.aligner, Identity):
+    aligner = two_step(parts.aligner)
+    if parts.spec is None and not aligner.leaves_as_is:
         raise SpecError(f"{type(parts).__name__} needs spec=, as in PermutationSpec.trace(model, example_inputs)")
+    if aligner.needs_all and not aligner.leaves_as_is and parts.streaming and needs_only_the_mean(parts.strategy):
+        raise RebasinError(
+            f"{type(parts.aligner).__name__} needs all models at once: use AlignTo, whose reference is no position, or "
+            "streaming=False"
+        )
     inner = type(parts.strategy).__name__
-    if any(isinstance(getattr(layer, "stage", None), Stage) for layer in unwrap(parts.strategy)):
+    if any(isinstance(getattr(layer, "stage", None), ReplyAlignment) for layer in unwrap(parts.strategy)):
         raise RebasinError(f"{inner} inside {type(parts).__name__}: its replies would be aligned twice; one is enough")
     rewriting = [type(part).__name__ for part in parts.calibrators if part.rewrites_weights]
     if rewriting and is_a(parts.strategy, KEEPS_STATE):
@@ -81,7 +88,7 @@ def check_outside(strategy: Parts) -> None:
     caller = sys._getframe(2).f_locals.get("self")
     if not isinstance(caller, Strategy) or getattr(caller, "strategy", None) is not strategy:
         return
-    nothing = isinstance(strategy.aligner, Identity) and not (strategy.calibrators or strategy.probes)
+    nothing = two_step(strategy.aligner).leaves_as_is and not (strategy.calibrators or strategy.probes)
     if not nothing or strategy.streaming:
         name, outer = type(strategy).__name__, type(caller).__name__
         raise RebasinError(
@@ -91,18 +98,16 @@ def check_outside(strategy: Parts) -> None:
 
 
 def _check_privacy(parts: Parts, inner: str) -> None:
-    if is_a(parts.strategy, CLIENTS_CLIP) and not isinstance(parts.aligner, Identity):
+    if is_a(parts.strategy, CLIENTS_CLIP) and not two_step(parts.aligner).leaves_as_is:
         raise RebasinError(
             f"{inner}: clients clip their updates before the server permutes them, and a permuted update can be longer "
             "than the clipping norm: align on the client, mods=[fixedclipping_mod, AlignMod(spec)], and not on the "
             "server"
         )
-    aligner = parts.aligner
-    alone = isinstance(aligner, AlignTo) and not isinstance(aligner.reference, int) and aligner.reference != "medoid"
-    if not alone and not isinstance(aligner, Identity):
+    if not two_step(parts.aligner).private:
         raise RebasinError(
-            f"{inner}: with {type(aligner).__name__} as it is set, how one client's model is permuted depends on the "
-            "others, which the noise does not cover: use AlignTo() or AlignTo(reference=a state dict)"
+            f"{inner}: with {type(parts.aligner).__name__} as it is set, how one client's model is permuted depends on "
+            "the others, which the noise does not cover: use AlignTo() or AlignTo(reference=a state dict)"
         )
     for calibrator in parts.calibrators:
         on_server_data = getattr(calibrator, "batches", None) is not None

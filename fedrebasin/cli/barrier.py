@@ -16,17 +16,18 @@ from fedrebasin.analysis import Barrier, Definition, barrier_value, loss_barrier
 from fedrebasin.calibration import batch_norms
 from fedrebasin.cli import options as opt
 from fedrebasin.cli.bars import Bars
-from fedrebasin.cli.data import Data, open_data
-from fedrebasin.cli.inputs import Inputs, open_inputs
+from fedrebasin.cli.data import open_data
+from fedrebasin.cli.inputs import open_inputs, spec_of
 from fedrebasin.cli.merge import DATA_HELP, MODEL_HELP
 from fedrebasin.cli.show import AsJson, finite, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
-from fedrebasin.matching import Method, State, WeightMatching
+from fedrebasin.files import CheckpointSet, Data
+from fedrebasin.matching import MethodName, State, WeightMatching
 
 if TYPE_CHECKING:
     import torch
 
-METHODS: dict[str, Method] = {"weight-matching": "auto", "frank-wolfe": "frank-wolfe", "greedy": "greedy"}
+METHODS: dict[str, MethodName] = {"weight-matching": "auto", "frank-wolfe": "frank-wolfe", "greedy": "greedy"}
 LABELS = {"before": "as they are", "after": "matched"}
 
 
@@ -64,7 +65,7 @@ def barrier(
     for note in opened.notes:
         say(note)
     found = open_data(data, data_dir, image_size, examples, place)
-    groups = opened.spec(spec, found.shape)
+    groups = spec_of(opened, spec, found.shape)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     first, second = ({k: tensor.to(place) for k, tensor in one.state.items()} for one in opened.checkpoints)
@@ -142,7 +143,7 @@ class _Watched:
 
 
 def _curve(
-    opened: Inputs,
+    opened: CheckpointSet,
     a: State,
     b: State,
     batches: _Watched,
@@ -156,7 +157,7 @@ def _curve(
     return loss_barrier(model, a, b, batches, points, recalibrate=training if batch_norms(model) else None)
 
 
-def _content(opened: Inputs, data: Data, curves: dict[str, Barrier], similarity: float) -> dict[str, Any]:
+def _content(opened: CheckpointSet, data: Data, curves: dict[str, Barrier], similarity: float) -> dict[str, Any]:
     definitions: tuple[Definition, ...] = ("git-re-basin", "simultaneous")
     return {
         "a": str(opened.checkpoints[0].path),

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedrebasin.errors import DataError
+from fedrebasin.files import Data
 
 BATCH = 256
 SEED = 20230501
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Batches of inputs and labels for calibration and judgement.
-
-    Args:
-        name: as it was given.
-        training: what running statistics are taken from.
-        held_out: what inverse temperatures are fitted on; no figure is taken on it.
-        reported: what figures are taken on.
-        shape: of an example input with two samples, for the tracer.
-    """
-
-    name: str
-    training: list[tuple[Tensor, Tensor]]
-    held_out: list[tuple[Tensor, Tensor]]
-    reported: list[tuple[Tensor, Tensor]]
-    shape: str
-
-    def counts(self) -> dict[str, int]:
-        """Number of examples of each kind."""
-        kinds = {"training": self.training, "held_out": self.held_out, "reported": self.reported}
-        return {name: sum(len(labels) for _, labels in batches) for name, batches in kinds.items()}
 
 
 def open_data(name: str, data_dir: str, image_size: int, examples: int, device: torch.device) -> Data:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +10,11 @@ import typer
 from rich.table import Table
 
 from fedrebasin.cli.bars import Bars
-from fedrebasin.cli.data import Data, open_data
-from fedrebasin.cli.estimate import estimate
-from fedrebasin.cli.inputs import Inputs, open_inputs
-from fedrebasin.cli.merging import METHODS, REFERENCED, Merged, merge_inputs
+from fedrebasin.cli.data import open_data
+from fedrebasin.cli.inputs import open_inputs, spec_of
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
-from fedrebasin.errors import CoverageWarning, MergeError, choose
+from fedrebasin.errors import MergeError, choose
+from fedrebasin.files import METHODS, REFERENCED, CheckpointSet, Data, MergedFiles, estimate, merge_opened
 from fedrebasin.spec import PermutationSpec, coverage_gaps
 
 MODEL_HELP = "torchvision:NAME, or package.module:callable, which is called without arguments; not for plain stacks."
@@ -65,7 +63,7 @@ def merge(
         say(note)
     found = open_data(data, data_dir, image_size, examples, torch.device("cpu")) if data else None
     shape = inputs or (found.shape if found else "1,3,224,224")
-    groups = opened.spec(spec, shape) if method != "average" else opened.no_groups()
+    groups = spec_of(opened, spec, shape) if method != "average" else opened.no_groups()
     if not model and spec is None and method != "average":
         say(f"without --model, by names and shapes: a plain stack with {len(groups.groups)} hidden layers")
     matched = len(checkpoints) - (method in REFERENCED and base is None)
@@ -73,9 +71,8 @@ def merge(
         say(f"warning: {missing}")
     expected = estimate(groups, method, len(checkpoints), opened.nbytes, matched, opened.largest_tensor)
     say(f"merging {len(checkpoints)} checkpoints of {opened.nbytes / 1e6:.0f} MB by {method}: {expected}")
-    with leaving(lambda: f"nothing was written to {out}"), Bars() as bars, warnings.catch_warnings():
-        warnings.simplefilter("ignore", CoverageWarning)  # it was said
-        merged = merge_inputs(opened, groups, method, shares, seed, out, found, bars)
+    with leaving(lambda: f"nothing was written to {out}"), Bars() as bars:
+        merged = merge_opened(opened, groups, method, shares, seed, out, found, bars)
     if json:
         print_json(
             {
@@ -89,7 +86,7 @@ def merge(
     print_table(table_of(merged, groups), _lines(merged, out, opened, found))
 
 
-def table_of(merged: Merged, groups: PermutationSpec) -> Table:
+def table_of(merged: MergedFiles, groups: PermutationSpec) -> Table:
     """For every input how similar it was to what it was aligned to, how similar it is now, and what that took."""
     to = "the mean" if merged.method not in REFERENCED else merged.reference
     table = Table(
@@ -110,7 +107,7 @@ def table_of(merged: Merged, groups: PermutationSpec) -> Table:
     return table
 
 
-def _lines(merged: Merged, out: Path, opened: Inputs, data: Data | None) -> list[str]:
+def _lines(merged: MergedFiles, out: Path, opened: CheckpointSet, data: Data | None) -> list[str]:
     lines = [
         f"{Path(row.name).name}: far less similar in the layer {row.least_similar[0]}, {row.least_similar[1]:.3f}"
         for row in merged.rows

@@ -12,10 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.errors import MergeError, RebasinError
-from fedrebasin.state import is_counter
-
-_SHOWN = 3
+from fedrebasin.errors import RebasinError
 
 
 def load_model(name: str, **options: Any) -> nn.Module:
@@ -81,34 +78,6 @@ def with_classes(name: str, model: nn.Module, state: Mapping[str, Tensor]) -> nn
     return model
 
 
-def demand_fit(path: object, state: Mapping[str, Tensor], like: Mapping[str, Tensor], whose: str) -> None:
-    """Refuse a checkpoint of another architecture.
-
-    Args:
-        path: of the checkpoint, for the message.
-        state: its tensors.
-        like: the tensors that it must have; counters (single integers) may be missing on either side.
-        whose: what ``like`` belongs to.
-
-    Raises:
-        MergeError: with the keys and shapes that differ.
-    """
-    missing = [f"{key} {_shape(like[key])}" for key in like if key not in state and not is_counter(like[key])]
-    unknown = [f"{key} {_shape(state[key])}" for key in state if key not in like and not is_counter(state[key])]
-    other = [
-        f"{key} {_shape(tensor)} where {whose} has {_shape(like[key])}"
-        for key, tensor in state.items()
-        if key in like and like[key].shape != tensor.shape
-    ]
-    found = [
-        f"{len(entries)} {word} ({', '.join(entries[:_SHOWN])}{', ...' if len(entries) > _SHOWN else ''})"
-        for word, entries in (("missing", missing), ("not in it", unknown), ("of another shape", other))
-        if entries
-    ]
-    if found:
-        raise MergeError(f"{path} does not fit {whose}: tensors {'; '.join(found)}")
-
-
 def parse_shape(text: str) -> tuple[int, ...]:
     """``"1,3,224,224"`` as numbers.
 
@@ -128,10 +97,6 @@ def closest(name: str, known: Iterable[str]) -> str:
     """``; close to it: ...`` with the names that look like this one, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f"; close to it: {', '.join(close)}" if close else ""
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
 
 
 def _torchvision(name: str, **options: Any) -> nn.Module:

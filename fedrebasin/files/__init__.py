@@ -1,9 +1,26 @@
-"""Checkpoints as they lie on disks."""
+"""Checkpoints as they lie on disks, and merging them."""
 
+from fedrebasin.files.calibrate import Calibration, Data, Progress
+from fedrebasin.files.checkpoint_set import CheckpointSet, open_checkpoints
 from fedrebasin.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from fedrebasin.files.estimate import Estimate, estimate
+from fedrebasin.files.merge_files import METHODS, REFERENCED, MergedFile, MergedFiles, merge_files, merge_opened
 
 __all__ = [
+    "METHODS",
+    "REFERENCED",
+    "Calibration",
     "Checkpoint",
+    "CheckpointSet",
+    "Data",
+    "Estimate",
+    "MergedFile",
+    "MergedFiles",
+    "Progress",
+    "estimate",
     "load_checkpoint",
+    "merge_files",
+    "merge_opened",
+    "open_checkpoints",
     "save_checkpoint",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,8 @@ from fedrebasin.errors import deprecated
 from fedrebasin.spec import Permutation, PermutationSpec
 
 State = Mapping[str, Tensor]
+#: From a candidate's number, a reference, and where the candidate stands, to a better permutation of it.
+Step = Callable[[int, State, Permutation], Permutation]
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ class Alignment:
         by_layer: the same cosine for every layer, so that one that did not agree shows however small its weights are.
             A layer is a module with tensors of its own, by its name: ``"0"`` of ``"0.weight"`` and ``"0.bias"``. Empty
             where nobody measured it.
+        distance: Euclidean, of the voting tensors of the reference and the aligned candidate; None likewise.
     """
 
     permutation: Permutation
     similarity: float
     history: History
     by_layer: Mapping[str, float] = field(default_factory=dict)
+    distance: float | None = None
 
     @property
     def least_similar(self) -> tuple[str, float] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -19,21 +18,6 @@ from fedrebasin.state import demand_numbers, demand_same_kinds
 
 #: Entries of each unit that a first, cheap bound on the units' distances is taken from.
 FEW = 128
-
-
-@dataclass(frozen=True)
-class Closeness:
-    """A candidate whose units all stay where they are.
-
-    Args:
-        similarity: the cosine of the two models.
-        distance: the Euclidean distance of their voting tensors.
-        by_layer: the cosine of every layer, see :class:`Alignment`.
-    """
-
-    similarity: float
-    distance: float
-    by_layer: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,19 +44,16 @@ class AlreadyAligned:
 
     def __call__(self, spec: PermutationSpec, reference: State, candidate: State) -> Alignment:
         """Align a candidate: see :class:`fedrebasin.matching.Matcher`."""
-        started = time.perf_counter()
         close = self.closeness(spec, reference, candidate)
-        if close is None:
-            return self.matcher(spec, reference=reference, candidate=candidate)
-        history = History((), time.perf_counter() - started, True, "every unit is nearest to its own")
-        return Alignment(Permutation.identity(spec.bind(candidate)), close.similarity, history, close.by_layer)
+        return self.matcher(spec, reference=reference, candidate=candidate) if close is None else close
 
-    def closeness(self, spec: PermutationSpec, reference: State, candidate: State) -> Closeness | None:
-        """How close a candidate is whose units provably stay where they are; None where that cannot be said.
+    def closeness(self, spec: PermutationSpec, reference: State, candidate: State) -> Alignment | None:
+        """The alignment of a candidate whose units provably stay where they are; None where that cannot be said.
 
         Raises:
             SpecError: if the spec does not fit one of the models.
         """
+        started = time.perf_counter()
         spec = spec.bind(candidate)
         for state in (reference, candidate):
             demand_numbers(state, MatchingError)
@@ -83,7 +64,11 @@ class AlreadyAligned:
                 known = self._known = _Reference(spec.bind(reference), reference)
             except (RuntimeError, NotImplementedError):  # a tensor without values, say: the matcher says which
                 return None
-        return known.closeness(candidate)
+        if (close := known.closeness(candidate)) is None:
+            return None
+        similarity, distance, by_layer = close
+        history = History((), time.perf_counter() - started, True, "every unit is nearest to its own")
+        return Alignment(Permutation.identity(spec), similarity, history, by_layer, distance)
 
 
 class _Reference:
@@ -108,7 +93,8 @@ class _Reference:
                 self._by_key[axis.key].append((name, axis))
         self._radii: dict[int, dict[str, Tensor]] = {}
 
-    def closeness(self, candidate: State) -> Closeness | None:
+    def closeness(self, candidate: State) -> tuple[float, float, dict[str, float]] | None:
+        """The cosine, the distance and the cosines by layer of a candidate that is close enough."""
         if not self._provable:
             return None
         away: dict[str, Tensor] = {}
@@ -130,7 +116,9 @@ class _Reference:
         lengths = math.hypot(*norms[0].values()) * math.hypot(*norms[1].values())
         cosine = sum(products.values()) / lengths if lengths else 1.0
         distance = math.sqrt(sum(apart.values()))
-        return Closeness(max(-1.0, min(1.0, cosine)), distance, cosines_by_layer(products, *norms))
+        if not math.isfinite(distance):
+            return None
+        return max(-1.0, min(1.0, cosine)), distance, cosines_by_layer(products, *norms)
 
     def _within(self, away: dict[str, Tensor], entries: int) -> bool:
         if entries not in self._radii:

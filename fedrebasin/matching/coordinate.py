@@ -7,6 +7,7 @@ from dataclasses import InitVar, dataclass, field
 import torch
 
 from fedrebasin.matching.control import Control
+from fedrebasin.matching.method import Point
 from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.steps import Gradient, WarmAssignment, best_move
 
@@ -61,6 +62,11 @@ class Ascent:
                 self._accept(step, gain)
                 moved = True
         return moved
+
+    @property
+    def point(self) -> Point:
+        """Where it stands."""
+        return Point(self.indices, self.objective)
 
     @property
     def scale(self) -> float:
@@ -130,3 +136,32 @@ def climb(
             control.converged = True
             break
     return ascent
+
+
+@dataclass(frozen=True)
+class CoordinateAscent:
+    """One group after the other in seeded orders, until none can be improved (Git Re-Basin, Algorithm 1).
+
+    Args:
+        max_sweeps: an upper bound for each ascent.
+        restarts: how many orders are tried; the best one is kept.
+    """
+
+    max_sweeps: int = 100
+    restarts: int = 1
+
+    def __call__(
+        self,
+        problem: Problem,
+        start: Point,
+        best: Point,
+        generator: torch.Generator,
+        control: Control,
+        solvers: dict[str, WarmAssignment] | None = None,
+    ) -> Point:
+        """The best ascent's end: see :class:`Method`."""
+        found = [
+            climb(problem, start.indices, generator, self.max_sweeps, control, solvers, start.objective)
+            for _ in range(self.restarts)
+        ]
+        return max((ascent.point for ascent in found), key=lambda point: point.objective)

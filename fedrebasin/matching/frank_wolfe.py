@@ -8,10 +8,14 @@ permutations are ever computed: index vectors, and matrix products over what mov
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from fedrebasin.matching.control import Control
+from fedrebasin.matching.coordinate import climb
+from fedrebasin.matching.method import Point
 from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.steps import Gradient, WarmAssignment
 from fedrebasin.threads import in_threads
@@ -29,7 +33,30 @@ def relaxable(problem: Problem) -> tuple[str, ...]:
     )
 
 
-def frank_wolfe(problem: Problem, start: Indices, max_steps: int, control: Control) -> Indices:
+@dataclass(frozen=True)
+class FrankWolfe:
+    """All groups at once over doubly stochastic matrices, then coordinate ascent from where that is rounded.
+
+    What cannot be relaxed stays where the best point has it, and joins in the ascent.
+
+    Args:
+        max_sweeps: an upper bound for the steps, and for the sweeps of the ascent.
+    """
+
+    max_sweeps: int = 100
+
+    def __call__(
+        self, problem: Problem, start: Point, best: Point, generator: torch.Generator, control: Control
+    ) -> Point:
+        """The end of the ascent; the best point where no time is left: see :class:`Method`."""
+        if control.expired:
+            return best
+        begin = {**best.indices, **{name: start.indices[name] for name in relaxable(problem)}}
+        relaxed = relax(problem, begin, self.max_sweeps, control)
+        return climb(problem, relaxed, generator, self.max_sweeps, control).point
+
+
+def relax(problem: Problem, start: Indices, max_steps: int, control: Control) -> Indices:
     """Maximise the relaxed objective from a permutation, and round the result.
 
     Args:

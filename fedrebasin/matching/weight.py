@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from fedrebasin.errors import MatchingError
-from fedrebasin.matching.alignment import Alignment, State
+from fedrebasin.matching.alignment import Alignment, State, Step
 from fedrebasin.matching.control import Control, Progress
-from fedrebasin.matching.coordinate import Ascent, climb
-from fedrebasin.matching.frank_wolfe import frank_wolfe, relaxable
-from fedrebasin.matching.greedy import greedy
+from fedrebasin.matching.coordinate import CoordinateAscent, climb
+from fedrebasin.matching.frank_wolfe import FrankWolfe, relaxable
+from fedrebasin.matching.greedy import Greedy
+from fedrebasin.matching.method import Method, Point
 from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.starts import EXACT, is_exact, order_by_signatures
+from fedrebasin.matching.steps import WarmAssignment
 from fedrebasin.spec import Permutation, PermutationSpec
 
+# In a step among many models: the others move before the next one, so that an ascent need not run to its end.
+_SWEEPS = 2
 # What an ascent from the order of a copy reaches where it is one; 1 less half of the squared share of the noise.
 _COPY = 0.98
 
-Method = Literal["auto", "coordinate", "frank-wolfe", "greedy"]
+MethodName = Literal["auto", "coordinate", "frank-wolfe", "greedy"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class WeightMatching:
         MatchingError: if the method is unknown, or a number is not positive.
     """
 
-    method: Method = "auto"
+    method: MethodName = "auto"
     seed: int = 0
     max_sweeps: int = 100
     restarts: int = 1
@@ -94,66 +99,88 @@ class WeightMatching:
         similarity = problem.similarity(sum(products.values()))
         return Alignment(Permutation(problem.spec, indices), similarity, control.history(), problem.by_layer(products))
 
-    def _search(self, problem: Problem, control: Control) -> Indices:
-        start = problem.start(self.init)
-        products = problem.inner_products(start)
-        known = sum(products.values())
-        control.report(known)
-        if self.method == "greedy":
-            return self._greedy(problem, start, control)
+    @property
+    def keeps_aligned(self) -> bool:
+        """Whether a candidate stays as it is where every unit is provably nearest to its own."""
+        return self.method != "greedy" and self.init is None
+
+    @property
+    def starts_by_signatures(self) -> bool:
+        """Whether its steps go on from the order that the units' signatures suggest."""
+        return self.method in ("auto", "coordinate") and self.init is None
+
+    def steps(self, spec: PermutationSpec, candidates: Sequence[State], control: Control) -> Step | None:
+        """Steps of coordinate ascent from where a candidate stands, two sweeps at most; None with other methods.
+
+        Assignments start from the prices of the candidate's step before. See :func:`steps_of`.
+        """
+        if self.method not in ("auto", "coordinate"):
+            return None
+        solvers: list[dict[str, WarmAssignment]] = [{} for _ in candidates]
         generator = torch.Generator().manual_seed(self.seed)
-        found: list[Ascent] = []
+        ascend = CoordinateAscent(min(_SWEEPS, self.max_sweeps), self.restarts)
+
+        def step(k: int, reference: State, permutation: Permutation) -> Permutation:
+            problem = Problem(spec, reference, candidates[k])
+            if self.init is not None:
+                permutation = Permutation(spec, problem.start(self.init)).compose(permutation)
+            seconds = [budget for budget in (self.seconds, control.remaining) if budget is not None]
+            own = Control(min(seconds, default=None), self.progress, self.threads, problem.exponent)
+            indices = problem.start(permutation)
+            start = Point(indices, problem.objective(indices))
+            own.report(start.objective)
+            return Permutation(spec, ascend(problem, start, start, generator, own, solvers[k]).indices)
+
+        return step
+
+    def _search(self, problem: Problem, control: Control) -> Indices:
+        indices = problem.start(self.init)
+        products = problem.inner_products(indices)
+        start = Point(indices, sum(products.values()))
+        control.report(start.objective)
+        generator = torch.Generator().manual_seed(self.seed)
+        if self.method == "greedy":
+            return Greedy()(problem, start, start, generator, control).indices
+        found: list[Point] = []
         if self.init is None and not control.expired:
             order = order_by_signatures(problem, products, self.threads)
             if order is not None:
                 found.append(self._from_signatures(problem, order, generator, control))
                 if control.certificate:
                     return found[0].indices
-        # What Frank-Wolfe cannot relax it takes from an ascent.
-        if self.method != "frank-wolfe" or len(relaxable(problem)) < len(problem.moved):
-            found += [
-                climb(problem, start, generator, self.max_sweeps, control, known=known) for _ in range(self.restarts)
-            ]
-        if found and _is_perfect(found[0]):
-            control.certificate = EXACT
-            return found[0].indices
-        if self.method != "coordinate" and not control.expired:
-            begin = max(found, key=_objective).indices if found else start
-            begin = {**begin, **{name: start[name] for name in relaxable(problem)}}
-            relaxed = frank_wolfe(problem, begin, self.max_sweeps, control)
-            found.append(climb(problem, relaxed, generator, self.max_sweeps, control))
-        best = max(found, key=_objective)
+        for method in self._methods(problem):
+            found.append(method(problem, start, _best(*found, start), generator, control))
+            if _is_perfect(problem, found[-1]):
+                control.certificate = EXACT
+                return found[-1].indices
         # A start from which the search went astray is better than where it ended.
-        if best.objective < control.objectives[0]:
-            return start
-        return best.indices
+        return _best(*found, start).indices
 
-    def _from_signatures(
-        self, problem: Problem, order: Indices, generator: torch.Generator, control: Control
-    ) -> Ascent:
-        """The ascent from the order of the signatures, with a certificate where the candidate is a copy."""
+    def _methods(self, problem: Problem) -> list[Method]:
+        ascent, relaxation = CoordinateAscent(self.max_sweeps, self.restarts), FrankWolfe(self.max_sweeps)
+        if self.method == "coordinate":
+            return [ascent]
+        # What Frank-Wolfe cannot relax it takes from an ascent.
+        alone = self.method == "frank-wolfe" and len(relaxable(problem)) == len(problem.moved)
+        return [relaxation] if alone else [ascent, relaxation]
+
+    def _from_signatures(self, problem: Problem, order: Indices, generator: torch.Generator, control: Control) -> Point:
+        """Where the ascent from the order of the signatures ends; with a certificate where the candidate is a copy."""
         if is_exact(problem, order):
-            ascent = Ascent(problem, order, known=sum(problem.own_products().values()))
             control.converged, control.certificate = True, EXACT
-            control.report(ascent.objective)
-            return ascent
-        ascent = climb(problem, order, generator, self.max_sweeps, control)
-        if problem.similarity(ascent.objective) > _COPY and not control.expired:
+            control.report(sum(problem.own_products().values()))
+            return Point(order, control.objectives[-1])
+        found = climb(problem, order, generator, self.max_sweeps, control).point
+        if problem.similarity(found.objective) > _COPY and not control.expired:
             control.certificate = f"{EXACT}, with small changes"
-        return ascent
-
-    def _greedy(self, problem: Problem, start: Indices, control: Control) -> Indices:
-        indices = greedy(problem, start, control)
-        control.objectives.append(problem.objective(indices))
-        control.converged = not control.expired
-        return indices
+        return found
 
 
-def _objective(ascent: Ascent) -> float:
-    return ascent.objective
+def _best(*points: Point) -> Point:
+    """The best of them, the first one of equals."""
+    return max(points, key=lambda point: point.objective)
 
 
-def _is_perfect(ascent: Ascent) -> bool:
+def _is_perfect(problem: Problem, point: Point) -> bool:
     """Whether the candidate is the reference, permuted: nothing is left to find."""
-    near = ascent.problem.similarity(ascent.objective) > 1 - 1e-6
-    return near and is_exact(ascent.problem, ascent.indices)
+    return problem.similarity(point.objective) > 1 - 1e-6 and is_exact(problem, point.indices)

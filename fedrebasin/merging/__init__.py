@@ -5,10 +5,10 @@ from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.cycle_consistent import CycleConsistent
 from fedrebasin.merging.identity import Identity
 from fedrebasin.merging.in_pieces import MeanInPieces
-from fedrebasin.merging.medoid import medoid
-from fedrebasin.merging.merge import Aligner, Merge, Vectors, cosine
+from fedrebasin.merging.merge import Merge, Vectors, cosine, unmoved
 from fedrebasin.merging.merge_many import MergeMany
-from fedrebasin.merging.started_from import started_from
+from fedrebasin.merging.protocol import Aligner, Placer, TwoStepAligner, two_step
+from fedrebasin.merging.reference import medoid, started_from
 
 __all__ = [
     "AlignTo",
@@ -18,10 +18,14 @@ __all__ = [
     "MeanInPieces",
     "Merge",
     "MergeMany",
+    "Placer",
+    "TwoStepAligner",
     "Vectors",
     "average",
     "cosine",
     "medoid",
     "normalised",
     "started_from",
+    "two_step",
+    "unmoved",
 ]

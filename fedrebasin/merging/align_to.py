@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Literal
 
 from fedrebasin.errors import MergeError
-from fedrebasin.matching import Alignment, History, Matcher, State, WeightMatching
-from fedrebasin.merging.average import average, normalised
-from fedrebasin.merging.medoid import medoid
-from fedrebasin.merging.merge import Merge, Vectors, collected, unmoved
-from fedrebasin.spec import PermutationSpec, warn_of_gaps
+from fedrebasin.matching import Alignment, AlreadyAligned, Matcher, State, WeightMatching
+from fedrebasin.merging.merge import Merge, collected, unmoved
+from fedrebasin.merging.protocol import Placer, Together, TwoStepAligner
+from fedrebasin.merging.reference import medoid, started_from
+from fedrebasin.spec import PermutationSpec
 from fedrebasin.state import demand_numbers, demand_same_kinds
-from fedrebasin.threads import ahead
 
 Reference = Literal["auto", "medoid"] | int | State
 
 
 @dataclass(frozen=True)
-class AlignTo:
+class AlignTo(TwoStepAligner):
     """Align every model to a reference, then average (Git Re-Basin, section 3, for more than two models).
 
     Args:
-        matcher: aligns one model to the reference.
+        matcher: aligns one model to the reference. One with a true attribute ``keeps_aligned``, as
+            :class:`WeightMatching` has it, is not asked about models that :class:`fedrebasin.AlreadyAligned` proves to
+            be in the reference's order.
         reference: a state dict (which takes no part in the mean), the position of one of the models, or ``"medoid"``:
-            the model that agrees best with the others, see :func:`fedrebasin.merging.medoid.medoid`. ``"auto"`` is
-            the medoid here; the Flower strategies replace it by the global model where clients started from that.
+            the model that agrees best with the others, see :func:`fedrebasin.merging.medoid`. ``"auto"`` is the model
+            that they were trained from, if it is known and they measurably were, and the medoid if not.
         keep_states: whether the merge carries the aligned models. Without, and with a reference that is a state dict
             or 0, models given as an iterator are taken one by one: memory for one reference, one model and the sum.
         threads: how many models are matched at a time; the result does not depend on it.
@@ -45,67 +44,60 @@ class AlignTo:
         known = isinstance(self.reference, Mapping | int) or self.reference in ("auto", "medoid")
         if not known:
             raise MergeError(f"reference {self.reference!r}: choose auto, medoid, a position, or a state dict")
+        is_given, is_position = isinstance(self.reference, Mapping), isinstance(self.reference, int)
+        object.__setattr__(self, "needs_all", is_position)  # among all models
+        object.__setattr__(self, "private", is_given or self.reference == "auto")
+        object.__setattr__(self, "looks_at", 0 if is_given else 1 if is_position and self.reference == 0 else None)
 
-    def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
-        """Align and average: see :class:`fedrebasin.merging.Aligner`."""
-        started = time.perf_counter()
-        kept: list[State] = []
-        alignments: list[Alignment] = []
-        before: list[float] = []
-        after: list[float] = []
-
-        def aligned() -> Iterator[State]:
-            for alignment, state, result, reference, bound in self._each(spec, states):
-                vectors = Vectors(bound)
-                alignments.append(alignment)
-                before.append(vectors.squared_distance(reference, state))
-                after.append(vectors.squared_distance(reference, result))
-                if self.keep_states:
-                    kept.append(result)
-                yield result
-
-        merged = average(aligned(), weights)
-        warn_of_gaps(alignments[0].permutation.spec)
-        shares = normalised(weights, len(alignments))
-        objective = tuple(sum(s * d for s, d in zip(shares, found, strict=True)) for found in (before, after))
-        converged = all(alignment.history.converged for alignment in alignments)
-        reason = "every model was aligned" if converged else "not every matching ran to its end"
-        return Merge(
-            tuple(kept), tuple(alignments), merged, History(objective, time.perf_counter() - started, converged, reason)
-        )
-
-    def _each(
-        self, spec: PermutationSpec, states: Iterable[State]
-    ) -> Iterator[tuple[Alignment, State, State, State, PermutationSpec]]:
-        """Alignment, model, aligned model, reference and bound spec, for one model after the other."""
-        reference = self.reference if isinstance(self.reference, Mapping) else None
-        chosen = -1
-        if reference is None and (self.reference != 0 or isinstance(self.reference, bool)):
-            spec, held = collected(spec, states)
-            states, chosen = held, self._choose(spec, held)
-            reference = held[chosen]
-        models = iter(states)
-        if reference is None:
-            reference = next(models, None)
-            if reference is None:
-                return
-            chosen, models = 0, chain([reference], models)
-
-        def align(numbered: tuple[int, State]) -> tuple[Alignment, State, State, State, PermutationSpec]:
-            position, state = numbered
-            demand_numbers(state)
-            demand_same_kinds(reference, state)
-            bound = spec.bind(state)
-            if position == chosen:
-                return unmoved(bound, 1.0, "it is the reference"), state, state, reference, bound
-            alignment = self.matcher(bound, reference=reference, candidate=state)
-            return alignment, state, alignment.apply(state), reference, bound
-
-        yield from ahead(align, enumerate(models), self.threads)
-
-    def _choose(self, spec: PermutationSpec, states: Sequence[State]) -> int:
+    def begin(self, spec: PermutationSpec, start: State | None = None, first: Sequence[State] = ()) -> Placer:
+        """A placer with the reference: given, the start, or one of the first models: see :class:`TwoStepAligner`."""
+        if isinstance(self.reference, Mapping):
+            return _ToReference(spec, self.matcher, self.reference)
+        if not first:
+            return Together(spec, self) if start is None else _ToReference(spec, self.matcher, start)
+        spec, first = collected(spec, first)
         if isinstance(self.reference, int):
-            if not -len(states) <= self.reference < len(states):
-                raise MergeError(f"reference {self.reference}: there are {len(states)} models")
-            return self.reference % len(states)
-        return medoid(spec, states)
+            if not -len(first) <= self.reference < len(first):
+                raise MergeError(f"reference {self.reference}: there are {len(first)} models")
+            return _ToReference(spec, self.matcher, first[self.reference])
+        if self.reference == "auto" and start is not None:
+            found = _ToReference(spec, self.matcher, start)
+            if 2 * found.look_at(first) > len(first) or started_from(spec, start, first):
+                return found
+        return _ToReference(spec, self.matcher, first[medoid(spec, first)])
+
+
+@dataclass
+class _ToReference:
+    """A placer that aligns models to one reference."""
+
+    spec: PermutationSpec
+    matcher: Matcher
+    reference: State
+
+    def __post_init__(self) -> None:
+        self._nearby = AlreadyAligned(self.matcher)
+        self._match = self._nearby if getattr(self.matcher, "keeps_aligned", False) else self.matcher
+        # By identity, with the models themselves: another one might come to lie where one of them lay.
+        self._known: dict[int, tuple[State, Alignment]] = {}
+
+    def look_at(self, states: Sequence[State]) -> int:
+        """How many models provably are in the reference's order; for these that is all there is to find out."""
+        found = [(state, self._nearby.closeness(self.spec, self.reference, state)) for state in states]
+        close = {id(state): (state, alignment) for state, alignment in found if alignment is not None}
+        if self._match is self._nearby:
+            self._known = close
+        return sum(alignment is not None for _, alignment in found)
+
+    def place(self, state: State) -> Alignment:
+        if known := self._known.pop(id(state), None):
+            return known[1]
+        demand_numbers(state)
+        demand_same_kinds(self.reference, state)
+        bound = self.spec.bind(state)
+        if state is self.reference:
+            return unmoved(bound, 1.0, "it is the reference")
+        return self._match(bound, reference=self.reference, candidate=state)
+
+    def finish(self, weights: Sequence[float] | None = None) -> Merge:
+        raise MergeError("no model to merge: none was held, each is aligned as it is placed")

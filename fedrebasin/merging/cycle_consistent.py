@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fedrebasin.matching import Control, Problem, Progress, State, WeightMatching, relaxable
 from fedrebasin.merging.average import normalised
+from fedrebasin.merging.frank_wolfe import relax_together
 from fedrebasin.merging.merge import Merge, collected
-from fedrebasin.merging.rounds import Rounds, by_ascent
-from fedrebasin.merging.universe import to_universe
-from fedrebasin.spec import Permutation, PermutationSpec, warn_of_gaps
+from fedrebasin.merging.protocol import Placer, Together, TwoStepAligner
+from fedrebasin.merging.rounds import Rounds, steps_of
+from fedrebasin.spec import Permutation, PermutationSpec
 
 
 @dataclass(frozen=True)
-class CycleConsistent:
+class CycleConsistent(TwoStepAligner):
     """Align all models to one universe, all at the same time; no model is the reference and none comes first.
 
     The permutation from model i to model j is ``P_j^-1 P_i``: from i to j to k is from i to k, around every cycle.
@@ -39,16 +40,18 @@ class CycleConsistent:
     seconds: float | None = None
     progress: Progress | None = None
 
-    def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
-        """Align and average: see :class:`fedrebasin.merging.Aligner`."""
+    def begin(self, spec: PermutationSpec, start: State | None = None, first: Sequence[State] = ()) -> Placer:
+        """A placer that holds the models: see :class:`TwoStepAligner`."""
+        return Together(spec, self._merge)
+
+    def _merge(self, spec: PermutationSpec, states: Sequence[State], weights: Sequence[float] | None) -> Merge:
         spec, held = collected(spec, states)
-        warn_of_gaps(spec)
         shares = normalised(weights, len(held))
         control = Control(self.seconds, self.progress, self.threads)
         rounds = Rounds(spec, held, shares, [Permutation.identity(spec)] * len(held), control)
         generator = torch.Generator().manual_seed(self.seed)
         matcher = WeightMatching(method="coordinate", seed=self.seed, threads=self.threads)
-        polish = by_ascent(spec, held, matcher, control)
+        polish = steps_of(matcher, spec, held, control)
         with torch.no_grad():
             copies = rounds.start_by_signatures()
             problems = [Problem(spec, state, state) for state in rounds.states]
@@ -56,7 +59,7 @@ class CycleConsistent:
                 rounds.run(polish, generator, 1)
                 problems = [Problem(spec, state, state) for state in rounds.states]
             if relaxable(problems[0]) and len(held) > 1 and not copies:
-                steps = to_universe(problems, shares, self.max_steps, control)
+                steps = relax_together(problems, shares, self.max_steps, control)
                 found = [step.compose(done) for step, done in zip(steps, rounds.permutations, strict=True)]
                 relaxed = Rounds(spec, held, shares, found, control)
                 if relaxed.spread <= rounds.spread:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedrebasin.matching import History, State
 from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.merge import Merge, Vectors, collected, unmoved
+from fedrebasin.merging.protocol import Placer, Together, TwoStepAligner
 from fedrebasin.spec import PermutationSpec
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(TwoStepAligner):
     """Leave every model as it is."""
 
-    def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
-        """Average without aligning: see :class:`fedrebasin.merging.Aligner`."""
-        bound, held = collected(spec, states)
-        vectors, merged = Vectors(bound), average(held, weights)
-        shares = normalised(weights, len(held))
-        spread = sum(share * vectors.squared_distance(state, merged) for share, state in zip(shares, held, strict=True))
-        alignments = tuple(unmoved(bound, vectors.cosine(merged, state), "left as it is") for state in held)
-        return Merge(held, alignments, merged, History((spread,), 0.0, True, "nothing was to be aligned"))
+    private = True
+    leaves_as_is = True
+
+    def begin(self, spec: PermutationSpec, start: State | None = None, first: Sequence[State] = ()) -> Placer:
+        """A placer that holds the models, whose similarity to their mean is not known before: see :class:`Placer`."""
+        return Together(spec, _averaged)
+
+
+def _averaged(spec: PermutationSpec, states: Sequence[State], weights: Sequence[float] | None) -> Merge:
+    bound, held = collected(spec, states)
+    vectors, merged = Vectors(bound), average(held, weights)
+    shares = normalised(weights, len(held))
+    spread = sum(share * vectors.squared_distance(state, merged) for share, state in zip(shares, held, strict=True))
+    alignments = tuple(unmoved(bound, vectors.cosine(merged, state), "left as it is") for state in held)
+    return Merge(held, alignments, merged, History((spread,), 0.0, True, "nothing was to be aligned"))

@@ -1,11 +1,10 @@
-"""What an aligner is and what it returns."""
+"""What an aligner returns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -40,26 +39,6 @@ class Merge:
         """The name of ``history`` in 0.1."""
         deprecated("Merge.trace", "Merge.history")
         return self.history
-
-
-class Aligner(Protocol):
-    """Brings any number of models into one another's order, and averages them."""
-
-    def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
-        """Align and merge. A spec that moves little is warned of (:class:`fedrebasin.CoverageWarning`).
-
-        Args:
-            spec: of all models.
-            states: at least one state dict.
-            weights: one for each, equal if None; they weigh the mean and the objective.
-
-        Raises:
-            SpecError: if the spec does not fit a model.
-            MatchingError: if a weight is not finite.
-            MergeError: if there is no model, the weights cannot be used, or integer tensors differ once they have
-                moved: see :mod:`fedrebasin.merging.average`.
-        """
-        ...
 
 
 class Vectors:

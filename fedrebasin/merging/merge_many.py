@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,12 +10,13 @@ import torch
 from fedrebasin.matching import Control, Matcher, Progress, State, WeightMatching
 from fedrebasin.merging.average import normalised
 from fedrebasin.merging.merge import Merge, collected
-from fedrebasin.merging.rounds import Rounds, by_ascent, by_matcher
-from fedrebasin.spec import Permutation, PermutationSpec, warn_of_gaps
+from fedrebasin.merging.protocol import Placer, Together, TwoStepAligner
+from fedrebasin.merging.rounds import Rounds, steps_of
+from fedrebasin.spec import Permutation, PermutationSpec
 
 
 @dataclass(frozen=True)
-class MergeMany:
+class MergeMany(TwoStepAligner):
     """Align every model in turn to the weighted mean of all others, until none moves.
 
     One step maximises ``<theta_i, sum of w_j theta_j over j != i>``, the only part of the spread (the weighted mean of
@@ -23,9 +24,9 @@ class MergeMany:
 
     Args:
         matcher: aligns a model to a mean. :class:`WeightMatching` (``"auto"`` and ``"coordinate"``) goes on from
-            where the models are (or where the units' signatures put them), two sweeps of coordinate ascent at each
-            visit: the first means are of models that do not agree yet, so that nothing is gained by matching them
-            better.
+            where the models are (or where the units' signatures put them), at most two sweeps of coordinate ascent at
+            each visit: the first means are of models that do not agree yet, so that nothing is gained by matching them
+            better. Its other settings count at each visit: ``init`` is then a step from where the model is.
         seed: of the order in which models are visited.
         max_rounds: an upper bound.
         seconds: a time budget: the models as they are when it is spent are averaged.
@@ -38,17 +39,17 @@ class MergeMany:
     seconds: float | None = None
     progress: Progress | None = None
 
-    def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
-        """Align and average: see :class:`fedrebasin.merging.Aligner`."""
+    def begin(self, spec: PermutationSpec, start: State | None = None, first: Sequence[State] = ()) -> Placer:
+        """A placer that holds the models: see :class:`TwoStepAligner`."""
+        return Together(spec, self._merge)
+
+    def _merge(self, spec: PermutationSpec, states: Sequence[State], weights: Sequence[float] | None) -> Merge:
         spec, held = collected(spec, states)
-        warn_of_gaps(spec)
-        control = Control(self.seconds, self.progress)
+        control = Control(self.seconds, self.progress, getattr(self.matcher, "threads", 1))
         still = [Permutation.identity(spec)] * len(held)
         rounds = Rounds(spec, held, normalised(weights, len(held)), still, control)
-        generator = torch.Generator().manual_seed(self.seed)
-        step = by_matcher(spec, held, self.matcher)
-        if isinstance(self.matcher, WeightMatching) and self.matcher.method in ("auto", "coordinate"):
-            step = by_ascent(spec, held, self.matcher, control)
+        if getattr(self.matcher, "starts_by_signatures", False):
             rounds.start_by_signatures()
-        rounds.run(step, generator, self.max_rounds)
+        step = steps_of(self.matcher, spec, held, control)
+        rounds.run(step, torch.Generator().manual_seed(self.seed), self.max_rounds)
         return rounds.merge()

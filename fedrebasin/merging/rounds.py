@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,11 +13,8 @@ from fedrebasin.matching import (
     Control,
     History,
     Matcher,
-    Problem,
     State,
-    WarmAssignment,
-    WeightMatching,
-    climb,
+    Step,
     orders_by_signatures,
 )
 from fedrebasin.merging.average import average
@@ -25,15 +22,11 @@ from fedrebasin.merging.merge import Merge, Vectors
 from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.state import has_mean
 
-# A visit need not run to its end: the mean moves before the next one, and a round without a move ends it all.
-_SWEEPS = 2
 # A gain that is float64's rounding, as a share of what is added up.
 _NOTHING = 1e-12
 
 # The spread, as a share of the models' squared norms, of copies with some noise.
 _LITTLE = 0.05
-
-Improve = Callable[[int, State, Permutation], Permutation]
 
 
 @dataclass
@@ -98,12 +91,12 @@ class Rounds:
         """The weighted mean of the squared distances to the weighted mean."""
         return max(0.0, self._norms - sum(float(tensor.square().sum()) for tensor in self._sum.values()))
 
-    def run(self, improve: Improve, generator: torch.Generator, max_rounds: int) -> None:
+    def run(self, step: Step, generator: torch.Generator, max_rounds: int) -> None:
         """Visit all models in seeded orders until none can be improved.
 
         Args:
-            improve: from a model's position, the weighted sum of all others (with the model's own tensors where no
-                weight votes) and the model's permutation to a better one.
+            step: brings a model closer to the weighted mean of all others (with the model's own tensors where no
+                weight votes).
             generator: for the orders.
             max_rounds: an upper bound.
         """
@@ -111,7 +104,7 @@ class Rounds:
             moved = False
             for k in torch.randperm(len(self.held), generator=generator).tolist():
                 if 0 < self.shares[k] < 1 and not self.control.expired:
-                    moved |= self._improve(k, improve)
+                    moved |= self._improve(k, step)
             self.spreads.append(min(self.spread, self.spreads[-1]))
             if self.control.progress is not None:
                 self.control.progress(len(self.spreads) - 1, self.spreads[-1])
@@ -121,7 +114,7 @@ class Rounds:
                 self.converged = True
                 break
 
-    def _improve(self, k: int, improve: Improve) -> bool:
+    def _improve(self, k: int, step: Step) -> bool:
         own = self._vectors.of(self.states[k])
         others = {key: self._sum[key] - self.shares[k] * tensor for key, tensor in own.items()}
         scale = 1 - self.shares[k]
@@ -133,7 +126,7 @@ class Rounds:
             key: _like(tensor, others[key] / scale) if key in others else mean.get(key, tensor)
             for key, tensor in self.states[k].items()
         }
-        permutation = improve(k, reference, self.permutations[k])
+        permutation = step(k, reference, self.permutations[k])
         if permutation == self.permutations[k]:
             return False
         state = permutation.apply(self.held[k])
@@ -170,26 +163,25 @@ def _like(tensor: Tensor, values: Tensor) -> Tensor:
     return (torch.view_as_complex(values) if tensor.is_complex() else values).to(tensor.dtype)
 
 
-def by_matcher(spec: PermutationSpec, held: Sequence[State], matcher: Matcher) -> Improve:
-    """The step that any matcher can do: align the model, as it stands, to the others."""
+def steps_of(matcher: Matcher, spec: PermutationSpec, candidates: Sequence[State], control: Control) -> Step:
+    """How a matcher brings one of several candidates closer to a reference, again and again.
 
-    def improve(k: int, others: State, permutation: Permutation) -> Permutation:
-        step = matcher(spec, reference=others, candidate=permutation.apply(held[k]))
-        return step.permutation.compose(permutation)
+    A matcher that can go on from where a candidate stands says so by a method ``steps``, with the other arguments of
+    this function, which may return None. Any other one matches the candidate as it stands.
 
-    return improve
+    Args:
+        matcher: of a candidate and a reference.
+        spec: bound to the models.
+        candidates: as they were given.
+        control: the time budget of all steps.
+    """
+    steps = getattr(matcher, "steps", None)
+    if steps is not None and (own := steps(spec, candidates, control)) is not None:
+        step: Step = own
+        return step
 
+    def matched(k: int, reference: State, permutation: Permutation) -> Permutation:
+        found = matcher(spec, reference=reference, candidate=permutation.apply(candidates[k]))
+        return found.permutation.compose(permutation)
 
-def by_ascent(spec: PermutationSpec, held: Sequence[State], matcher: WeightMatching, left: Control) -> Improve:
-    """Coordinate ascent from where the model stands; assignments start from the prices of the round before."""
-    solvers: list[dict[str, WarmAssignment]] = [{} for _ in held]
-    generator = torch.Generator().manual_seed(matcher.seed)
-
-    def improve(k: int, others: State, permutation: Permutation) -> Permutation:
-        problem = Problem(spec, others, held[k])
-        seconds = [s for s in (matcher.seconds, left.remaining) if s is not None]
-        control = Control(min(seconds, default=None), None, matcher.threads)
-        ascent = climb(problem, problem.start(permutation), generator, _SWEEPS, control, solvers[k])
-        return Permutation(spec, ascent.indices)
-
-    return improve
+    return matched

@@ -11,7 +11,9 @@ from flwr.common import log
 from flwr.serverapp.strategy import QFedAvg, Strategy
 from torch import Tensor
 
-from fedrebasin import Merge
+from fedrebasin import History, Merge
+from fedrebasin.devices import move
+from fedrebasin.merging import two_step
 
 from ..replies import (
     Reply,
@@ -28,9 +30,9 @@ from ..replies import (
     moving_integers,
     strangers,
 )
-from .flower_mean import flower_mean
+from .alignment import ReplyAlignment
+from .flower_mean import FlowerMean, flower_mean
 from .running_mean import RunningMean, folded, is_the_mean, mean_metrics, needs_only_the_mean
-from .stage import Stage
 from .tally import Tally
 
 
@@ -58,15 +60,15 @@ class Aggregation:
     """One round's aggregation.
 
     Args:
-        stage: aligns.
+        alignment: of the models.
         strategy: the inner strategy, which aggregates.
         screener: says which replies may take part.
         template: of the global model.
-        global_state: the model that the server sent out; not needed where the stage is idle.
+        global_state: the model that the server sent out; not needed where the alignment is idle.
         server_round: Flower's round.
     """
 
-    stage: Stage
+    alignment: ReplyAlignment
     strategy: Strategy
     screener: Screener
     template: Template
@@ -82,14 +84,16 @@ class Aggregation:
         mean: Mapping[str, Tensor] | None = None
         tally = Tally()
         integers: State = {}
-        if not self.stage.idle:
-            merge, mean = self.stage.all_at_once(good, self.global_state, self.server_round, tally)
+        if not self.alignment.idle:
+            merge = self._merge(good, tally)
             good, merge, integers = self._agreeing(good, merge)
             if good and expects_attackers(self.strategy):
                 good, merge = self._without_strangers(good, merge)
             if not good:
                 return self._nothing()
-            mean = mean if len(good) == tally.models else merge.merged
+            mean = merge.merged
+            if not merge.states:
+                good, merge = [_without_arrays(reply) for reply in good], None
         if not needs_only_the_mean(self.strategy):
             messages = self._messages(good, merge)
             with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
@@ -109,32 +113,56 @@ class Aggregation:
         mean, tally = RunningMean(), Tally()
         kept: list[Reply] = []
         integers: State = {}
-        aligned = self.stage.one_by_one(
-            self._admitted(replies), self.global_state, self.server_round, workers, tally, self.screener.set_aside
-        )
-        for reply, state in aligned:
-            if not self.stage.idle:
-                integers = {key: state[key] for key in moving_integers(self.stage.spec, state)}
+        for reply, state in self._arriving(replies, workers, tally):
+            integers = {key: state[key] for key in self._moving_integers(state)}
             mean.add(state, reply.num_examples)
             kept.append(_without_arrays(reply))
         return (
             self._of_the_mean(kept, {**mean.finish(), **integers}, None, tally, integers) if kept else self._nothing()
         )
 
+    def _merge(self, replies: Sequence[Reply], tally: Tally) -> Merge:
+        """All replies' models, aligned, and their mean as Flower takes it."""
+        keep_states = (
+            two_step(self.alignment.aligner).keep_states
+            or not needs_only_the_mean(self.strategy)
+            or bool(self._moving_integers(replies[0].state))
+        )
+        mean, alignments, states = FlowerMean(reply.num_examples for reply in replies), [], []
+        for _, state, alignment in self.alignment.aligned(replies, self.global_state, self.server_round, tally):
+            mean.add(state)
+            alignments.append(alignment)
+            if keep_states:
+                states.append(state)
+        return Merge(tuple(states), tuple(alignments), mean.sums, History((), tally.seconds, True, "aligned"))
+
+    def _arriving(self, replies: Iterable[Message], workers: int, tally: Tally) -> Iterator[tuple[Reply, State]]:
+        """Each good reply and its aligned model, as replies arrive."""
+        good = self._admitted(replies)
+        if self.alignment.idle:
+            return ((reply, move(reply.state, self.alignment.device)) for reply in good)
+        aligned = self.alignment.aligned(
+            good, self.global_state, self.server_round, tally, workers, self.screener.set_aside
+        )
+        return ((reply, state) for reply, state, _ in aligned)
+
+    def _moving_integers(self, state: State) -> tuple[str, ...]:
+        return () if self.alignment.idle else moving_integers(self.alignment.spec, state)
+
     def _agreeing(self, replies: Sequence[Reply], merge: Merge) -> tuple[list[Reply], Merge, State]:
         """The replies whose integers along groups are those of most, or with privacy the global model's; and these."""
-        keys = moving_integers(self.stage.spec, merge.states[0])
+        keys = self._moving_integers(replies[0].state)
         if not keys:
             return list(replies), merge, {}
-        states = [] if self.stage.private else [dict(state) for state in merge.states]
+        states = [] if self.alignment.private else [dict(state) for state in merge.states]
         integers = agreed(keys, states, self.global_state)
         reasons = [dissent(integers, state) for state in merge.states]
         found = {position: reason for position, reason in enumerate(reasons) if reason}
         return *self._without(replies, merge, found), integers
 
     def _without_strangers(self, replies: Sequence[Reply], merge: Merge) -> tuple[list[Reply], Merge]:
-        assert self.stage.spec is not None
-        return self._without(replies, merge, strangers(self.stage.spec, merge.alignments, merge.states))
+        assert self.alignment.spec is not None
+        return self._without(replies, merge, strangers(self.alignment.spec, merge.alignments, merge.states))
 
     def _without(self, replies: Sequence[Reply], merge: Merge, found: Mapping[int, str]) -> tuple[list[Reply], Merge]:
         """The replies but for those at some positions, which are set aside for these reasons."""
@@ -168,8 +196,8 @@ class Aggregation:
 
     def _measured(self, tally: Tally) -> dict[str, float]:
         measured = tally.metrics()
-        if measured and self.stage.frames is not None:
-            measured["fixed-points"] = self.stage.frames.fixed_points()
+        if measured and self.alignment.frames is not None:
+            measured["fixed-points"] = self.alignment.frames.fixed_points()
         return measured
 
     def _admitted(self, replies: Iterable[Message]) -> Iterator[Reply]:

@@ -22,18 +22,16 @@ class Tally:
     units: int = 0
     moved: int = 0
 
-    def add(self, alignment: Alignment, distance: float, seconds: float = 0.0) -> None:
+    def add(self, alignment: Alignment, distance: float) -> None:
         """Count one model.
 
         Args:
             alignment: what was done to it.
             distance: Euclidean, of the aligned model from what it was aligned to.
-            seconds: that it took.
         """
         self.models += 1
         self.similarity += alignment.similarity
         self.distance += distance
-        self.seconds += seconds
         self.units += sum(index.numel() for index in alignment.permutation.values())
         self.moved += sum(alignment.permutation.units_moved().values())
 

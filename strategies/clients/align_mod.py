@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-from fedrebasin import Matcher, PermutationSpec, RebasinError, WeightMatching
+from fedrebasin import AlignTo, Matcher, PermutationSpec, RebasinError, WeightMatching
 from fedrebasin.devices import move, pick_device
 
 from ..replies import RecordError, State, Template, to_state
@@ -70,7 +70,8 @@ class AlignMod:
         device = pick_device(self.device)
         reference = _named(move(to_state(received), device), names)
         candidate = _named(move(template.decode(trained), device), names)
-        alignment = self.matcher(self.spec, reference=reference, candidate=candidate)
+        alignment = AlignTo(self.matcher, reference=reference).begin(self.spec).place(candidate)
+        assert alignment is not None
         aligned = alignment.apply(candidate)
         encoded = template.encode({key: aligned[names[key]] for key in template.forms})
         # The keys and their order are the client's own: clipping and secure aggregation pair arrays by them.

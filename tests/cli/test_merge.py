@@ -130,7 +130,7 @@ def test_interrupted_it_leaves_nothing_and_says_so(tmp_path, monkeypatch, capsys
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merge_command, "merge_inputs", interrupted)
+    monkeypatch.setattr(merge_command, "merge_opened", interrupted)
     assert main(["merge", "a.safetensors", "b.pt", "-o", "m.safetensors"]) == 130
     assert "interrupted: nothing was written to m.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "m.safetensors").exists()

@@ -5,7 +5,6 @@ told apart has room on every processor. ``test_trained_attackers.py`` judges tra
 """
 
 import math
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -14,10 +13,9 @@ from flwr.serverapp.strategy import FedMedian
 
 from benchmarks.support.attacks import ATTACKS, Clients, Remembered, aggregate, aligned_beforehand, robust
 from fedrebasin import AlignTo, MergeMany, Permutation, PermutationSpec, WeightMatching, medoid
+from fedrebasin.merging import align_to
 from fedrebasin.models import MLP
 from fedrebasin.strategies import Aligned
-
-placing = sys.modules[Aligned.__module__.rpartition(".")[0] + ".aggregate.placing"]
 
 HONEST, ATTACKERS = 12, 3
 NOISE = 0.3  # an honest model's distance from the planted one, in lengths of that
@@ -66,7 +64,7 @@ def matcher(clients):
     """Pairs are matched once for all strategies, in the choice of the reference as well."""
     remembered = Remembered(WeightMatching(method="coordinate"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(placing, "medoid", lambda spec, states: medoid(spec, states, remembered))
+        patch.setattr(align_to, "medoid", lambda spec, states: medoid(spec, states, remembered))
         yield remembered
 
 

@@ -4,17 +4,16 @@ A training run's rounding decides whether a model that lies near a threshold is 
 judged. The margins are twice what 15 to 20 seeds lost at worst; ``benchmarks/attackers.py`` measures.
 """
 
-import sys
 from statistics import fmean
 
 import pytest
 
 from benchmarks.support.attacks import ATTACKS, Remembered, aggregate, aligned_beforehand, robust, train_clients
 from fedrebasin import AlignTo, WeightMatching, medoid
+from fedrebasin.merging import align_to
 from fedrebasin.strategies import Aligned
 
 pytestmark = pytest.mark.slow
-placing = sys.modules[Aligned.__module__.rpartition(".")[0] + ".aggregate.placing"]
 
 HONEST, ATTACKERS = 12, 3
 SEEDS = range(3)
@@ -34,7 +33,7 @@ def runs():
         for seed in SEEDS:
             clients = train_clients(HONEST, ATTACKERS, width=96, examples=700, steps=100, seed=seed)
             matcher = Remembered(WeightMatching(method="coordinate"))
-            patch.setattr(placing, "medoid", lambda spec, states, matcher=matcher: medoid(spec, states, matcher))
+            patch.setattr(align_to, "medoid", lambda spec, states, matcher=matcher: medoid(spec, states, matcher))
 
             def behind(inner, sent, clients=clients, matcher=matcher):
                 aligned = Aligned(inner, spec=clients.spec, aligner=AlignTo(matcher))

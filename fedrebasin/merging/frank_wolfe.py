@@ -1,4 +1,4 @@
-"""Frank-Wolfe for many models at once: every model's groups are relaxed towards one common order, the universe.
+"""Frank-Wolfe for many models at once: every model's groups are relaxed towards one common order.
 
 C2M3 (Crisostomi et al. 2024), section 3: maximise the sum of ``w_i w_j <P_i theta_i, P_j theta_j>`` over pairs. A
 relaxed model is never computed by dense products: when all points move to ``(1 - t) P + t S`` the relaxed tensors are
@@ -87,7 +87,7 @@ class RelaxedModel:
             self.points[name][torch.arange(len(vertex[name])), vertex[name]] += size
 
 
-def to_universe(
+def relax_together(
     problems: Sequence[Problem], shares: Sequence[float], max_steps: int, control: Control
 ) -> list[Permutation]:
     """Relax all models from where they are, and round.
@@ -99,7 +99,7 @@ def to_universe(
         control: the time budget, after which the point reached is rounded, and the threads for the assignments.
 
     Returns:
-        a permutation of each model to the universe; groups that cannot be relaxed stay.
+        a permutation of each model to the common order; groups that cannot be relaxed stay.
     """
     names = relaxable(problems[0])
     models = [RelaxedModel(problem, names) for problem in problems]

@@ -1,17 +1,18 @@
 """What a merge will need: more for more, in words that people read."""
 
+import sys
+
 import pytest
 import torch
 
-from fedrebasin.cli import estimate as module
-from fedrebasin.cli.estimate import estimate, in_words
+from fedrebasin.files.estimate import estimate, in_words
 from fedrebasin.models import MLP
 from fedrebasin.spec.plain_stack import plain_stack
 
 
 @pytest.fixture(autouse=True)
 def _a_machine(monkeypatch):
-    monkeypatch.setattr(module, "_speeds", lambda: (1e-9, 1e-10, 1e-9))
+    monkeypatch.setattr(sys.modules[estimate.__module__], "_speeds", lambda: (1e-9, 1e-10, 1e-9))
 
 
 def spec(width):
