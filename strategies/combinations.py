@@ -15,7 +15,9 @@ from flwr.serverapp.strategy import (
 )
 from flwr.serverapp.strategy.fedopt import FedOpt
 
-from fedrebasin import Aligner, AlignTo, Identity, PermutationSpec, RebasinError, SpecError
+from fedrebasin.errors import RebasinError, SpecError
+from fedrebasin.merging import Aligner, AlignTo, Identity
+from fedrebasin.spec import PermutationSpec
 
 from .aggregate import Stage
 from .replies import is_a, unwrap

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from fedrebasin.cli.models import demand_fit, load_model, with_classes
-from fedrebasin.cli.spec import traced_spec
+from fedrebasin.cli.models import demand_fit, load_model, traced_spec, with_classes
 from fedrebasin.files import Checkpoint, load_checkpoint
 from fedrebasin.spec import PermutationSpec, plain_stack
 from fedrebasin.state import has_mean

@@ -17,16 +17,15 @@ from fedrebasin.calibration import batch_norms, fit_temperature, recalibrate_bat
 from fedrebasin.cli.bars import Bars
 from fedrebasin.cli.data import Data
 from fedrebasin.cli.inputs import Inputs
+from fedrebasin.cli.options import REFERENCED
 from fedrebasin.errors import MergeError
 from fedrebasin.files import load_checkpoint, save_checkpoint
-from fedrebasin.matching import Alignment, History, Method, State, WeightMatching
-from fedrebasin.merging import Aligner, CycleConsistent, MeanInPieces, MergeMany, Vectors, normalised
+from fedrebasin.matching import Alignment, History, Method, WeightMatching
+from fedrebasin.merging import Aligner, CycleConsistent, MeanInPieces, MergeMany, Vectors, average, normalised
 from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import State
 from fedrebasin.sums import evaluate, logits_of
 
-METHODS = ("weight-matching", "frank-wolfe", "merge-many", "cycle-consistent", "average")
-#: The methods that align to one model, which may be a base; they hold one model's pages at a time.
-REFERENCED = ("weight-matching", "frank-wolfe", "average")
 # Frank-Wolfe holds three matrices for each group: beyond this many bytes of them weight matching goes without.
 _RELAXED_BYTES = 3e8
 _RELEASE_BYTES = 2**26
@@ -91,7 +90,7 @@ class Merged:
     """What a merge did.
 
     Args:
-        method: one of ``METHODS``.
+        method: one of ``options.METHODS``.
         model: its name, or "".
         reference: the path of the model that the others were aligned to; "" if they were aligned to their mean.
         base: whether the result is the base and weighted differences from it.
@@ -259,7 +258,7 @@ def _aligner(method: str, seed: int) -> Aligner:
 
 
 def _cosines_to_mean(spec: PermutationSpec, states: Sequence[State], weights: Sequence[float] | None) -> list[float]:
-    mean = fedrebasin.average(({key: state[key] for key in spec.voting(state)} for state in states), weights)
+    mean = average(({key: state[key] for key in spec.voting(state)} for state in states), weights)
     return [Vectors(spec).cosine(mean, state) for state in states]
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fedrebasin.errors import deprecated
 from fedrebasin.spec import Permutation, PermutationSpec
-
-State = Mapping[str, Tensor]
+from fedrebasin.state import State as State
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from flwr.serverapp.strategy import QFedAvg, Strategy
 from torch import Tensor
 
 from fedrebasin import Merge
+from fedrebasin.state import State
 
 from ..replies import (
     Reply,
     Screener,
-    State,
     Template,
     agreed,
     carrying,

@@ -13,19 +13,18 @@ from fedrebasin import (
     Aligner,
     Alignment,
     AlreadyAligned,
-    Closeness,
     History,
     Matcher,
     Merge,
     Permutation,
     PermutationSpec,
     WeightMatching,
-    cosine,
     medoid,
-    started_from,
 )
+from fedrebasin.matching import Closeness
+from fedrebasin.merging import cosine, started_from
+from fedrebasin.state import State
 
-from ..replies import State
 from ..run import Frames
 
 

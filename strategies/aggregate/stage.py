@@ -12,10 +12,12 @@ from logging import INFO
 import torch
 from flwr.common import log
 
-from fedrebasin import Aligner, Alignment, AlignTo, Identity, Merge, PermutationSpec, RebasinError, ahead
+from fedrebasin import Aligner, Alignment, AlignTo, Identity, Merge, PermutationSpec, RebasinError
 from fedrebasin.devices import move
+from fedrebasin.state import State
+from fedrebasin.threads import ahead
 
-from ..replies import Reply, State, alike, dissent, moving_integers, of_usual_length
+from ..replies import Reply, alike, dissent, moving_integers, of_usual_length
 from ..run import Frames
 from .flower_mean import FlowerMean
 from .placing import Placing, distance, matcher_of

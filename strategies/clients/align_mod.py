@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-from fedrebasin import Matcher, PermutationSpec, RebasinError, WeightMatching
 from fedrebasin.devices import move, pick_device
+from fedrebasin.errors import RebasinError
+from fedrebasin.matching import Matcher, WeightMatching
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import State
 
-from ..replies import RecordError, State, Template, to_state
+from ..replies import RecordError, Template, to_state
 
 #: By name: an app imports them from wherever its Flower has them.
 CLIPPING = {"fixedclipping_mod", "adaptiveclipping_mod"}
