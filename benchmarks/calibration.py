@@ -19,9 +19,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fedrebasin import ensemble_log_probabilities, ensemble_logits
 from fedrebasin.simulations import Federation, InlineGrid, SimulationConfig, run_strategy
 from fedrebasin.strategies import register
+from fedrebasin.sums import ensemble_log_probabilities, ensemble_logits
 
 State = dict[str, Tensor]
 SEEDS = (0, 1, 2)

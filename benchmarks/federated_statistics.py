@@ -16,26 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedrebasin import (
-    ActivationCorrelation,
+from fedrebasin import PermutationSpec, Statistic, collect_sums
+from fedrebasin.affine import affine_weights, head_weight
+from fedrebasin.analysis import HalfwayConnectivity, PathEvaluation
+from fedrebasin.calibration import (
     BatchNormMoments,
-    Evaluation,
-    GramMatrices,
-    HalfwayConnectivity,
     HeadSums,
     LayerRegression,
-    PathEvaluation,
-    PermutationSpec,
     PreActivationMoments,
     Reliability,
-    Statistic,
     TemperatureCurve,
-    affine_weights,
-    collect_sums,
-    head_weight,
-    unit_places,
 )
 from fedrebasin.models import MLP, VGG11, ResNet20
+from fedrebasin.sums import ActivationCorrelation, Evaluation, GramMatrices, unit_places
 
 Batches = list[tuple[Tensor, Tensor]]
 MODELS = {

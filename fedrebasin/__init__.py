@@ -1,310 +1,154 @@
 """fedrebasin: permutation-aligned federated learning, a Flower plugin.
 
 The library (this package) needs torch, numpy and scipy only; ``fedrebasin.strategies`` plugs it into Flower and
-``fedrebasin.simulations`` runs and compares federations.
+``fedrebasin.simulations`` runs and compares federations. What most need is importable from here, everything from the
+rooms (``fedrebasin.analysis``, ``fedrebasin.calibration``, ...). Names are loaded when they are first asked for.
 """
 
+from importlib import import_module as _import_module
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING
 from typing import Any as _Any
 
-from fedrebasin.affine import affine_weights, head_weight
-from fedrebasin.analysis import (
-    Additivity,
-    Barrier,
-    Commutativity,
-    CommutativityObjective,
-    ErrorBound,
-    FeatureDistances,
-    FixedPoints,
-    Flatness,
-    Halfway,
-    HalfwayConnectivity,
-    Landscape,
-    LayerConnectivity,
-    Orthogonality,
-    Overlap,
-    PairBarriers,
-    PathEvaluation,
-    Pruned,
-    Spectrum,
-    StrongConnectivity,
-    UnitActivity,
-    activation_spectra,
-    active_overlap,
-    apply_mask,
-    barrier_value,
-    commutativity,
-    commutativity_objective,
-    compare_matchers,
-    dense_mask,
-    feature_connectivity,
-    fixed_points,
-    flatness,
-    instability,
-    interpolate,
-    iterative_pruning,
-    layers_of,
-    lemma_1,
-    loss_barrier,
-    loss_plane,
-    one_shot_pruning,
-    partial_barriers,
-    partial_permutation,
-    partial_permutations,
-    random_permutation_barriers,
-    reciprocal_orthogonality,
-    simultaneous_connectivity,
-    stable_rank,
-    stitching,
-    strong_connectivity,
-    transport_mask,
-    unit_activity,
-    weak_additivity,
-    weak_connectivity,
-    weight_spectra,
-)
-from fedrebasin.calibration import (
-    BatchNormMoments,
-    HeadSums,
-    LayerRegression,
-    Moments,
-    PreActivationMoments,
-    RegressionMean,
-    Reliability,
-    ReliabilityBins,
-    RidgeHead,
-    Temperature,
-    TemperatureCurve,
-    expected_calibration_error,
-    fit_temperature,
-    fold_correction,
-    fold_temperature,
-    interpolated_moments,
-    permute_moments,
-    recalibrate_batch_norm,
-    regressed_layer,
-    regression_mean,
-    reliability_bins,
-    repair,
-    repairable_weights,
-    ridge_head,
-    sequential_regression,
-    with_moments,
-)
-from fedrebasin.errors import (
-    CalibrationError,
-    CoverageWarning,
-    DataError,
-    MatchingError,
-    MergeError,
-    RebasinError,
-    SpecError,
-    TraceError,
-    choose,
-    deprecated,
-)
-from fedrebasin.files import MergedFiles, merge_files
-from fedrebasin.matching import (
-    ActivationMatching,
-    Alignment,
-    AlreadyAligned,
-    History,
-    Matcher,
-    State,
-    StraightThrough,
-    WeightMatching,
-    match_relations,
-)
-from fedrebasin.merging import (
-    Aligner,
-    AlignTo,
-    CycleConsistent,
-    Identity,
-    Merge,
-    MergeMany,
-    average,
-    cosine,
-    medoid,
-    started_from,
-)
-from fedrebasin.running import mode_of
-from fedrebasin.spec import Axis, Factor, Group, Layout, Permutation, PermutationSpec, Unpermuted, coverage_gaps
-from fedrebasin.sums import (
-    ActivationCorrelation,
-    Evaluation,
-    GramMatrices,
-    Score,
-    Statistic,
-    Sums,
-    add_sums,
-    collect_sums,
-    ensemble_log_probabilities,
-    ensemble_logits,
-    evaluate,
-    logits_of,
-    permute_gram,
-    unit_places,
-)
-from fedrebasin.threads import ahead
-from fedrebasin.tracing import Call, Value, check, register_rule, trace
+from fedrebasin.errors import deprecated as _deprecated
 
-__version__ = "0.1.0"
+# isort: off
+if TYPE_CHECKING:  # the same names as below; "X as X" offers them to type checkers
+    from fedrebasin.analysis import (
+        Barrier as Barrier,
+        commutativity as commutativity,
+        feature_connectivity as feature_connectivity,
+        interpolate as interpolate,
+        loss_barrier as loss_barrier,
+        stitching as stitching,
+        weak_additivity as weak_additivity,
+    )
+    from fedrebasin.calibration import (
+        expected_calibration_error as expected_calibration_error,
+        fit_temperature as fit_temperature,
+        fold_temperature as fold_temperature,
+        recalibrate_batch_norm as recalibrate_batch_norm,
+        regression_mean as regression_mean,
+        repair as repair,
+        ridge_head as ridge_head,
+        sequential_regression as sequential_regression,
+    )
+    from fedrebasin.errors import (
+        CalibrationError as CalibrationError,
+        CoverageWarning as CoverageWarning,
+        DataError as DataError,
+        MatchingError as MatchingError,
+        MergeError as MergeError,
+        RebasinError as RebasinError,
+        SpecError as SpecError,
+        TraceError as TraceError,
+    )
+    from fedrebasin.files import merge_files as merge_files
+    from fedrebasin.matching import (
+        ActivationMatching as ActivationMatching,
+        Alignment as Alignment,
+        AlreadyAligned as AlreadyAligned,
+        History as History,
+        Matcher as Matcher,
+        StraightThrough as StraightThrough,
+        WeightMatching as WeightMatching,
+    )
+    from fedrebasin.merging import (
+        Aligner as Aligner,
+        AlignTo as AlignTo,
+        CycleConsistent as CycleConsistent,
+        Identity as Identity,
+        Merge as Merge,
+        MergeMany as MergeMany,
+        average as average,
+        medoid as medoid,
+    )
+    from fedrebasin.spec import (
+        Axis as Axis,
+        Group as Group,
+        Permutation as Permutation,
+        PermutationSpec as PermutationSpec,
+    )
+    from fedrebasin.state import State as State
+    from fedrebasin.sums import (
+        Statistic as Statistic,
+        collect_sums as collect_sums,
+        evaluate as evaluate,
+    )
+# isort: on
+
+__version__ = "0.2.0"
 
 # In a checkout strategies/ and simulations/ lie beside this folder, in a wheel inside it.
 _here = _Path(__file__).resolve().parent
 if not (_here / "strategies").is_dir():
     __path__.append(str(_here.parent))
 
+_OFFERED = {
+    "analysis": "Barrier commutativity feature_connectivity interpolate loss_barrier stitching weak_additivity",
+    "calibration": """
+        expected_calibration_error fit_temperature fold_temperature recalibrate_batch_norm regression_mean
+        repair ridge_head sequential_regression
+    """,
+    "errors": "CalibrationError CoverageWarning DataError MatchingError MergeError RebasinError SpecError TraceError",
+    "files": "merge_files",
+    "matching": "ActivationMatching Alignment AlreadyAligned History Matcher StraightThrough WeightMatching",
+    "merging": "AlignTo Aligner CycleConsistent Identity Merge MergeMany average medoid",
+    "spec": "Axis Group Permutation PermutationSpec",
+    "state": "State",
+    "sums": "Statistic collect_sums evaluate",
+}
+#: What 0.1 had here and is only in its room now.
+_MOVED = {
+    "affine": "affine_weights head_weight",
+    "analysis": """
+        Additivity Commutativity CommutativityObjective ErrorBound FeatureDistances FixedPoints Flatness Halfway
+        HalfwayConnectivity Landscape LayerConnectivity Orthogonality Overlap PairBarriers PathEvaluation Pruned
+        Spectrum StrongConnectivity UnitActivity activation_spectra active_overlap apply_mask barrier_value
+        commutativity_objective compare_matchers dense_mask fixed_points flatness instability iterative_pruning
+        layers_of lemma_1 loss_plane one_shot_pruning partial_barriers partial_permutation partial_permutations
+        random_permutation_barriers reciprocal_orthogonality simultaneous_connectivity stable_rank
+        strong_connectivity transport_mask unit_activity weak_connectivity weight_spectra
+    """,
+    "calibration": """
+        BatchNormMoments HeadSums LayerRegression Moments PreActivationMoments RegressionMean Reliability
+        ReliabilityBins RidgeHead Temperature TemperatureCurve fold_correction interpolated_moments
+        permute_moments regressed_layer reliability_bins repairable_weights with_moments
+    """,
+    "errors": "choose",
+    "matching": "Closeness match_relations",
+    "merging": "cosine started_from",
+    "running": "mode_of",
+    "spec": "Factor Layout Unpermuted coverage_gaps",
+    "sums": """
+        ActivationCorrelation Evaluation GramMatrices Score Sums add_sums ensemble_log_probabilities
+        ensemble_logits logits_of permute_gram unit_places
+    """,
+    "threads": "ahead",
+    "tracing": "Call Value check register_rule trace",
+}
+_RENAMED = {"Trace": "History"}
 
-_RENAMED = {"Trace": History, "Closeness": Alignment}
+_HOMES = {name: f"{__name__}.{room}" for room, names in _OFFERED.items() for name in names.split()}
+_FORMER_HOMES = {name: f"{__name__}.{room}" for room, names in _MOVED.items() for name in names.split()}
+
+__all__ = sorted(_HOMES)
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and finds the others in their rooms only
+
+    def __getattr__(name: str) -> _Any:
+        if name in _HOMES:
+            return globals().setdefault(name, getattr(_import_module(_HOMES[name]), name))
+        if name in _RENAMED:
+            _deprecated(f"{__name__}.{name}", f"{__name__}.{_RENAMED[name]}")
+            return __getattr__(_RENAMED[name])
+        if name in _FORMER_HOMES:
+            _deprecated(f"{__name__}.{name}", f"{_FORMER_HOMES[name]}.{name}")
+            return getattr(_import_module(_FORMER_HOMES[name]), name)
+        if name in _OFFERED or name in _MOVED:
+            return _import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __getattr__(name: str) -> _Any:
-    if name in _RENAMED:
-        deprecated(f"fedrebasin.{name}", f"fedrebasin.{_RENAMED[name].__name__}")
-        return _RENAMED[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = [
-    "ActivationCorrelation",
-    "ActivationMatching",
-    "Additivity",
-    "AlignTo",
-    "Aligner",
-    "Alignment",
-    "AlreadyAligned",
-    "Axis",
-    "Barrier",
-    "BatchNormMoments",
-    "CalibrationError",
-    "Call",
-    "Commutativity",
-    "CommutativityObjective",
-    "CoverageWarning",
-    "CycleConsistent",
-    "DataError",
-    "ErrorBound",
-    "Evaluation",
-    "Factor",
-    "FeatureDistances",
-    "FixedPoints",
-    "Flatness",
-    "GramMatrices",
-    "Group",
-    "Halfway",
-    "HalfwayConnectivity",
-    "HeadSums",
-    "History",
-    "Identity",
-    "Landscape",
-    "LayerConnectivity",
-    "LayerRegression",
-    "Layout",
-    "Matcher",
-    "MatchingError",
-    "Merge",
-    "MergeError",
-    "MergeMany",
-    "MergedFiles",
-    "Moments",
-    "Orthogonality",
-    "Overlap",
-    "PairBarriers",
-    "PathEvaluation",
-    "Permutation",
-    "PermutationSpec",
-    "PreActivationMoments",
-    "Pruned",
-    "RebasinError",
-    "RegressionMean",
-    "Reliability",
-    "ReliabilityBins",
-    "RidgeHead",
-    "Score",
-    "SpecError",
-    "Spectrum",
-    "State",
-    "Statistic",
-    "StraightThrough",
-    "StrongConnectivity",
-    "Sums",
-    "Temperature",
-    "TemperatureCurve",
-    "TraceError",
-    "UnitActivity",
-    "Unpermuted",
-    "Value",
-    "WeightMatching",
-    "activation_spectra",
-    "active_overlap",
-    "add_sums",
-    "affine_weights",
-    "ahead",
-    "apply_mask",
-    "average",
-    "barrier_value",
-    "check",
-    "choose",
-    "collect_sums",
-    "commutativity",
-    "commutativity_objective",
-    "compare_matchers",
-    "cosine",
-    "coverage_gaps",
-    "dense_mask",
-    "ensemble_log_probabilities",
-    "ensemble_logits",
-    "evaluate",
-    "expected_calibration_error",
-    "feature_connectivity",
-    "fit_temperature",
-    "fixed_points",
-    "flatness",
-    "fold_correction",
-    "fold_temperature",
-    "head_weight",
-    "instability",
-    "interpolate",
-    "interpolated_moments",
-    "iterative_pruning",
-    "layers_of",
-    "lemma_1",
-    "logits_of",
-    "loss_barrier",
-    "loss_plane",
-    "match_relations",
-    "medoid",
-    "merge_files",
-    "mode_of",
-    "one_shot_pruning",
-    "partial_barriers",
-    "partial_permutation",
-    "partial_permutations",
-    "permute_gram",
-    "permute_moments",
-    "random_permutation_barriers",
-    "recalibrate_batch_norm",
-    "reciprocal_orthogonality",
-    "register_rule",
-    "regressed_layer",
-    "regression_mean",
-    "reliability_bins",
-    "repair",
-    "repairable_weights",
-    "ridge_head",
-    "sequential_regression",
-    "simultaneous_connectivity",
-    "stable_rank",
-    "started_from",
-    "stitching",
-    "strong_connectivity",
-    "trace",
-    "transport_mask",
-    "unit_activity",
-    "unit_places",
-    "weak_additivity",
-    "weak_connectivity",
-    "weight_spectra",
-    "with_moments",
-]
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

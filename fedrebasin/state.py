@@ -16,6 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from fedrebasin.errors import MergeError, RebasinError
 
+#: A model as its tensors by key: a ``state_dict()``.
+State = Mapping[str, Tensor]
+
 
 def has_mean(tensor: Tensor) -> bool:
     """Whether a tensor is averaged: floating-point and complex ones are."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fedrebasin import RebasinError, choose
+from fedrebasin.errors import RebasinError, choose
 from fedrebasin.models import MODELS
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "image-folder")

@@ -14,8 +14,9 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from fedrebasin import Aligner, AlignTo, PermutationSpec, coverage_gaps
+from fedrebasin import Aligner, AlignTo, PermutationSpec
 from fedrebasin.devices import move, pick_device
+from fedrebasin.spec import coverage_gaps
 
 from .aggregate import Aggregate, Aggregation, ReplyAlignment
 from .combinations import check_outside, check_parts, is_private

@@ -7,7 +7,9 @@ from typing import Any, Literal, Unpack
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedrebasin import Aligner, AlignTo, Identity, Matcher, MergeMany, PermutationSpec, WeightMatching
+from fedrebasin.matching import Matcher, WeightMatching
+from fedrebasin.merging import Aligner, AlignTo, Identity, MergeMany
+from fedrebasin.spec import PermutationSpec
 
 from .aligned import Aligned
 from .options import Options, calibrating

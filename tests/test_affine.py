@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedrebasin import CalibrationError, affine_weights, head_weight
-from fedrebasin.affine import AffineCall, affine_matrix, watch, with_affine_matrix
+from fedrebasin import CalibrationError
+from fedrebasin.affine import AffineCall, affine_matrix, affine_weights, head_weight, watch, with_affine_matrix
 from tests.calibration.nets import AttentionNet, ConvNet, examples, mlp, random_state
 
 

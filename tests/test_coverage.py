@@ -10,18 +10,11 @@ from flwr.clientapp import ClientApp
 from safetensors.torch import save_file
 from torch import nn
 
-from fedrebasin import (
-    AlignTo,
-    CoverageWarning,
-    CycleConsistent,
-    Identity,
-    MergeMany,
-    PermutationSpec,
-    coverage_gaps,
-)
+from fedrebasin import AlignTo, CoverageWarning, CycleConsistent, Identity, MergeMany, PermutationSpec
 from fedrebasin.cli import main
 from fedrebasin.models import MLP
 from fedrebasin.simulations import InlineGrid
+from fedrebasin.spec import coverage_gaps
 from fedrebasin.strategies import Aligned
 
 

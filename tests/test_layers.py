@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import fedrebasin
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("fedrebasin", "strategies", "simulations")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -85,6 +87,20 @@ def test_a_room_is_entered_by_its_door(path):
         if name not in MODULES or name in ROOMS or last in offered(room):
             continue
         assert room in HOUSES or importer == room or importer.startswith(room + "."), f"import {name} from {room}"
+
+
+def names_used(path):
+    """Everything that a file imports, and every attribute that it asks for."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {*imports(path), *(ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute))}
+
+
+def test_nothing_uses_a_name_that_has_moved():
+    """What 0.1 had in ``fedrebasin`` itself is kept there for others; here it is imported from its room."""
+    former = {f"fedrebasin.{name}" for name in (*fedrebasin._FORMER_HOMES, *fedrebasin._RENAMED)}
+    others = [path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    users = [*FILES, *(path for path in others if "compatibility" not in path.parts)]
+    assert {str(path): found for path in users if (found := former & names_used(path))} == {}
 
 
 def loaded_by(path):

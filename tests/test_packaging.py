@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from fedrebasin import __version__
+from fedrebasin.cli.doctor import TESTED
+from tests.package.anywhere import ROWS
+
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("fedrebasin", "strategies", "simulations", "pyproject.toml", "README.md", "LICENSE")
 
@@ -55,6 +59,26 @@ def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
     )
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert done.stdout.strip() == version
+
+
+def test_one_version_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## \[([0-9.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == __version__
+
+
+def test_what_is_promised_is_what_is_tested():
+    """Pythons: the rows of ``make test-anywhere``; torch and flwr: from the lower bound to the newest tested."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pythons = sorted({row.python for row in ROWS.values()})
+    named = re.findall(r"Python :: (3\.[0-9]+)", " ".join(project["classifiers"]))
+    assert named == pythons
+    assert project["requires-python"] == f">={pythons[0]},<3.{int(pythons[-1].split('.')[1]) + 1}"
+    oldest = dict(re.findall(r"^(torch|flwr)(?:\[\w+\])?>=([0-9.]+)", "\n".join(project["dependencies"]), re.MULTILINE))
+    said = [f"{name} {oldest[name]} to {newest}" for name, newest in TESTED.items()]
+    for page in ("README.md", "docs/index.md"):
+        assert ", ".join([f"Linux, Python {pythons[0]} to {pythons[-1]}", *said]) in (ROOT / page).read_text()
 
 
 def test_one_version_of_ruff_everywhere():

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedrebasin import BatchNormMoments, CalibrationError, collect_sums, evaluate, logits_of, recalibrate_batch_norm
+from fedrebasin import CalibrationError, collect_sums, evaluate, recalibrate_batch_norm
+from fedrebasin.calibration import BatchNormMoments
 from fedrebasin.running import joined, number_of_examples, without_single_examples
+from fedrebasin.sums import logits_of
 
 
 def cut(examples, sizes):

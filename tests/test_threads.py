@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrebasin import ahead
+from fedrebasin.threads import ahead
 
 counts = st.integers(0, 7)
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from fedrebasin import Axis, Factor, Group, Layout, PermutationSpec
+from fedrebasin import Axis, Group, PermutationSpec
+from fedrebasin.spec import Factor, Layout
 
 State = dict[str, Tensor]
 

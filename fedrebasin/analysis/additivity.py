@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.features import record_activations
 from fedrebasin.analysis.streams import Spread, cosine, each_batch, normalised_distance, ratio, spread_of, spread_sums
-from fedrebasin.running import Batch, State, mode_of
+from fedrebasin.running import Batch, mode_of
+from fedrebasin.state import State
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fedrebasin.calibration import fit_temperature, recalibrate_batch_norm
 from fedrebasin.errors import MergeError
-from fedrebasin.running import Batch, State, demand_reiterable
-from fedrebasin.state import computable, demand_numbers, demand_same_kinds, has_mean, real
+from fedrebasin.running import Batch, demand_reiterable
+from fedrebasin.state import State, computable, demand_numbers, demand_same_kinds, has_mean, real
 from fedrebasin.sums import evaluate, logits_of
 
 Definition = Literal["git-re-basin", "simultaneous"]

@@ -18,8 +18,9 @@ from fedrebasin.analysis.streams import normalised_distance
 from fedrebasin.analysis.weights import weight_of
 from fedrebasin.errors import CalibrationError
 from fedrebasin.matching import Matcher
-from fedrebasin.running import Batch, State, demand_reiterable
+from fedrebasin.running import Batch, demand_reiterable
 from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import State
 
 
 @dataclass(frozen=True)

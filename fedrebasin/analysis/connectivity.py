@@ -23,7 +23,8 @@ from fedrebasin.analysis.features import Recorded, Where, layer_features
 from fedrebasin.analysis.pairs import OfLayer, Pair, cosine_fault, length_fault, measure_pair, spread_fault
 from fedrebasin.analysis.streams import Spread, cosine, spread_of, spread_sums
 from fedrebasin.errors import MergeError
-from fedrebasin.running import Batch, State, demand_reiterable
+from fedrebasin.running import Batch, demand_reiterable
+from fedrebasin.state import State
 from fedrebasin.sums import evaluate
 
 Law = Literal["linear", "exponential"]

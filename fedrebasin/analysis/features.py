@@ -21,9 +21,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, forward
+from fedrebasin.running import Batch, forward
 from fedrebasin.spec import PermutationSpec
-from fedrebasin.state import demand_numbers
+from fedrebasin.state import State, demand_numbers
 
 Where = Literal["after", "before"]
 PARAMETRIZED = "parametrizations"  # where torch.nn.utils.parametrize keeps what a weight is computed from

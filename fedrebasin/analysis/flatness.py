@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from fedrebasin.analysis.barrier import Barrier, demand_alike, is_statistic, loss_barrier
 from fedrebasin.calibration import fit_temperature
 from fedrebasin.errors import MergeError
-from fedrebasin.running import Batch, State, demand_reiterable
+from fedrebasin.running import Batch, demand_reiterable
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import computable
+from fedrebasin.state import State, computable
 from fedrebasin.sums import evaluate, logits_of
 
 Measured = Literal["tensor", "model"]

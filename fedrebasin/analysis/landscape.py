@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fedrebasin.analysis.barrier import demand_alike, is_statistic
 from fedrebasin.calibration import recalibrate_batch_norm
 from fedrebasin.errors import MergeError
-from fedrebasin.running import Batch, State, demand_reiterable
+from fedrebasin.running import Batch, demand_reiterable
+from fedrebasin.state import State
 from fedrebasin.sums import evaluate
 
 

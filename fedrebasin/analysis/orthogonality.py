@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fedrebasin.analysis.pairs import OfLayer, Pair, cosine_fault, length_fault, measure_pair, spread_fault
 from fedrebasin.analysis.streams import Spread, cosine, spread_of, spread_sums
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State
+from fedrebasin.running import Batch
+from fedrebasin.state import State
 
 
 @dataclass(frozen=True)

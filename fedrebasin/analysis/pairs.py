@@ -18,7 +18,8 @@ from fedrebasin.analysis.features import Recorded, layers_of, record_layers
 from fedrebasin.analysis.streams import each_batch
 from fedrebasin.analysis.weights import linear_part, owner_of
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, mode_of
+from fedrebasin.running import Batch, mode_of
+from fedrebasin.state import State
 from fedrebasin.sums import Sums, add_sums, demand
 
 Found = TypeVar("Found", covariant=True)

@@ -10,8 +10,9 @@ from torch import nn
 
 from fedrebasin.analysis.barrier import Barrier, Definition, loss_barrier
 from fedrebasin.errors import SpecError
-from fedrebasin.running import Batch, State
+from fedrebasin.running import Batch
 from fedrebasin.spec import Permutation
+from fedrebasin.state import State
 
 Order = Literal["bottom-up", "top-down", "put-in", "leave-out"]
 

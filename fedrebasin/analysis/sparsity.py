@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn.utils import prune
 
 from fedrebasin.errors import MergeError
-from fedrebasin.running import State
 from fedrebasin.spec import Permutation
-from fedrebasin.state import computable, demand_numbers
+from fedrebasin.state import State, computable, demand_numbers
 
 Mask = Mapping[str, Tensor]
 Rewinding = Literal["weights", "learning-rate"]

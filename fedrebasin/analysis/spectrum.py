@@ -12,8 +12,8 @@ from fedrebasin.analysis.features import by_unit, channels_first, layers_of, rec
 from fedrebasin.analysis.streams import each_batch, ratio
 from fedrebasin.analysis.weights import weight_of
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, mode_of
-from fedrebasin.state import demand_numbers, wide
+from fedrebasin.running import Batch, mode_of
+from fedrebasin.state import State, demand_numbers, wide
 
 
 @dataclass(frozen=True, eq=False)

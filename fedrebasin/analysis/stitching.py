@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fedrebasin.analysis.features import layers_of, module_named
 from fedrebasin.analysis.streams import each_batch
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, forward, mode_of, number_of_examples
+from fedrebasin.running import Batch, forward, mode_of, number_of_examples
+from fedrebasin.state import State
 from fedrebasin.sums import Evaluation, Score, add_sums
 
 

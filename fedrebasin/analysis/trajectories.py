@@ -16,9 +16,9 @@ from torch import nn
 from fedrebasin.analysis.barrier import Definition, Quantity, loss_barrier
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Matcher, WeightMatching
-from fedrebasin.running import Batch, State
+from fedrebasin.running import Batch
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import demand_numbers
+from fedrebasin.state import State, demand_numbers
 
 __all__ = [
     "PairBarriers",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from fedrebasin.analysis.features import PARAMETRIZED, first_tensor, module_named
-from fedrebasin.running import State
+from fedrebasin.state import State
 
 
 def owner_of(key: str) -> str:

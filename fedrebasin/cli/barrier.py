@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from torch import Tensor, nn
 
-from fedrebasin.analysis import Barrier, Definition, barrier_value, loss_barrier
-from fedrebasin.calibration import batch_norms
 from fedrebasin.cli import options as opt
 from fedrebasin.cli.bars import Bars
-from fedrebasin.cli.data import open_data
-from fedrebasin.cli.inputs import open_inputs, spec_of
-from fedrebasin.cli.merge import DATA_HELP, MODEL_HELP
+from fedrebasin.cli.options import DATA_HELP, MODEL_HELP
 from fedrebasin.cli.show import AsJson, finite, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
-from fedrebasin.files import CheckpointSet, Data
-from fedrebasin.matching import MethodName, State, WeightMatching
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+    from fedrebasin.analysis import Barrier, Definition
+    from fedrebasin.files import CheckpointSet, Data
+    from fedrebasin.matching import MethodName
+    from fedrebasin.state import State
 
 METHODS: dict[str, MethodName] = {"weight-matching": "auto", "frank-wolfe": "frank-wolfe", "greedy": "greedy"}
 LABELS = {"before": "as they are", "after": "matched"}
@@ -54,8 +53,11 @@ def barrier(
 
     Example: fedrebasin barrier a.safetensors b.pt --model torchvision:resnet18 --data cifar10 --out between
     """
+    from fedrebasin.cli.data import open_data
+    from fedrebasin.cli.inputs import open_inputs, spec_of
+    from fedrebasin.devices import pick_device
+    from fedrebasin.matching import WeightMatching
     from fedrebasin.simulations import draw_paths
-    from fedrebasin.strategies import pick_device
 
     choose("method", method, METHODS)
     if points < 2:
@@ -151,13 +153,17 @@ def _curve(
     points: int,
     device: torch.device,
 ) -> Barrier:
-    model = opened.model
-    assert isinstance(model, nn.Module)
-    model = model.eval().to(device)
+    from fedrebasin.analysis import loss_barrier
+    from fedrebasin.calibration import batch_norms
+
+    assert opened.model is not None
+    model = opened.model.eval().to(device)
     return loss_barrier(model, a, b, batches, points, recalibrate=training if batch_norms(model) else None)
 
 
 def _content(opened: CheckpointSet, data: Data, curves: dict[str, Barrier], similarity: float) -> dict[str, Any]:
+    from fedrebasin.analysis import barrier_value
+
     definitions: tuple[Definition, ...] = ("git-re-basin", "simultaneous")
     return {
         "a": str(opened.checkpoints[0].path),

@@ -37,6 +37,8 @@ PACKAGES = (
     ("matplotlib", "3.8", True),
     ("flwr-datasets", "0.5", False),
 )
+#: The newest versions that the tests have run with, of those whose newer ones may well differ.
+TESTED = {"torch": "2.15", "flwr": "1.42"}
 MODULES = {"scikit-learn": "sklearn", "flwr-datasets": "flwr_datasets"}
 SIMULATION = 'without it Flower\'s simulation does not run: pip install "flwr[simulation]"'
 ADVICE = {"ray": SIMULATION, "flwr-datasets": 'optional, for its partitioners: pip install "fedrebasin[datasets]"'}
@@ -118,6 +120,8 @@ def _packages(bars: Bars) -> list[Finding]:
         finding = _checked(name, version, partial(importlib.import_module, MODULES.get(name, name)), advice)
         if finding.verdict == OK and numbers(version) < numbers(oldest):
             finding = Finding(name, version, BROKEN if needed else NOTE, advice)
+        elif finding.verdict == OK and name in TESTED and numbers(version)[:2] > numbers(TESTED[name]):
+            finding = Finding(name, version, NOTE, f"newer than {TESTED[name]}, the newest that was tested")
         findings.append(finding)
     return findings
 
@@ -179,8 +183,9 @@ def _matching() -> Finding:
     def work() -> None:
         import torch
 
-        from fedrebasin import Permutation, PermutationSpec, WeightMatching
+        from fedrebasin.matching import WeightMatching
         from fedrebasin.models import MLP
+        from fedrebasin.spec import Permutation, PermutationSpec
 
         model = MLP(8, width=16, depth=2)
         spec = PermutationSpec.trace(model, torch.zeros(2, 8))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedrebasin.cli.models import load_model, with_classes
-from fedrebasin.cli.spec import traced_spec
+from fedrebasin.cli.models import load_model, traced_spec, with_classes
 from fedrebasin.files import CheckpointSet, load_checkpoint, open_checkpoints
 from fedrebasin.spec import PermutationSpec
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.table import Table
 
 from fedrebasin.cli.bars import Bars
-from fedrebasin.cli.data import open_data
-from fedrebasin.cli.inputs import open_inputs, spec_of
+from fedrebasin.cli.options import DATA_HELP, METHODS, MODEL_HELP, REFERENCED
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
-from fedrebasin.files import METHODS, REFERENCED, CheckpointSet, Data, MergedFiles, estimate, merge_opened
-from fedrebasin.spec import PermutationSpec, coverage_gaps
 
-MODEL_HELP = "torchvision:NAME, or package.module:callable, which is called without arguments; not for plain stacks."
-DATA_HELP = "A data set's name, a folder of images by class, or package.module:function giving (train, test)."
+if TYPE_CHECKING:
+    from fedrebasin.files import CheckpointSet, Data, MergedFiles
+    from fedrebasin.spec import PermutationSpec
 
 
 def merge(
@@ -55,6 +52,13 @@ def merge(
 
     Example: fedrebasin merge a.safetensors b.pt --model torchvision:resnet18 -o merged.safetensors
     """
+    import torch
+
+    from fedrebasin.cli.data import open_data
+    from fedrebasin.cli.inputs import open_inputs, spec_of
+    from fedrebasin.files import estimate, merge_opened
+    from fedrebasin.spec import coverage_gaps
+
     choose("method", method, METHODS)
     shares = _parse_weights(weights, len(checkpoints))
     _demand_sense(checkpoints, out, method, base, data, model)

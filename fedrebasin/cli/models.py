@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import RebasinError
+from fedrebasin.spec import PermutationSpec
 
 
 def load_model(name: str, **options: Any) -> nn.Module:
@@ -107,3 +108,16 @@ def _torchvision(name: str, **options: Any) -> nn.Module:
         raise RebasinError(f"torchvision has no model {name!r}{closest(name, known)}")
     with torch.random.fork_rng(devices=[]):
         return cast(nn.Module, models.get_model(name, weights=None, **options))
+
+
+def traced_spec(name: str, model: nn.Module, inputs: str) -> PermutationSpec:
+    """The spec of a model in evaluation mode, from an example input of this shape.
+
+    Raises:
+        RebasinError: if the model cannot be traced with it.
+    """
+    shape = parse_shape(inputs)
+    try:
+        return PermutationSpec.trace(model.eval(), torch.zeros(shape))
+    except RebasinError as error:
+        raise RebasinError(f"model {name} with --input {inputs}: {error}") from None

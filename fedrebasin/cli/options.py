@@ -1,10 +1,18 @@
-"""Options that several commands have: keys of the run config."""
+"""Options that several commands have, and what they may be; nothing here loads torch, so that help is there at once."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
+
+MODEL_HELP = "torchvision:NAME, or package.module:callable, which is called without arguments; not for plain stacks."
+DATA_HELP = "A data set's name, a folder of images by class, or package.module:function giving (train, test)."
+
+#: How files are merged.
+METHODS = ("weight-matching", "frank-wolfe", "merge-many", "cycle-consistent", "average")
+#: The methods that align to one model, which may be a base; they hold one model's pages at a time.
+REFERENCED = ("weight-matching", "frank-wolfe", "average")
 
 DataSet = Annotated[
     str,

@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedrebasin import RebasinError
 from fedrebasin.cli import options as opt
 from fedrebasin.cli.bars import Bars
 from fedrebasin.cli.show import AsJson, leaving, print_json
+from fedrebasin.errors import RebasinError
 
 if TYPE_CHECKING:
     from fedrebasin.simulations import Record

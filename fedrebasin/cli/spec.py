@@ -6,15 +6,9 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from torch import nn
 
-from fedrebasin.cli.models import load_model, parse_shape
 from fedrebasin.cli.show import AsJson, print_json
-from fedrebasin.errors import RebasinError
-from fedrebasin.spec import PermutationSpec
-from fedrebasin.spec import json as spec_json
 
 
 def spec(
@@ -29,6 +23,9 @@ def spec(
 
     Example: fedrebasin spec --model torchvision:resnet50
     """
+    from fedrebasin.cli.models import load_model, traced_spec
+    from fedrebasin.spec import json as spec_json
+
     started = time.perf_counter()
     traced = traced_spec(model, load_model(model), inputs)
     seconds = time.perf_counter() - started
@@ -41,16 +38,3 @@ def spec(
     typer.echo(f"traced and checked in {seconds:.1f} s" if traced.checked else f"traced in {seconds:.1f} s")
     if out is not None:
         typer.echo(f"written: {out}")
-
-
-def traced_spec(name: str, model: nn.Module, inputs: str) -> PermutationSpec:
-    """The spec of a model in evaluation mode, from an example input of this shape.
-
-    Raises:
-        RebasinError: if the model cannot be traced with it.
-    """
-    shape = parse_shape(inputs)
-    try:
-        return PermutationSpec.trace(model.eval(), torch.zeros(shape))
-    except RebasinError as error:
-        raise RebasinError(f"model {name} with --input {inputs}: {error}") from None

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedrebasin.errors import deprecated
 from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import State as State
 
-State = Mapping[str, Tensor]
 #: From a candidate's number, a reference, and where the candidate stands, to a better permutation of it.
 Step = Callable[[int, State, Permutation], Permutation]
 

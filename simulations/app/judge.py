@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedrebasin import fit_temperature, reliability_bins
+from fedrebasin import fit_temperature
+from fedrebasin.calibration import reliability_bins
 
 from ..report import Bin, Figures
 from ..training import Federation

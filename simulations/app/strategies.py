@@ -19,8 +19,8 @@ from fedrebasin import (
     RebasinError,
     StraightThrough,
     WeightMatching,
-    choose,
 )
+from fedrebasin.errors import choose
 from fedrebasin.strategies import (
     ActivationAlignment,
     Aligned,

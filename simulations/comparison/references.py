@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
-from fedrebasin import Barrier, WeightMatching, ensemble_log_probabilities, loss_barrier
+from fedrebasin import Barrier, WeightMatching, loss_barrier
 from fedrebasin.strategies import to_state
+from fedrebasin.sums import ensemble_log_probabilities
 
 from ..app import Progress, judge_of
 from ..report import REFERENCES, Figures, Row

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedrebasin import DataError, choose
+from fedrebasin.errors import DataError, choose
 
 from ..config import DATASETS
 from .image_folder import image_folder_arrays

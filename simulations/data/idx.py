@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrebasin import DataError
+from fedrebasin.errors import DataError
 
 UNSIGNED_BYTE = 0x08
 # A deflate stream cannot expand by more than this, so a small file cannot announce a huge array.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrebasin import DataError
+from fedrebasin.errors import DataError
 
 from .known import Arrays
 

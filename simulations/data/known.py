@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrebasin import DataError
+from fedrebasin.errors import DataError
 
 from .idx import read_idx
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrebasin import DataError
+from fedrebasin.errors import DataError
 
 Indices = NDArray[np.int64]
 ATTEMPTS = 100

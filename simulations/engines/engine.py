@@ -12,7 +12,8 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedrebasin import RebasinError, choose
+from fedrebasin import RebasinError
+from fedrebasin.errors import choose
 
 from .inline import run_inline
 

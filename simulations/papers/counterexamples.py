@@ -8,7 +8,10 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from fedrebasin import Permutation, PermutationSpec, State, WeightMatching, interpolate, loss_barrier
+from fedrebasin.analysis import interpolate, loss_barrier
+from fedrebasin.matching import WeightMatching
+from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import State
 
 from .lab import Lab
 from .registry import Setting, experiment

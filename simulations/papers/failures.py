@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedrebasin import loss_barrier
+from fedrebasin.analysis import loss_barrier
 
 from .lab import Lab
 from .pairs import Pair

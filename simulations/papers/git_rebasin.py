@@ -8,8 +8,10 @@ from statistics import fmean
 import torch
 from torchvision.models import resnet50, vgg16
 
-from fedrebasin import Barrier, PermutationSpec, WeightMatching, loss_barrier
+from fedrebasin.analysis import Barrier, loss_barrier
+from fedrebasin.matching import WeightMatching
 from fedrebasin.models import make_model
+from fedrebasin.spec import PermutationSpec
 
 from .lab import Lab
 from .pairs import by_width, pair

@@ -8,17 +8,11 @@ from statistics import fmean
 
 from torch import nn
 
-from fedrebasin import (
-    AlignTo,
-    MergeMany,
-    State,
-    WeightMatching,
-    average,
-    ensemble_logits,
-    evaluate,
-    fit_temperature,
-    logits_of,
-)
+from fedrebasin.calibration import fit_temperature
+from fedrebasin.matching import WeightMatching
+from fedrebasin.merging import AlignTo, MergeMany, average
+from fedrebasin.state import State
+from fedrebasin.sums import ensemble_logits, evaluate, logits_of
 
 from .lab import Batches, Lab
 from .recipe import PAPER_MLP, Recipe

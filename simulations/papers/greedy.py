@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedrebasin import Matcher, WeightMatching
+from fedrebasin.matching import Matcher, WeightMatching
 
 from .git_rebasin import RESNET, VGG
 from .lab import Lab, halfway

@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from fedrebasin import DataError, PermutationSpec, State, apply_mask, interpolate
+from fedrebasin.analysis import apply_mask, interpolate
 from fedrebasin.devices import pick_device
+from fedrebasin.errors import DataError
 from fedrebasin.models import make_model
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import State
 
 from ..data import Dataset, load_dataset
 from ..training import derive_seed, reproducible, train

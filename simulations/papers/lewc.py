@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import fmean
 
-from fedrebasin import (
+from fedrebasin.analysis import (
     active_overlap,
     commutativity,
     feature_connectivity,

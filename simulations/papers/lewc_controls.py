@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from fedrebasin import (
+from fedrebasin.analysis import (
     feature_connectivity,
     flatness,
     interpolate,

@@ -7,13 +7,8 @@ from statistics import fmean
 
 import torch
 
-from fedrebasin import (
-    State,
-    activation_spectra,
-    feature_connectivity,
-    random_permutation_barriers,
-    weight_spectra,
-)
+from fedrebasin.analysis import activation_spectra, feature_connectivity, random_permutation_barriers, weight_spectra
+from fedrebasin.state import State
 
 from .lab import Lab
 from .lewc import PAPER, WIDE

@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import fmean
 
-from fedrebasin import (
-    ErrorBound,
-    evaluate,
-    feature_connectivity,
-    lemma_1,
-    stitching,
-)
+from fedrebasin.analysis import ErrorBound, feature_connectivity, lemma_1, stitching
+from fedrebasin.sums import evaluate
 
 from .lab import Lab
 from .pairs import independent_pair, spawned_pair

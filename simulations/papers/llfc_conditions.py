@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import fmean
 
-from fedrebasin import State, commutativity, compare_matchers, weak_additivity, weight_spectra
+from fedrebasin.analysis import commutativity, compare_matchers, weak_additivity, weight_spectra
+from fedrebasin.state import State
 
 from .lab import Lab
 from .llfc import PAPER, SMALL

@@ -9,21 +9,12 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from fedrebasin import (
-    ActivationMatching,
-    Alignment,
-    Barrier,
-    Matcher,
-    PermutationSpec,
-    Score,
-    State,
-    StraightThrough,
-    WeightMatching,
-    evaluate,
-    fit_temperature,
-    logits_of,
-    loss_barrier,
-)
+from fedrebasin.analysis import Barrier, loss_barrier
+from fedrebasin.calibration import fit_temperature
+from fedrebasin.matching import ActivationMatching, Alignment, Matcher, StraightThrough, WeightMatching
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import State
+from fedrebasin.sums import Score, evaluate, logits_of
 
 from .lab import Batches, Lab
 from .recipe import Recipe

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedrebasin import Landscape, MergeMany, loss_plane
+from fedrebasin.analysis import Landscape, loss_plane
+from fedrebasin.merging import MergeMany
 
 from .lab import Lab
 from .recipe import Recipe

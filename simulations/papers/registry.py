@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from fedrebasin import RebasinError, choose
 from fedrebasin.devices import pick_device
+from fedrebasin.errors import RebasinError, choose
 
 from .lab import Lab, Progress
 from .recipe import Recipe

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from torch import Tensor
 
-from fedrebasin import reliability_bins
+from fedrebasin.calibration import reliability_bins
 
 from .result import Chart, Line
 

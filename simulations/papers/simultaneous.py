@@ -7,9 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
-from fedrebasin import (
-    State,
-    WeightMatching,
+from fedrebasin.analysis import (
     fixed_points,
     instability,
     loss_barrier,
@@ -17,6 +15,8 @@ from fedrebasin import (
     strong_connectivity,
     weak_connectivity,
 )
+from fedrebasin.matching import WeightMatching
+from fedrebasin.state import State
 
 from .lab import Lab
 from .pairs import pair

@@ -8,20 +8,20 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Literal
 
-from fedrebasin import (
-    Permutation,
+from fedrebasin.analysis import (
     Pruned,
-    State,
-    WeightMatching,
     apply_mask,
     dense_mask,
-    evaluate,
     iterative_pruning,
     loss_barrier,
     one_shot_pruning,
     simultaneous_connectivity,
     transport_mask,
 )
+from fedrebasin.matching import WeightMatching
+from fedrebasin.spec import Permutation
+from fedrebasin.state import State
+from fedrebasin.sums import evaluate
 
 from .lab import Lab
 from .recipe import PAPER_MLP, Recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fedrebasin import Barrier
+from fedrebasin.analysis import Barrier
 
 from ..config import SimulationConfig
 from .figures import REFERENCES, Row

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedrebasin import Barrier
+from fedrebasin.analysis import Barrier
 
 from .charts import SETTINGS, STRATEGY_COLOUR, WARNING_COLOUR, described, drawn
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from fedrebasin import Barrier, RebasinError
+from fedrebasin.analysis import Barrier
+from fedrebasin.errors import RebasinError
 
 from ..config import SimulationConfig
 from .comparison import Comparison

@@ -8,7 +8,7 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
-from fedrebasin import RebasinError
+from fedrebasin.errors import RebasinError
 
 from ..config import SimulationConfig
 from .comparison import Comparison

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from statistics import fmean, stdev
 
-from fedrebasin import Barrier
+from fedrebasin.analysis import Barrier
 
 from .charts import (
     COLOURS,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fedrebasin import DataError
+from fedrebasin.errors import DataError
 
 PADDING = 4
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedrebasin import PermutationSpec
 from fedrebasin.devices import pick_device
 from fedrebasin.models import make_model
+from fedrebasin.spec import PermutationSpec
 
 from ..config import SimulationConfig
 from ..data import Dataset, Indices, from_partitioner, load_dataset, make_partition

@@ -14,9 +14,10 @@ import torch
 from flwr.common import log
 from torch import Tensor
 
-from fedrebasin import Aligner, Alignment, AlignTo, History, PermutationSpec, WeightMatching, ahead, cosine
+from fedrebasin import Aligner, Alignment, AlignTo, History, PermutationSpec, WeightMatching
 from fedrebasin.devices import move
-from fedrebasin.merging import Placer, TwoStepAligner, two_step
+from fedrebasin.merging import Placer, TwoStepAligner, cosine, two_step
+from fedrebasin.threads import ahead
 
 from ..replies import Reply, State, alike, dissent, moving_integers, of_usual_length
 from ..run import Frames
@@ -87,7 +88,7 @@ class ReplyAlignment:
         assert self.spec is not None
         start = move(global_state, self.device)
         aligner = self._aligner(start)
-        arriving = ((reply, move(reply.state, self.device)) for reply in replies)
+        arriving: Iterator[tuple[Reply, State]] = ((reply, move(reply.state, self.device)) for reply in replies)
         wanted = None if aligner.needs_all else aligner.looks_at
         first = deque(islice(arriving, LOOKED_AT if wanted is None and workers else wanted))
         started = time.perf_counter()

@@ -14,8 +14,9 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedrebasin import RebasinError, Statistic, collect_sums
 from fedrebasin.devices import move, pick_device
+from fedrebasin.errors import RebasinError
+from fedrebasin.sums import Statistic, collect_sums
 
 from ..replies import RecordError, to_state
 from ..sums import ACTION, MODEL, STATISTIC, STATISTICS, SUMS, encode_sums, read_max_examples, read_statistic

@@ -8,7 +8,9 @@ from statistics import fmean
 
 import torch
 
-from fedrebasin import Permutation, State, fixed_points
+from fedrebasin.analysis import fixed_points
+from fedrebasin.spec import Permutation
+from fedrebasin.state import State
 
 from ..round import Round, need_models
 from .schedule import Schedule

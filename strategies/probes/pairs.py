@@ -15,18 +15,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from fedrebasin import (
-    Barrier,
-    Halfway,
-    HalfwayConnectivity,
-    PathEvaluation,
-    RebasinError,
-    State,
-    Statistic,
-    collect_sums,
-    loss_barrier,
-)
+from fedrebasin.analysis import Barrier, Halfway, HalfwayConnectivity, PathEvaluation, loss_barrier
 from fedrebasin.devices import at_hand, move
+from fedrebasin.errors import RebasinError
+from fedrebasin.state import State
+from fedrebasin.sums import Statistic, collect_sums
 
 from ..round import TIMEOUT, Round, need_models, summed
 from .schedule import Schedule

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fedrebasin import RebasinError
+from fedrebasin.errors import RebasinError
 
 from ..round import Round
 

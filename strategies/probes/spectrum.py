@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedrebasin import RebasinError, Spectrum, State, activation_spectra, layers_of, weight_spectra
+from fedrebasin.analysis import Spectrum, activation_spectra, layers_of, weight_spectra
 from fedrebasin.devices import at_hand, move
+from fedrebasin.errors import RebasinError
+from fedrebasin.state import State
 
 from ..round import Round, need_models
 from .pairs import check_batches

@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedrebasin import PermutationSpec
-
-from .records import State
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import State
 
 
 def moving_integers(spec: PermutationSpec | None, state: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ from flwr.common import log
 from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
 from torch import Tensor
 
-from fedrebasin import Alignment, PermutationSpec
+from fedrebasin.matching import Alignment
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import State
 
-from .records import State
 from .screening import is_a, unwrap
 
 #: Strategies that were chosen because some clients may be attackers. Krum is a MultiKrum.

@@ -21,9 +21,8 @@ from flwr.app import Array, ArrayRecord
 from numpy.lib import format as npy
 from torch import Tensor
 
-from fedrebasin import RebasinError
-
-State = dict[str, Tensor]
+from fedrebasin.errors import RebasinError
+from fedrebasin.state import State as State
 
 with warnings.catch_warnings():  # torch warns once that such memory must not be written to: nothing here does
     warnings.simplefilter("ignore")
@@ -78,14 +77,14 @@ class Template:
         """The size of the model in bytes."""
         return sum(math.prod(form.shape) * form.dtype.itemsize for form in self.forms.values())
 
-    def empty(self) -> State:
+    def empty(self) -> dict[str, Tensor]:
         """A state dict of this form without numbers, to check a spec against."""
         return {
             key: torch.empty(form.shape, dtype=getattr(torch, str(form.dtype)), device="meta")
             for key, form in self.forms.items()
         }
 
-    def decode(self, record: ArrayRecord) -> State:
+    def decode(self, record: ArrayRecord) -> dict[str, Tensor]:
         """The state dict in a record from a client, in the global key order and dtypes, on the CPU.
 
         Floats of another precision are cast; integers must be integers of a size that holds them.
@@ -134,7 +133,7 @@ class Template:
         return ArrayRecord(restored)
 
 
-def to_state(arrays: ArrayRecord) -> State:
+def to_state(arrays: ArrayRecord) -> dict[str, Tensor]:
     """The state dict in a trusted record, on the CPU."""
     return {key: torch.from_numpy(np.array(array.numpy(), copy=True)) for key, array in arrays.items()}
 

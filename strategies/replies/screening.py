@@ -14,7 +14,9 @@ from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 from flwr.common import log
 from flwr.serverapp.strategy import QFedAvg, Strategy
 
-from .records import RecordError, State, Template
+from fedrebasin.state import State
+
+from .records import RecordError, Template
 
 MAX_EXAMPLES = 10**12
 

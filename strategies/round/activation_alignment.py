@@ -9,16 +9,10 @@ from typing import Any, ClassVar
 from flwr.common import log
 from torch import nn
 
-from fedrebasin import (
-    ActivationCorrelation,
-    Alignment,
-    CalibrationError,
-    MatchingError,
-    average,
-    cosine,
-    match_relations,
-    unit_places,
-)
+from fedrebasin.errors import CalibrationError, MatchingError
+from fedrebasin.matching import Alignment, match_relations
+from fedrebasin.merging import average, cosine
+from fedrebasin.sums import ActivationCorrelation, unit_places
 
 from ..sums import Question, encode_sums
 from .demands import need_merge, need_spec

@@ -12,24 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from fedrebasin import (
+from fedrebasin.calibration import (
     BatchNormMoments,
     PreActivationMoments,
-    RebasinError,
     Temperature,
     TemperatureCurve,
     fit_temperature,
     fold_correction,
     interpolated_moments,
-    logits_of,
-    mode_of,
     recalibrate_batch_norm,
     repair,
     repairable_weights,
     with_moments,
 )
+from fedrebasin.errors import RebasinError
+from fedrebasin.running import mode_of
+from fedrebasin.state import State
+from fedrebasin.sums import logits_of
 
-from ..replies import State
 from ..sums import Question, encode_sums
 from .demands import need_merge, need_spec
 from .gathering import TIMEOUT, alike, each, summed

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fedrebasin import CalibrationError, Merge, PermutationSpec, State
+from fedrebasin.errors import CalibrationError
+from fedrebasin.merging import Merge
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import State
 
 from .round import Round
 

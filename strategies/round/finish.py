@@ -9,7 +9,7 @@ from logging import WARNING
 from flwr.app import ArrayRecord
 from flwr.common import log
 
-from fedrebasin import RebasinError
+from fedrebasin.errors import RebasinError
 
 from ..replies import Template
 from .round import Calibrator, Probe, Round

@@ -10,8 +10,9 @@ from typing import Any
 from flwr.common import log
 from torch import Tensor
 
-from fedrebasin import CalibrationError, Statistic, add_sums
 from fedrebasin.devices import move
+from fedrebasin.errors import CalibrationError
+from fedrebasin.sums import Statistic, add_sums
 
 from ..sums import Question, ask, encode_sums
 from .round import Round

@@ -13,21 +13,12 @@ from flwr.app import ArrayRecord
 from flwr.common import log
 from torch import nn
 
-from fedrebasin import (
-    CalibrationError,
-    GramMatrices,
-    HeadSums,
-    LayerRegression,
-    Merge,
-    MergeError,
-    RegressionMean,
-    add_sums,
-    affine_weights,
-    head_weight,
-    mode_of,
-    regressed_layer,
-    ridge_head,
-)
+from fedrebasin.affine import affine_weights, head_weight
+from fedrebasin.calibration import HeadSums, LayerRegression, RegressionMean, regressed_layer, ridge_head
+from fedrebasin.errors import CalibrationError, MergeError
+from fedrebasin.merging import Merge
+from fedrebasin.running import mode_of
+from fedrebasin.sums import GramMatrices, add_sums
 
 from ..sums import Question, encode_sums
 from .demands import need_merge

@@ -9,9 +9,11 @@ from typing import Protocol
 import torch
 from flwr.serverapp import Grid
 
-from fedrebasin import Merge, PermutationSpec
+from fedrebasin.merging import Merge
+from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import State
 
-from ..replies import Reply, State
+from ..replies import Reply
 from ..sums import QUERY
 
 

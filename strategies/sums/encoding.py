@@ -11,8 +11,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedrebasin import Moments, Statistic
+from fedrebasin.calibration import Moments
 from fedrebasin.devices import move
+from fedrebasin.sums import Statistic
 
 from ..replies import FLOATS, Form, RecordError, decode_array, to_state
 

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedrebasin import (
-    ActivationCorrelation,
-    BatchNormMoments,
-    GramMatrices,
-    HalfwayConnectivity,
-    HeadSums,
-    LayerRegression,
-    PathEvaluation,
-    PreActivationMoments,
-    Statistic,
-    TemperatureCurve,
-)
+from fedrebasin.analysis import HalfwayConnectivity, PathEvaluation
+from fedrebasin.calibration import BatchNormMoments, HeadSums, LayerRegression, PreActivationMoments, TemperatureCurve
+from fedrebasin.sums import ActivationCorrelation, GramMatrices, Statistic
 
 #: What each of them gives away is listed in the docs; none holds anything of a single example.
 STATISTICS: tuple[type[Statistic[Any]], ...] = (

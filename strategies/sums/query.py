@@ -12,7 +12,8 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedrebasin import CalibrationError, Statistic
+from fedrebasin.errors import CalibrationError
+from fedrebasin.sums import Statistic
 
 from ..replies import MAX_EXAMPLES, RecordError, arrivals
 from .encoding import MODEL, QUERY, SUMS, decode_sums, describe_statistic

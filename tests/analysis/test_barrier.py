@@ -13,18 +13,16 @@ from torch.func import functional_call
 from fedrebasin import (
     CalibrationError,
     MergeError,
-    PathEvaluation,
-    barrier_value,
     collect_sums,
     evaluate,
     feature_connectivity,
     fit_temperature,
     interpolate,
-    logits_of,
     loss_barrier,
-    loss_plane,
     recalibrate_batch_norm,
 )
+from fedrebasin.analysis import PathEvaluation, barrier_value, loss_plane
+from fedrebasin.sums import logits_of
 from tests.calibration.nets import ConvNet, batches, examples, mlp, random_state
 
 MODEL = mlp()

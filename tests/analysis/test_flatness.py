@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fedrebasin import MergeError, Permutation, evaluate, fit_temperature, logits_of, loss_barrier
+from fedrebasin import MergeError, Permutation, evaluate, fit_temperature, loss_barrier
 from fedrebasin.analysis import flatness, random_permutation_barriers, step_of_equal_length
+from fedrebasin.sums import logits_of
 
 from .nets import labelled_by, make_batches, make_cnn, make_mlp, make_spec, random_state
 

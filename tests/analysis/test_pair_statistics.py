@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from fedrebasin import CalibrationError, MergeError, add_sums, collect_sums
+from fedrebasin import CalibrationError, MergeError, collect_sums
 from fedrebasin.analysis import (
     HalfwayConnectivity,
     PathEvaluation,
@@ -14,6 +14,7 @@ from fedrebasin.analysis import (
     loss_barrier,
     reciprocal_orthogonality,
 )
+from fedrebasin.sums import add_sums
 
 from .nets import make_batches, make_cnn, make_mlp, random_state
 

@@ -8,20 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedrebasin import (
+from fedrebasin import CalibrationError, Statistic, collect_sums
+from fedrebasin.calibration import (
     BatchNormMoments,
-    CalibrationError,
-    Evaluation,
-    GramMatrices,
     HeadSums,
     LayerRegression,
     PreActivationMoments,
     Reliability,
-    Statistic,
     TemperatureCurve,
-    add_sums,
-    collect_sums,
 )
+from fedrebasin.sums import Evaluation, GramMatrices, add_sums
 from tests.calibration.nets import AttentionNet, ConvNet, batches, examples, mlp, random_state, split
 
 MODEL = ConvNet()

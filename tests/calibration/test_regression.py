@@ -6,15 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedrebasin import (
-    GramMatrices,
-    MergeError,
-    RegressionMean,
-    add_sums,
-    average,
-    collect_sums,
-    regression_mean,
-)
+from fedrebasin import MergeError, average, collect_sums, regression_mean
+from fedrebasin.calibration import RegressionMean
+from fedrebasin.sums import GramMatrices, add_sums
 from tests.calibration.nets import AttentionNet, ConvNet, batches, examples, mlp, random_state, split
 
 NETS = {"conv": (ConvNet(), (2, 6, 6)), "attention": (AttentionNet(), (5, 8)), "mlp": (mlp(), (6,))}

@@ -6,18 +6,15 @@ from torch import Tensor, nn
 
 from fedrebasin import (
     CalibrationError,
-    LayerRegression,
     MergeError,
     Permutation,
     PermutationSpec,
-    add_sums,
     average,
     collect_sums,
-    logits_of,
-    regressed_layer,
     sequential_regression,
 )
-from fedrebasin.sums import unit_order
+from fedrebasin.calibration import LayerRegression, regressed_layer
+from fedrebasin.sums import add_sums, logits_of, unit_order
 from tests.calibration.nets import AttentionNet, ConvNet, batches, examples, mlp, random_state
 
 NETS = {"conv": (ConvNet(norm=False), (2, 6, 6)), "attention": (AttentionNet(), (5, 8)), "mlp": (mlp(), (6,))}

@@ -6,16 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedrebasin import (
-    CalibrationError,
-    Reliability,
-    collect_sums,
-    ensemble_log_probabilities,
-    ensemble_logits,
-    evaluate,
-    expected_calibration_error,
-    reliability_bins,
-)
+from fedrebasin import CalibrationError, collect_sums, evaluate, expected_calibration_error
+from fedrebasin.calibration import Reliability, reliability_bins
+from fedrebasin.sums import ensemble_log_probabilities, ensemble_logits
 from tests.calibration.nets import batches, examples, mlp, random_state
 
 

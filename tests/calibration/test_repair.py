@@ -4,17 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedrebasin import (
-    CalibrationError,
-    PermutationSpec,
-    PreActivationMoments,
-    average,
-    collect_sums,
-    recalibrate_batch_norm,
-    repair,
-    repairable_weights,
-)
-from fedrebasin.calibration import interpolated_moments
+from fedrebasin import CalibrationError, PermutationSpec, average, collect_sums, recalibrate_batch_norm, repair
+from fedrebasin.calibration import PreActivationMoments, interpolated_moments, repairable_weights
 from tests.calibration.nets import ConvNet, batches, examples, mlp, random_state
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from fedrebasin import analysis
 from fedrebasin.cli import main
 from tests.cli.pairs import convolutions, pair, write_mlps
 
@@ -49,9 +50,7 @@ def test_batch_norm_is_recalibrated_at_every_point_unless_it_is_not_wanted(tmp_p
 
 
 def test_interrupted_it_keeps_the_finished_curve(tmp_path, monkeypatch, capsys):
-    from fedrebasin.cli import barrier as barrier_command
-
-    real, calls = barrier_command.loss_barrier, []
+    real, calls = analysis.loss_barrier, []
 
     def second_time_interrupted(*arguments, **options):
         calls.append(arguments)
@@ -59,7 +58,7 @@ def test_interrupted_it_keeps_the_finished_curve(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(barrier_command, "loss_barrier", second_time_interrupted)
+    monkeypatch.setattr(analysis, "loss_barrier", second_time_interrupted)
     write_mlps(tmp_path)
     assert main(["barrier", "a.safetensors", "b.pt", "--model", MLP, *DATA, "--out", "out"]) == 130
     assert "the curve before matching is in out/barrier.json" in capsys.readouterr().err

@@ -45,6 +45,13 @@ def test_what_is_needed_and_missing_or_old_is_broken(package, advice, capsys, mo
     assert f"fedrebasin: broken: {package[0]}" in printed.err
 
 
+def test_what_is_newer_than_tested_is_noted(capsys, monkeypatch):
+    monkeypatch.setattr(doctor_command, "TESTED", {"numpy": "1.0"})
+    assert main(["doctor", "--json"]) == 0
+    numpy = next(one for one in json.loads(capsys.readouterr().out) if one["what"] == "numpy")
+    assert (numpy["verdict"], numpy["advice"]) == ("note", "newer than 1.0, the newest that was tested")
+
+
 def test_a_package_that_does_not_import_is_broken(capsys, monkeypatch):
     monkeypatch.setitem(doctor_command.MODULES, "numpy", "no_such_module")
     assert main(["doctor", "--json"]) == 1

@@ -4,19 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedrebasin import (
-    AlignTo,
-    CycleConsistent,
-    Identity,
-    MergeError,
-    MergeMany,
-    Permutation,
-    PermutationSpec,
-    average,
-    cosine,
-    started_from,
-)
+from fedrebasin import AlignTo, CycleConsistent, Identity, MergeError, MergeMany, Permutation, PermutationSpec, average
 from fedrebasin.cli import main
+from fedrebasin.merging import cosine, started_from
 from fedrebasin.merging.in_pieces import MeanInPieces
 
 AXES = {

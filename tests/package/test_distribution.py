@@ -76,7 +76,13 @@ def test_the_metadata_is_in_order(tools, dist):
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "pyproject.toml", "strategies/aligned.py", "simulations/compare.py"} <= names
+    assert {
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "strategies/aligned.py",
+        "simulations/config.py",
+    } <= names
     (wheel,) = dist.glob("*.whl")
     tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert sorted(top.partition("-")[0] for top in tops) == ["fedrebasin", "fedrebasin"]

@@ -27,7 +27,8 @@ from fedrebasin.simulations.papers.result import (
     rises,
 )
 
-from fedrebasin import DataError, Landscape, RebasinError, evaluate
+from fedrebasin import DataError, RebasinError, evaluate
+from fedrebasin.analysis import Landscape
 from fedrebasin.models import MODELS
 from fedrebasin.simulations import EXPERIMENTS, draw, reproduce
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedrebasin import Axis, Factor, Group, Layout, Permutation, PermutationSpec, SpecError, Unpermuted
+from fedrebasin import Axis, Group, Permutation, PermutationSpec, SpecError
+from fedrebasin.spec import Factor, Layout, Unpermuted
 
 MLP = {
     "0.weight": ("P_0", None),

@@ -10,14 +10,12 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from torch import nn
 
 from fedrebasin import (
-    GramMatrices,
     Identity,
     PermutationSpec,
     RebasinError,
     collect_sums,
     evaluate,
     fit_temperature,
-    logits_of,
     recalibrate_batch_norm,
     regression_mean,
 )
@@ -38,6 +36,7 @@ from fedrebasin.strategies import (
     TemperatureCalibration,
     register,
 )
+from fedrebasin.sums import GramMatrices, logits_of
 
 CLASSES, FEATURES, HIDDEN = 3, 6, 12
 EXAMPLE = torch.zeros(1, FEATURES)

@@ -14,15 +14,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
 from torch import nn
 
-from fedrebasin import (
-    HalfwayConnectivity,
-    PathEvaluation,
-    PermutationSpec,
-    RebasinError,
-    commutativity,
-    feature_connectivity,
-    reciprocal_orthogonality,
-)
+from fedrebasin import PermutationSpec, RebasinError, commutativity, feature_connectivity
+from fedrebasin.analysis import HalfwayConnectivity, PathEvaluation, reciprocal_orthogonality
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import BarrierProbe, ConnectivityProbe, FedRebasin, StatisticsMod
 from tests.strategies.helpers import AXES, make_state

@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedAvgM, FedMedian
 from torch import nn
 
-from fedrebasin import Identity, PermutationSpec, RebasinError, activation_spectra, stable_rank
+from fedrebasin import Identity, PermutationSpec, RebasinError
+from fedrebasin.analysis import activation_spectra, stable_rank
 from fedrebasin.devices import at_hand
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import (

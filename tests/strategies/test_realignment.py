@@ -16,9 +16,9 @@ from fedrebasin import (
     MatchingError,
     Permutation,
     PermutationSpec,
-    cosine,
-    match_relations,
 )
+from fedrebasin.matching import match_relations
+from fedrebasin.merging import cosine
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import ActivationAlignment, Aligned, RegMean, register
 

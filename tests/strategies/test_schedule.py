@@ -8,7 +8,8 @@ from fedrebasin.strategies.probes.schedule import Schedule
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from fedrebasin import RebasinError, stable_rank
+from fedrebasin import RebasinError
+from fedrebasin.analysis import stable_rank
 from fedrebasin.strategies import SpectrumProbe
 
 

@@ -4,17 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedrebasin import (
-    CalibrationError,
-    GramMatrices,
-    Permutation,
-    PermutationSpec,
-    PreActivationMoments,
-    collect_sums,
-    permute_gram,
-    permute_moments,
-)
+from fedrebasin import CalibrationError, Permutation, PermutationSpec, collect_sums
 from fedrebasin.affine import affine_weights
+from fedrebasin.calibration import PreActivationMoments, permute_moments
+from fedrebasin.sums import GramMatrices, permute_gram
 from tests.calibration.nets import AttentionNet, ConvNet, examples, mlp, random_state
 
 NETS = {"conv": (ConvNet(), (2, 6, 6)), "attention": (AttentionNet(), (5, 8)), "mlp": (mlp(), (6,))}

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedrebasin import Permutation, PermutationSpec, RebasinError, trace
+from fedrebasin import Permutation, PermutationSpec, RebasinError
+from fedrebasin.tracing import trace
 from tests.tracing.fuzz_count import compared
 from tests.tracing.fuzz_entries import Entries
 from tests.tracing.fuzz_reduce import reduced

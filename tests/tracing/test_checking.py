@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedrebasin import PermutationSpec, SpecError, register_rule, trace
-from fedrebasin.tracing import largest_change
+from fedrebasin import PermutationSpec, SpecError
+from fedrebasin.tracing import largest_change, register_rule, trace
 from fedrebasin.tracing.proof.members import revealing_members
 from tests.tracing.nets import Apply, Branches, mlp
 from tests.tracing.oracle import example

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedrebasin import MergeMany, Permutation, PermutationSpec, WeightMatching, trace
+from fedrebasin import MergeMany, Permutation, PermutationSpec, WeightMatching
+from fedrebasin.tracing import trace
 from tests.tracing.kinds import KINDS, random_checkpoint
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedrebasin import CoverageWarning, MergeMany, Permutation, WeightMatching, trace
+from fedrebasin import CoverageWarning, MergeMany, Permutation, WeightMatching
+from fedrebasin.tracing import trace
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

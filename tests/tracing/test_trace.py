@@ -10,8 +10,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedrebasin import Permutation, PermutationSpec, TraceError, register_rule, trace
+from fedrebasin import Permutation, PermutationSpec, TraceError
 from fedrebasin.models import ResNet20
+from fedrebasin.tracing import register_rule, trace
 from tests.tracing.nets import NETS, Apply, Tied, members, mlp
 from tests.tracing.oracle import example, outputs, random_model
 

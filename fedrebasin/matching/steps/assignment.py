@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from fedrebasin.threads import in_threads
 
@@ -26,7 +25,7 @@ def assign(gain: Matrix) -> Index:
     Returns:
         index of shape (n,), such that ``gain[arange(n), index].sum()`` is largest.
     """
-    return _with_small_rows(gain, np.asarray(linear_sum_assignment(gain, maximize=True)[1], dtype=np.int64))
+    return _with_small_rows(gain, _cheapest(-gain))
 
 
 def assign_batch(gains: Matrix, threads: int = 1) -> Index:
@@ -60,8 +59,14 @@ class WarmAssignment:
         if len(gain) < _SMALL:
             return assign(gain)
         self._prices = _entropic_prices(gain, self._prices)
-        index = np.asarray(linear_sum_assignment(self._prices - gain)[1], dtype=np.int64)
+        index = _cheapest(self._prices - gain)
         return _with_small_rows(gain, index)
+
+
+def _cheapest(cost: Matrix) -> Index:
+    from scipy.optimize import linear_sum_assignment  # late: importing it takes as long as a third of torch
+
+    return np.asarray(linear_sum_assignment(cost)[1], dtype=np.int64)
 
 
 def _with_small_rows(gain: Matrix, index: Index) -> Index:
