@@ -14,22 +14,14 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = ("CHANGELOG.md", "benchmarks/RESULTS.md", "examples/existing-app.md", "examples/quickstart/README.md")
 LINK = re.compile(r"(?P<before>!?\[[^\]]*\]\()(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
-NAMES = re.compile(r"<!-- names of (?P<package>[a-z.]+)(?: that lie in: (?P<parts>[a-z_ ]+))? -->")
+NAMES = re.compile(r"<!-- names of (?P<package>[a-z.]+)(?:: (?P<wanted>[\w.\s]+))? -->")
 
 
-def names(package: str, parts: str | None) -> list[str]:
-    """The public names of a package; those that lie in some of its parts where these are given."""
+def names(package: str, wanted: str | None) -> list[str]:
+    """Names with the modules that they are documented in: some of a package, or all that it offers."""
     module = importlib.import_module(package)
-    if parts is None:
-        return list(module.__all__)
-    wanted = parts.split()
-    return [name for name in module.__all__ if part_of(getattr(module, name)) in wanted]
-
-
-def part_of(thing: object) -> str:
-    """The part of fedrebasin that defines a thing; what is only a name for a type is put to batches."""
-    path = str(getattr(thing, "__module__", "")).split(".")
-    return path[1] if path[0] == "fedrebasin" and len(path) > 1 else "batches"
+    homes = {**getattr(module, "_HOMES", {}), **getattr(module, "_FORMER_HOMES", {})}
+    return [f"{homes.get(name, package)}.{name}" for name in (wanted.split() if wanted else module.__all__)]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -58,7 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return link[0]  # strict mode complains about it
 
     markdown = NAMES.sub(
-        lambda found: "\n\n".join(f"::: {found['package']}.{name}" for name in names(found["package"], found["parts"])),
+        lambda found: "\n\n".join(f"::: {name}" for name in names(found["package"], found["wanted"])),
         markdown,
     )
     return LINK.sub(moved, markdown)

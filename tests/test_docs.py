@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import fedrebasin
 from fedrebasin.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+CONTRIBUTING = (ROOT / "docs" / "contributing.md").read_text()
 
 #: What pages speak of without making it: trained models, data, a running app.
 WORLD = """
@@ -74,8 +76,23 @@ def test_commands_and_their_options_exist(command, capsys, monkeypatch):
 
 def test_the_contributing_page_names_targets_that_there_are():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"make ([a-z-]+)", (ROOT / "docs" / "contributing.md").read_text()))
+    named = set(re.findall(r"make ([a-z-]+)", CONTRIBUTING))
     assert named <= targets
+
+
+def test_the_contributing_page_names_every_room_and_nothing_that_is_not_there():
+    named = set(re.findall(r"`((?:fedrebasin|strategies|simulations|tests|benchmarks)/[^`]*)`", CONTRIBUTING))
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+    rooms = [
+        file.parent for top in ("fedrebasin", "strategies", "simulations") for file in (ROOT / top).rglob("__init__.py")
+    ]
+    assert {f"{room.relative_to(ROOT)}/" for room in rooms} <= named
+
+
+def test_a_replys_way_is_short():
+    way = CONTRIBUTING.partition("## A reply's way")[2].partition("\n## ")[0]
+    files = re.findall(r"`(\S+\.py)`", way)
+    assert len(files) == len(set(files)) <= 8
 
 
 def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere():
@@ -95,14 +112,16 @@ def test_every_public_name_is_on_one_page_of_the_api(monkeypatch):
     hooks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hooks)
     listed = [
-        f"{found['package']}.{name}"
+        name
         for page in (ROOT / "docs" / "api").glob("*.md")
         for found in hooks.NAMES.finditer(page.read_text())
-        for name in hooks.names(found["package"], found["parts"])
+        for name in hooks.names(found["package"], found["wanted"])
     ]
-    public = [
-        f"{package}.{name}"
-        for package in ("fedrebasin", "fedrebasin.strategies", "fedrebasin.simulations")
-        for name in importlib.import_module(package).__all__
-    ]
-    assert sorted(listed) == sorted(public)
+    assert len(listed) == len(set(listed))
+    for name in listed:
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last), name
+    public = {f"{home}.{name}" for name, home in {**fedrebasin._HOMES, **fedrebasin._FORMER_HOMES}.items()}
+    for package in ("fedrebasin.strategies", "fedrebasin.simulations"):
+        public |= {f"{package}.{name}" for name in importlib.import_module(package).__all__}
+    assert public <= set(listed)
