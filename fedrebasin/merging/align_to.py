@@ -46,6 +46,16 @@ class AlignTo:
         if not known:
             raise MergeError(f"reference {self.reference!r}: choose auto, medoid, a position, or a state dict")
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether models cannot be aligned as they arrive: one of them, by its position, is the reference."""
+        return isinstance(self.reference, int)
+
+    @property
+    def private(self) -> bool:
+        """Whether how one model is moved depends on no other: ``"auto"`` is then the model that the server sent."""
+        return isinstance(self.reference, Mapping) or self.reference == "auto"
+
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
         """Align and average: see :class:`fedrebasin.merging.Aligner`."""
         started = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedrebasin.matching import History, State
 from fedrebasin.merging.average import average, normalised
@@ -14,6 +15,10 @@ from fedrebasin.spec import PermutationSpec
 @dataclass(frozen=True)
 class Identity:
     """Leave every model as it is."""
+
+    idle: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = False
+    private: ClassVar[bool] = True
 
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
         """Average without aligning: see :class:`fedrebasin.merging.Aligner`."""

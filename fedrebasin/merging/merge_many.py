@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -37,6 +38,7 @@ class MergeMany:
     max_rounds: int = 100
     seconds: float | None = None
     progress: Progress | None = None
+    needs_all: ClassVar[bool] = True
 
     def __call__(self, spec: PermutationSpec, states: Iterable[State], weights: Sequence[float] | None = None) -> Merge:
         """Align and average: see :class:`fedrebasin.merging.Aligner`."""

@@ -21,9 +21,8 @@ from fedrebasin import (
 )
 
 from ..sums import Question, encode_sums
-from .demands import need_merge, need_spec
 from .gathering import TIMEOUT, each
-from .round import Calibrated, Round
+from .round import Calibrated, Round, need_merge, need_spec
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class ActivationAlignment:
     example_inputs: Any
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Align anew.

@@ -30,9 +30,8 @@ from fedrebasin import (
 )
 
 from ..sums import Question, encode_sums
-from .demands import need_merge
 from .gathering import TIMEOUT, Form, alike, each, form_of, usual_form
-from .round import Calibrated, Round
+from .round import Calibrated, Round, need_merge
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class RegMean:
     ridge: float = 1e-6
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Solve for the weights.
@@ -99,6 +99,7 @@ class SequentialRegression:
     ridge: float = 1e-3
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Fit one layer after the other.

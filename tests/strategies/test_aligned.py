@@ -6,7 +6,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian
 from torch import nn
 
 from fedrebasin import (
@@ -236,9 +236,9 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
     assert set(options) == set(Options.__annotations__)
     named = [
         FedRebasin(spec=spec, **options),
-        FedMergeMany(spec=spec, **options),
+        FedMergeMany(FedMedian(), spec=spec, **options),  # needs all replies, whether they are streamed or not
         FedWideAvg(**options),
-        FedRegMean(spec=spec, **options),
+        FedRegMean(FedMedian(), spec=spec, **options),
         FedRidgeHead(spec=spec, model=model, example_inputs=torch.zeros(1, 4), **options),
     ]
     for strategy in named:
