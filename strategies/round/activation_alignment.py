@@ -22,7 +22,7 @@ from fedrebasin import (
 
 from ..sums import Question, encode_sums
 from .gathering import TIMEOUT, each
-from .round import Calibrated, Round, need_merge, need_spec
+from .round import Calibrated, Round, need_merge
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ActivationAlignment:
         Raises:
             CalibrationError: if nothing was aligned, or no client answered.
         """
-        merge, spec = need_merge(round_, "activation alignment"), need_spec(round_, "activation alignment")
+        merge, spec = need_merge(round_, "activation alignment")
         chosen = max(range(len(merge.states)), key=lambda at: merge.alignments[at].similarity)
         reference = merge.states[chosen]
         places = unit_places(self.model, reference, self.example_inputs, spec)

@@ -32,7 +32,7 @@ from fedrebasin import (
 from ..replies import State
 from ..sums import Question, encode_sums
 from .gathering import TIMEOUT, alike, each, summed
-from .round import Calibrated, Round, need_merge, need_spec
+from .round import Calibrated, Round, need_merge
 
 #: Pairs of inputs and class labels, iterated anew in every round; labels are not needed where nothing is predicted.
 Batches = Iterable[Any]
@@ -156,13 +156,13 @@ class Repair(_OnDataOrSums):
 
     def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
         """Correct the aggregate's hidden units, all models being run on server data."""
-        merge, spec = need_merge(round_, "REPAIR"), need_spec(round_, "REPAIR")
+        merge, spec = need_merge(round_, "REPAIR")
         shares = [reply.num_examples for reply in round_.replies]
         return Calibrated(repair(model, round_.state, merge.states, batches, spec, shares))
 
     def from_sums(self, round_: Round) -> Calibrated:
         """Correct the aggregate's hidden units by the moments that the clients measure."""
-        merge, spec = need_merge(round_, "REPAIR"), need_spec(round_, "REPAIR")
+        merge, spec = need_merge(round_, "REPAIR")
         shares = [reply.num_examples for reply in round_.replies]
         with mode_of(self.model):
             keys = repairable_weights(self.model, round_.state, self.example_inputs, spec)

@@ -62,7 +62,7 @@ class RegMean:
             CalibrationError: if nothing was aligned, or no client answered.
             MergeError: if a Gram matrix is singular and the ridge is 0.
         """
-        merge = need_merge(round_, "RegMean")
+        merge, _ = need_merge(round_, "RegMean")
         statistic = GramMatrices(self.max_features)
         folds: dict[Form, RegressionMean] = {}
         answered: Counter[Form] = Counter()
@@ -107,7 +107,7 @@ class SequentialRegression:
         Raises:
             CalibrationError: if nothing was aligned, or no client answered.
         """
-        merge = need_merge(round_, "sequential regression")
+        merge, _ = need_merge(round_, "sequential regression")
         state, fewest = round_.state, len(round_.replies)
         with mode_of(self.model):
             weights = affine_weights(self.model, state, self.example_inputs)

@@ -79,15 +79,15 @@ class Probe(Protocol):
         ...
 
 
-def need_merge(round_: Round, who: str) -> Merge:
-    """The round's aligned models.
+def need_merge(round_: Round, who: str) -> tuple[Merge, PermutationSpec]:
+    """The round's aligned models, and their spec.
 
     Raises:
         CalibrationError: if the aligner leaves everything as it is, so that there are none.
     """
-    if round_.merge is None:
+    if round_.merge is None or round_.spec is None:
         raise CalibrationError(f"{who} needs aligned models: use an aligner other than Identity")
-    return round_.merge
+    return round_.merge, round_.spec
 
 
 def need_models(round_: Round, who: str) -> list[Mapping[str, Tensor]]:
@@ -102,14 +102,3 @@ def need_models(round_: Round, who: str) -> list[Mapping[str, Tensor]]:
     if not all(states):
         raise CalibrationError(f"{who} needs the clients' models, which streaming lets go of: use streaming=False")
     return states
-
-
-def need_spec(round_: Round, who: str) -> PermutationSpec:
-    """The permutation spec.
-
-    Raises:
-        CalibrationError: if the strategy was given none.
-    """
-    if round_.spec is None:
-        raise CalibrationError(f"{who} needs the permutation spec: give the strategy spec=")
-    return round_.spec
