@@ -116,7 +116,7 @@ _MOVED = {
         permute_moments regressed_layer reliability_bins repairable_weights with_moments
     """,
     "errors": "choose",
-    "matching": "Closeness match_relations",
+    "matching": "match_relations",
     "merging": "cosine started_from",
     "running": "mode_of",
     "spec": "Factor Layout Unpermuted coverage_gaps",
@@ -127,7 +127,7 @@ _MOVED = {
     "threads": "ahead",
     "tracing": "Call Value check register_rule trace",
 }
-_RENAMED = {"Trace": "History"}
+_RENAMED = {"Closeness": "Alignment", "Trace": "History"}
 
 _HOMES = {name: f"{__name__}.{room}" for room, names in _OFFERED.items() for name in names.split()}
 _FORMER_HOMES = {name: f"{__name__}.{room}" for room, names in _MOVED.items() for name in names.split()}

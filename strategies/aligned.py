@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from logging import ERROR, INFO, WARNING
+from logging import INFO, WARNING
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from fedrebasin import Aligner, AlignTo, PermutationSpec
+from fedrebasin import Aligner, AlignTo, PermutationSpec, RebasinError
 from fedrebasin.devices import move, pick_device
 from fedrebasin.spec import coverage_gaps
 
-from .aggregate import Aggregate, Aggregation, ReplyAlignment
-from .combinations import check_outside, check_parts, is_private
-from .replies import RecordError, Screener, StreamingGrid, Template, to_state
-from .round import Calibrator, Probe, Round, finish
-from .run import Frames, Journal
+from .aggregate import Aggregation, ReplyAlignment
+from .combinations import check_parts, inside_another
+from .replies import Screener, StreamingGrid, to_state
+from .round import Calibrator, Probe, Round, calibrate, measure, with_metrics
+from .run import Checkpoints, Frames, Run
 from .sums import QUERY
+from .traits import traits_of
 
 
 class Aligned(Strategy):
     """Wraps a Flower strategy: replies are checked and aligned, then the strategy aggregates as it always does.
 
     With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy,
-    bit for bit but for the dtypes, which are the global model's again.
+    bit for bit but for the dtypes, which are the global model's again. Its attributes are settings and cannot be
+    changed; what lasts for one run begins anew with each ``start``, the memory of the inner strategy excepted.
 
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).
@@ -56,6 +58,8 @@ class Aligned(Strategy):
         RebasinError: if the parts do not fit together.
     """
 
+    aligns: ClassVar[bool] = True
+
     def __init__(
         self,
         strategy: Strategy | None = None,
@@ -76,25 +80,44 @@ class Aligned(Strategy):
         self.aligner: Aligner = AlignTo() if aligner is None else aligner
         self.calibrators = tuple(calibrators)
         self.probes = tuple(probes)
+        self.device = pick_device(device)
         self.streaming = streaming
         self.workers = workers
         self.resume = resume
         self.query_type = query_type
-        self.beta: float | None = None
-        frames = frame if isinstance(frame, Frames) else Frames() if frame == "client" else None
-        self.stage = ReplyAlignment(spec, self.aligner, frames, pick_device(device), private=is_private(self.strategy))
-        self._journal = None if checkpoint is None else Journal(Path(checkpoint), self.strategy)
-        self._done = 0
-        self._arrays = ArrayRecord()
-        self._template = Template({})
-        self._asked: dict[int, Metadata] = {}
-        self._grid: Grid | None = None
-        check_parts(self)
+        self._spec = spec
+        self._frames = frame if isinstance(frame, Frames) else Frames() if frame == "client" else None
+        self._checkpoints = None if checkpoint is None else Checkpoints(Path(checkpoint), self.strategy)
+        self._private = traits_of(self.strategy).private
+        check_parts(
+            type(self).__name__, self.strategy, spec, self.aligner, self.calibrators, self.probes, self.streaming
+        )
+        self._run = Run(spec, self._frames)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SETTINGS and name in vars(self):
+            raise AttributeError(f"{name} is a setting of {type(self).__name__}: make another one with it")
+        super().__setattr__(name, value)
 
     @property
     def spec(self) -> PermutationSpec | None:
         """The permutation spec, with its sizes once a model was seen."""
-        return self.stage.spec
+        return self._run.spec
+
+    @property
+    def stage(self) -> ReplyAlignment:
+        """What aligns, to what, and where."""
+        return ReplyAlignment(self._run.spec, self.aligner, self._run.frames, self.device, self._private)
+
+    @property
+    def is_transparent(self) -> bool:
+        """Whether nothing is aligned, calibrated or measured."""
+        return self.stage.idle and not (self.calibrators or self.probes)
+
+    @property
+    def beta(self) -> float | None:
+        """The inverse temperature that a calibrator of the last run has found."""
+        return self._run.beta
 
     def start(
         self,
@@ -110,25 +133,30 @@ class Aligned(Strategy):
 
         A spec that moves little is warned of, see :func:`fedrebasin.coverage_gaps`.
         """
-        self._done, arrays = 0, initial_arrays
-        self._bind(initial_arrays)
-        if not self.stage.idle and self.spec is not None and (missing := coverage_gaps(self.spec)):
+        if self._frames is not None:
+            self._frames.forget()
+        self._run = run = Run(self._spec, self._frames)
+        run.see(initial_arrays)
+        if not self.stage.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
             log(WARNING, "%s: %s", type(self).__name__, missing)
-        if self._journal is not None and self.resume:
-            self._done, arrays, self.beta = self._journal.resume(initial_arrays, self.spec, self.stage.frames)
-        done = self._done
-        evaluate = None if evaluate_fn is None else lambda number, model: evaluate_fn(number + done, model)
-        result = super().start(
-            StreamingGrid(grid) if self.streaming else grid,
-            arrays,
-            max(num_rounds - done, 0),
-            timeout,
-            train_config,
-            evaluate_config,
-            evaluate,
-        )
-        self._done = 0
-        return result if self._journal is None else self._journal.completed(result, done, arrays)
+        arrays = initial_arrays
+        if self._checkpoints is not None and self.resume:
+            arrays = self._checkpoints.resume(run, initial_arrays)
+        evaluate = None if evaluate_fn is None else lambda number, model: evaluate_fn(run.number(number), model)
+        run.started = True
+        try:
+            result = super().start(
+                StreamingGrid(grid) if self.streaming else grid,
+                arrays,
+                max(num_rounds - run.done, 0),
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate,
+            )
+            return result if self._checkpoints is None else run.completed(result, arrays)
+        finally:
+            run.started = False
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -138,104 +166,72 @@ class Aligned(Strategy):
         Raises:
             RebasinError: if another strategy wraps this one.
         """
-        check_outside(self)
-        self._bind(arrays)
-        self._arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
-        self._grid = grid
-        messages = list(self.strategy.configure_train(server_round + self._done, arrays, config, grid))
-        self._asked = {message.metadata.dst_node_id: message.metadata for message in messages}
-        return self._in_own_coordinates(messages, arrays)
+        run = self._run
+        if run.inside and (self.streaming or not self.is_transparent):
+            raise RebasinError(inside_another(type(self).__name__, self.strategy))
+        run.see(arrays)
+        messages = list(self.strategy.configure_train(run.number(server_round), arrays, config, grid))
+        return run.ask(messages, arrays, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen the replies, align the good ones, aggregate, calibrate, measure, write down."""
-        server_round += self._done
-        screener = Screener(self._template, self.strategy, self._asked)
-        looked_at = not self.stage.idle or self.calibrators or self.probes
-        global_state = to_state(self._arrays) if looked_at else {}
-        aggregation = Aggregation(self.stage, self.strategy, screener, self._template, global_state, server_round)
-        taken = aggregation.one_by_one(replies, self.workers) if self.streaming else aggregation.at_once(replies)
-        arrays = self._checked(server_round, taken, screener)
-        measured = dict(taken.measured)
-        if taken.measured or screener.bad:
-            measured["replies-set-aside"] = float(len(screener.bad))
+        run, stage = self._run, self.stage
+        server_round = run.number(server_round)
+        screener = Screener(run.template, self.strategy, run.asked)
+        global_state = {} if self.is_transparent else to_state(run.arrays)
+        aggregation = Aggregation(stage, self.strategy, screener, run.template, global_state, server_round)
+        taken = aggregation.aggregate(replies, self.workers if self.streaming else None)
+        arrays, measured = taken.arrays, dict(taken.measured)
         if arrays is not None and (self.calibrators or self.probes):
-            assert self._grid is not None
+            assert run.grid is not None
             current = Round(
                 server_round=server_round,
-                spec=self.spec,
-                global_state=move(global_state, self.stage.device),
+                spec=run.spec,
+                global_state=move(global_state, self.device),
                 replies=taken.replies,
                 merge=taken.merge,
-                state=move(to_state(arrays), self.stage.device),
-                grid=self._grid,
-                device=self.stage.device,
+                state=move(to_state(arrays), self.device),
+                grid=run.grid,
+                device=self.device,
                 query_type=self.query_type,
             )
-            arrays = finish(current, self.calibrators, self.probes, arrays, self._template, measured)
-            self.beta = measured.get("beta", self.beta)
+            current, reported = calibrate(current, self.calibrators)
+            measured |= reported | measure(current, self.probes)
+            arrays = run.template.encode(current.state) if self.calibrators else arrays
+            run.beta = measured.get("beta", run.beta)
         metrics = with_metrics(taken.metrics, measured)
-        if self._journal is not None:
-            kept = self._arrays if arrays is None else arrays
-            self._journal.write(server_round, kept, metrics, self.stage.frames, self.beta)
+        if metrics is not None:
+            run.metrics[server_round] = dict(metrics)
+        if self._checkpoints is not None:
+            self._checkpoints.write(run, server_round, run.arrays if arrays is None else arrays)
         return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As the inner strategy does."""
-        messages = list(self.strategy.configure_evaluate(server_round + self._done, arrays, config, grid))
-        return self._in_own_coordinates(messages, arrays)
+        run = self._run
+        messages = list(self.strategy.configure_evaluate(run.number(server_round), arrays, config, grid))
+        return run.in_own_order(messages, arrays)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """As the inner strategy does."""
-        return self.strategy.aggregate_evaluate(server_round + self._done, replies)
+        return self.strategy.aggregate_evaluate(self._run.number(server_round), replies)
 
     def summary(self) -> None:
         """Log the settings of the alignment, then those of the inner strategy."""
+        self._run.inside = not self._run.started  # Flower's loop asks for it before the first round, whosever it is
         log(INFO, "\t├──> Alignment settings:")
         log(INFO, "\t│\t├── Aligner: %s", type(self.aligner).__name__)
         if self.spec is not None:
             log(INFO, "\t│\t├── Permutation groups: %d", len(self.spec.groups))
         for part in (*self.calibrators, *self.probes):
             log(INFO, "\t│\t├── %s", type(part).__name__)
-        log(INFO, "\t│\t└── Device: %s", self.stage.device)
+        log(INFO, "\t│\t└── Device: %s", self.device)
         self.strategy.summary()
 
-    def _bind(self, arrays: ArrayRecord) -> None:
-        self._template = Template.of(arrays)
-        if self.stage.spec is not None:
-            self.stage.spec = self.stage.spec.bind(self._template.empty())
 
-    def _in_own_coordinates(self, messages: list[Message], arrays: ArrayRecord) -> list[Message]:
-        frames = self.stage.frames
-        return messages if frames is None else frames.outgoing(messages, arrays, self._template)
-
-    def _checked(self, server_round: int, taken: Aggregate, screener: Screener) -> ArrayRecord | None:
-        """The aggregate in the global dtypes; None, so that the last good model is kept, if there is none to use."""
-        if not taken.replies:
-            log(
-                ERROR,
-                "aggregate_train: no usable reply in round %d (%d set aside, %d failed); the global model stays",
-                server_round,
-                len(screener.bad),
-                len(screener.errors),
-            )
-        if taken.arrays is None:
-            return None
-        try:
-            return self._template.restore(taken.arrays)
-        except RecordError as error:
-            log(ERROR, "aggregate_train: %s; the last good global model is kept", error)
-            return None
-
-
-def with_metrics(metrics: MetricRecord | None, measured: dict[str, float]) -> MetricRecord | None:
-    """Flower's metrics and our own, whose names begin with ``rebasin-`` (but for ``beta``)."""
-    if not measured:
-        return metrics
-    merged = MetricRecord() if metrics is None else MetricRecord(dict(metrics))
-    for key, value in measured.items():
-        merged[key if key == "beta" else f"rebasin-{key}"] = float(value)
-    return merged
+#: What cannot be changed once it is set.
+SETTINGS = ("strategy", "aligner", "calibrators", "probes", "device", "streaming", "workers", "resume", "query_type")

@@ -1,124 +1,98 @@
-"""Which strategies may stand inside and outside of an alignment, and why others may not."""
+"""Which parts go together: what each of them demands, it says itself; what cannot work is refused when it is made."""
 
 from __future__ import annotations
 
-import sys
-from typing import Protocol
+from collections.abc import Sequence
 
-from flwr.serverapp.strategy import (
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-    FedAvgM,
-    Strategy,
-)
-from flwr.serverapp.strategy.fedopt import FedOpt
+from flwr.serverapp.strategy import Strategy
 
 from fedrebasin import Aligner, PermutationSpec, RebasinError, SpecError
 from fedrebasin.merging import two_step
 
-from .aggregate import ReplyAlignment, needs_only_the_mean
-from .replies import is_a, unwrap
-from .round import BatchNormRecalibration, Calibrator, Probe, TemperatureCalibration
-
-#: Inner strategies that keep their own copy of the global model, or momenta of its changes.
-KEEPS_STATE = (FedAvgM, FedOpt)
-
-CLIENTS_CLIP = (DifferentialPrivacyClientSideFixedClipping, DifferentialPrivacyClientSideAdaptiveClipping)
-SERVER_CLIPS = (DifferentialPrivacyServerSideFixedClipping, DifferentialPrivacyServerSideAdaptiveClipping)
+from .round import Calibrator, Probe
+from .traits import Traits, traits_of
 
 
-class Parts(Protocol):
-    """What an aligned strategy is made of."""
-
-    strategy: Strategy
-    aligner: Aligner
-    calibrators: tuple[Calibrator, ...]
-    probes: tuple[Probe, ...]
-    streaming: bool
-
-    @property
-    def spec(self) -> PermutationSpec | None:
-        """The permutation spec."""
-        ...
-
-
-def is_private(strategy: Strategy) -> bool:
-    """Whether a strategy promises differential privacy."""
-    return is_a(strategy, CLIENTS_CLIP + SERVER_CLIPS)
-
-
-def check_parts(parts: Parts) -> None:
+def check_parts(
+    who: str,
+    strategy: Strategy,
+    spec: PermutationSpec | None,
+    aligner: Aligner,
+    calibrators: Sequence[Calibrator],
+    probes: Sequence[Probe],
+    streaming: bool,
+) -> None:
     """Refuse parts that do not fit together, before a run.
 
     Raises:
         SpecError: if an aligner that permutes has no spec.
-        RebasinError: for an order in which a strategy would not do what it promises.
+        RebasinError: for an order in which a strategy would not do what it promises, or a part that needs what the
+            others do not leave it.
     """
-    aligner = two_step(parts.aligner)
-    if parts.spec is None and not aligner.leaves_as_is:
-        raise SpecError(f"{type(parts).__name__} needs spec=, as in PermutationSpec.trace(model, example_inputs)")
-    if aligner.needs_all and not aligner.leaves_as_is and parts.streaming and needs_only_the_mean(parts.strategy):
+    traits, inner, steps = traits_of(strategy), _name(strategy), two_step(aligner)
+    idle = steps.leaves_as_is
+    if spec is None and not idle:
+        raise SpecError(f"{who} needs spec=, as in PermutationSpec.trace(model, example_inputs)")
+    if traits.aligns:
+        raise RebasinError(f"{inner} inside {who}: its replies would be aligned twice; one is enough")
+    rewriting = [_name(part) for part in calibrators if getattr(part, "rewrites_weights", True)]
+    if rewriting and traits.keeps_state:
         raise RebasinError(
-            f"{type(parts.aligner).__name__} needs all models at once: use AlignTo, whose reference is no position, or "
-            "streaming=False"
+            f"{', '.join(rewriting)} rewrites weights after {inner} has aggregated, which keeps its own copy of the "
+            "global model and would undo it: use FedAvg inside, or buffers only (keeps_state = False on the class of "
+            f"{inner} says that it keeps none)"
         )
-    inner = type(parts.strategy).__name__
-    if any(isinstance(getattr(layer, "stage", None), ReplyAlignment) for layer in unwrap(parts.strategy)):
-        raise RebasinError(f"{inner} inside {type(parts).__name__}: its replies would be aligned twice; one is enough")
-    rewriting = [type(part).__name__ for part in parts.calibrators if part.rewrites_weights]
-    if rewriting and is_a(parts.strategy, KEEPS_STATE):
+    one_by_one = streaming and not traits.needs_all
+    if one_by_one and not idle and steps.needs_all:
         raise RebasinError(
-            f"{', '.join(rewriting)} rewrites weights after {inner} has aggregated, which "
-            "keeps its own copy of the global model and would undo it: use FedAvg inside, or buffers only"
+            f"{_name(aligner)} needs all models at once, as it is set: use AlignTo(), or streaming=False"
         )
-    if is_private(parts.strategy):
-        _check_privacy(parts, inner)
+    if needing := [_name(part) for part in calibrators if getattr(part, "needs_all", False)]:
+        if idle:
+            raise RebasinError(f"{needing[0]} needs aligned models: use an aligner other than {_name(aligner)}")
+        if one_by_one:
+            raise RebasinError(
+                f"{needing[0]} needs the clients' models, which streaming lets go of: use streaming=False"
+            )
+    if traits.private:
+        _check_privacy(traits, inner, aligner, calibrators, probes)
 
 
-def check_outside(strategy: Parts) -> None:
-    """Refuse to run inside another strategy, but for an alignment that does nothing.
-
-    To be called where that strategy would call: the one who calls is who wraps.
-
-    Raises:
-        RebasinError: naming the strategy outside.
-    """
-    caller = sys._getframe(2).f_locals.get("self")
-    if not isinstance(caller, Strategy) or getattr(caller, "strategy", None) is not strategy:
-        return
-    nothing = two_step(strategy.aligner).leaves_as_is and not (strategy.calibrators or strategy.probes)
-    if not nothing or strategy.streaming:
-        name, outer = type(strategy).__name__, type(caller).__name__
-        raise RebasinError(
-            f"{outer} around {name} would see replies that are not aligned yet, and {name} would not see the model "
-            f"that {outer} makes: put the alignment outside, {name}({outer}(...))"
-        )
+def inside_another(who: str, strategy: Strategy) -> str:
+    """Why an alignment may not be inside of another strategy, which sees replies first and the model last."""
+    return (
+        f"a strategy around {who} would see replies that are not aligned yet, and {who} would not see the model that "
+        f"it makes: put the alignment outside, {who}(THE_OTHER({_name(strategy)}()))"
+    )
 
 
-def _check_privacy(parts: Parts, inner: str) -> None:
-    if is_a(parts.strategy, CLIENTS_CLIP) and not two_step(parts.aligner).leaves_as_is:
+def _check_privacy(
+    traits: Traits, inner: str, aligner: Aligner, calibrators: Sequence[Calibrator], probes: Sequence[Probe]
+) -> None:
+    if traits.clips_on_clients and not two_step(aligner).leaves_as_is:
         raise RebasinError(
             f"{inner}: clients clip their updates before the server permutes them, and a permuted update can be longer "
             "than the clipping norm: align on the client, mods=[fixedclipping_mod, AlignMod(spec)], and not on the "
             "server"
         )
-    if not two_step(parts.aligner).private:
+    if not two_step(aligner).leaves_as_is and not two_step(aligner).private:
         raise RebasinError(
-            f"{inner}: with {type(parts.aligner).__name__} as it is set, how one client's model is permuted depends on "
-            "the others, which the noise does not cover: use AlignTo() or AlignTo(reference=a state dict)"
+            f"{inner}: with {_name(aligner)} as it is set, how one client's model is permuted depends on the "
+            "others, which the noise does not cover: use AlignTo() or AlignTo(reference=a state dict)"
         )
-    for calibrator in parts.calibrators:
-        on_server_data = getattr(calibrator, "batches", None) is not None
-        if not (on_server_data and isinstance(calibrator, BatchNormRecalibration | TemperatureCalibration)):
+    for calibrator in calibrators:
+        if not getattr(calibrator, "private", False):
             raise RebasinError(
-                f"{type(calibrator).__name__} after {inner}: what it takes from the clients carries no noise; only "
-                "BatchNormRecalibration and TemperatureCalibration on server data may follow"
+                f"{_name(calibrator)} after {inner}: what it takes from the clients carries no noise; what says "
+                "private = True may follow, such as BatchNormRecalibration and TemperatureCalibration on server data"
             )
-    for probe in parts.probes:
+    for probe in probes:
         if getattr(probe, "asks_clients", False):
             raise RebasinError(
-                f"{type(probe).__name__} after {inner} would show clients one another's models, which carry no noise: "
+                f"{_name(probe)} after {inner} would show clients one another's models, which carry no noise: "
                 "give it a model and batches on the server"
             )
+
+
+def _name(part: object) -> str:
+    return type(part).__name__

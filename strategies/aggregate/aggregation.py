@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from logging import INFO
+from logging import ERROR, INFO
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
-from flwr.serverapp.strategy import QFedAvg, Strategy
+from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedrebasin import History, Merge
@@ -16,6 +16,7 @@ from fedrebasin.devices import move
 from fedrebasin.merging import two_step
 
 from ..replies import (
+    RecordError,
     Reply,
     Screener,
     State,
@@ -23,16 +24,14 @@ from ..replies import (
     agreed,
     carrying,
     dissent,
-    expecting_fewer,
-    expects_attackers,
     form_of,
-    is_a,
     moving_integers,
-    strangers,
+    outliers,
 )
+from ..traits import Traits, expecting_fewer, traits_of
 from .alignment import ReplyAlignment
 from .flower_mean import FlowerMean, flower_mean
-from .running_mean import RunningMean, folded, is_the_mean, mean_metrics, needs_only_the_mean
+from .running_mean import RunningMean, folded, mean_metrics
 from .tally import Tally
 
 
@@ -75,6 +74,35 @@ class Aggregation:
     global_state: State
     server_round: int
 
+    @property
+    def traits(self) -> Traits:
+        """Of the inner strategy."""
+        return traits_of(self.strategy)
+
+    def aggregate(self, replies: Iterable[Message], workers: int | None) -> Aggregate:
+        """The aggregate in the global dtypes; without arrays, so that the last good model is kept, if none is usable.
+
+        Args:
+            replies: in a list, or as they arrive.
+            workers: take them one by one, with so many matchings at the same time; None for all at once.
+        """
+        taken = self.at_once(replies) if workers is None else self.one_by_one(replies, workers)
+        bad, failed = len(self.screener.bad), len(self.screener.errors)
+        arrays = taken.arrays
+        if not taken.replies:
+            log(
+                ERROR,
+                "aggregate_train: no usable reply in round %d (%d set aside, %d failed); the global model stays",
+                *(self.server_round, bad, failed),
+            )
+        try:
+            arrays = None if arrays is None else self.template.restore(arrays)
+        except RecordError as error:
+            log(ERROR, "aggregate_train: %s; the last good global model is kept", error)
+            arrays = None
+        counted = {"replies-set-aside": float(bad)} if taken.measured or bad else {}
+        return replace(taken, arrays=arrays, measured={**taken.measured, **counted})
+
     def at_once(self, replies: Iterable[Message]) -> Aggregate:
         """Align all good replies, then let the inner strategy aggregate them."""
         good = self.screener.majority(replies)
@@ -87,14 +115,14 @@ class Aggregation:
         if not self.alignment.idle:
             merge = self._merge(good, tally)
             good, merge, integers = self._agreeing(good, merge)
-            if good and expects_attackers(self.strategy):
-                good, merge = self._without_strangers(good, merge)
+            if good and self.traits.robust:
+                good, merge = self._without_outliers(good, merge)
             if not good:
                 return self._nothing()
             mean = merge.merged
             if not merge.states:
                 good, merge = [_without_arrays(reply) for reply in good], None
-        if not needs_only_the_mean(self.strategy):
+        if self.traits.needs_all:
             messages = self._messages(good, merge)
             with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
                 arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
@@ -108,7 +136,7 @@ class Aggregation:
 
         An inner strategy that needs all replies gets them all.
         """
-        if not needs_only_the_mean(self.strategy):
+        if self.traits.needs_all:
             return self.at_once(replies)
         mean, tally = RunningMean(), Tally()
         kept: list[Reply] = []
@@ -125,7 +153,7 @@ class Aggregation:
         """All replies' models, aligned, and their mean as Flower takes it."""
         keep_states = (
             two_step(self.alignment.aligner).keep_states
-            or not needs_only_the_mean(self.strategy)
+            or self.traits.needs_all
             or bool(self._moving_integers(replies[0].state))
         )
         mean, alignments, states = FlowerMean(reply.num_examples for reply in replies), [], []
@@ -160,9 +188,9 @@ class Aggregation:
         found = {position: reason for position, reason in enumerate(reasons) if reason}
         return *self._without(replies, merge, found), integers
 
-    def _without_strangers(self, replies: Sequence[Reply], merge: Merge) -> tuple[list[Reply], Merge]:
+    def _without_outliers(self, replies: Sequence[Reply], merge: Merge) -> tuple[list[Reply], Merge]:
         assert self.alignment.spec is not None
-        return self._without(replies, merge, strangers(self.alignment.spec, merge.alignments, merge.states))
+        return self._without(replies, merge, outliers(self.alignment.spec, merge.alignments, merge.states))
 
     def _without(self, replies: Sequence[Reply], merge: Merge, found: Mapping[int, str]) -> tuple[list[Reply], Merge]:
         """The replies but for those at some positions, which are set aside for these reasons."""
@@ -186,7 +214,7 @@ class Aggregation:
         metrics = mean_metrics(replies, self.strategy)
         measured = self._measured(tally)
         failed = len(self.screener.errors)
-        if is_the_mean(self.strategy):  # there is nothing that the strategy would do to it
+        if self.traits.is_the_mean:  # there is nothing that the strategy would do to it
             log(INFO, "aggregate_train: Received %d results and %d failures", len(replies), failed)
             mean_arrays = _with(self.template.encode_mean(mean), integers)
             return Aggregate(mean_arrays, metrics, tuple(replies), merge, measured)
@@ -218,8 +246,7 @@ class Aggregation:
 
     def _messages(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
         """What the inner strategy gets: the replies with aligned arrays, in the global key order."""
-        # Numpy subtracts no bools, and QFedAvg scales its copies of the arrays in place.
-        kinds = "biu" if is_a(self.strategy, QFedAvg) else "b"
+        kinds = "biu" if self.traits.floats_only else "b"  # numpy subtracts no bools
         as_floats = [key for key, form in self.template.forms.items() if form.dtype.kind in kinds]
         messages = []
         for position, reply in enumerate(replies):

@@ -11,24 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor
 
-from ..replies import Reply, Template, find_attribute
-
-#: Exactly these classes: one derived from them may look at replies in another way.
-NOTHING_BUT_THE_MEAN = (FedAvg, FedProx)
-FOLDABLE = (*NOTHING_BUT_THE_MEAN, FedAvgM, FedAdam, FedAdagrad, FedYogi)
-
-
-def is_the_mean(strategy: Strategy) -> bool:
-    """Whether a strategy's aggregate is the replies' weighted mean and nothing else."""
-    return type(strategy) in NOTHING_BUT_THE_MEAN
-
-
-def needs_only_the_mean(strategy: Strategy) -> bool:
-    """Whether a strategy's aggregate depends on the replies' arrays only through their weighted mean."""
-    return type(strategy) in FOLDABLE
+from ..replies import Reply, Template
+from ..traits import find_attribute
 
 
 @dataclass
@@ -57,7 +44,7 @@ class RunningMean:
 
 def mean_metrics(replies: Sequence[Reply], strategy: Strategy) -> MetricRecord:
     """The replies' metrics, aggregated as the inner strategy does it."""
-    aggregate = strategy.train_metrics_aggr_fn  # type: ignore[attr-defined]  # every foldable strategy has it
+    aggregate = find_attribute(strategy, "train_metrics_aggr_fn", FedAvg().train_metrics_aggr_fn)
     metrics: MetricRecord = aggregate([reply.message.content for reply in replies], _weighted_by(strategy))
     return metrics
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedrebasin import AlignTo, Matcher, PermutationSpec, RebasinError, WeightMatching
 from fedrebasin.devices import move, pick_device
 
 from ..replies import RecordError, State, Template, to_state
 
-#: By name: an app imports them from wherever its Flower has them.
-CLIPPING = {"fixedclipping_mod", "adaptiveclipping_mod"}
+#: Where a strategy writes the norm that its clients are to clip to, and clipping mods read it.
+CLIPPING_NORM = "clipping_norm"
 
 CallNext = Callable[[Message, Context], Message]
 
@@ -27,8 +28,8 @@ class AlignMod:
     a shared start or a published model, never one that no client started from.
 
     With client-side clipping put it inside, ``@app.train(mods=[fixedclipping_mod, AlignMod(spec)])``, so that the
-    clipped update is the aligned one. Under secure aggregation, whose arrays carry numbers for names, arrays are paired
-    with the spec's keys by position.
+    clipped update is the aligned one: what is inside of this mod does not get the clipping norm. Under secure
+    aggregation, whose arrays carry numbers for names, arrays are paired with the spec's keys by position.
 
     Args:
         spec: the permutation spec of the model.
@@ -49,14 +50,14 @@ class AlignMod:
         """
         if message.metadata.message_type.split(".")[0] != "train" or not message.has_content():
             return call_next(message, context)
-        if clipping := sorted(_mods_of(call_next) & CLIPPING):
-            raise RebasinError(
-                f"AlignMod around {clipping[0]}: an update that was clipped would be permuted afterwards, and could be "
-                f"longer than the clipping norm again: mods=[{clipping[0]}, AlignMod(spec)]"
-            )
         records = message.content.array_records
         received = _declared(next(iter(records.values()))) if len(records) == 1 else None
-        reply = call_next(message, context)
+        reply = call_next(_without_norm(message), context)
+        if reply.has_error() and CLIPPING_NORM in (reply.error.reason or ""):
+            raise RebasinError(
+                "AlignMod around a clipping mod: an update that was clipped would be permuted afterwards, and could be "
+                f"longer than the clipping norm again: mods=[CLIPPING_MOD, AlignMod(spec)] ({reply.error.reason})"
+            )
         if reply.has_error() or received is None or len(reply.content.array_records) != 1:
             return reply
         ((name, trained),) = reply.content.array_records.items()
@@ -89,16 +90,16 @@ class AlignMod:
         )
 
 
-def _mods_of(call_next: CallNext) -> set[str]:
-    """The names of the mods that Flower has put inside, as far as it lets one see them."""
-    found: set[str] = set()
-    waiting: list[object] = [call_next]
-    while waiting:
-        function = waiting.pop()
-        found.add(getattr(function, "__name__", ""))
-        closure = getattr(function, "__closure__", None) if getattr(function, "__name__", "") == "new_ffn" else None
-        waiting.extend(cell.cell_contents for cell in closure or ())
-    return found
+def _without_norm(message: Message) -> Message:
+    """The message without the clipping norm: a mod that clips has read it outside of this one, or cannot clip."""
+    configs = {name: config for name, config in message.content.config_records.items() if CLIPPING_NORM in config}
+    if not configs:
+        return message
+    twin = copy.copy(message)
+    twin.content = RecordDict(dict(message.content))
+    for name, config in configs.items():
+        twin.content[name] = ConfigRecord({key: value for key, value in config.items() if key != CLIPPING_NORM})
+    return twin
 
 
 def _declared(record: ArrayRecord) -> ArrayRecord:

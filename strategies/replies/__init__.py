@@ -1,10 +1,10 @@
 """Bytes to state dicts and back: decoded without trust, screened, streamed."""
 
 from .integers import agreed, alike, dissent, moving_integers
-from .outliers import expecting_fewer, expects_attackers, of_usual_length, strangers
+from .outliers import of_usual_length, outliers
 from .records import FLOATS, Form, RecordError, State, Template, decode_array, to_state
-from .screening import MAX_EXAMPLES, Reply, Screener, SetAside, carrying, find_attribute, form_of, is_a, unwrap
-from .streaming import StreamingGrid, arrivals
+from .screening import MAX_EXAMPLES, Reply, Screener, SetAside, carrying, form_of
+from .streaming import StreamingGrid, send_and_stream
 
 __all__ = [
     "FLOATS",
@@ -19,18 +19,13 @@ __all__ = [
     "Template",
     "agreed",
     "alike",
-    "arrivals",
     "carrying",
     "decode_array",
     "dissent",
-    "expecting_fewer",
-    "expects_attackers",
-    "find_attribute",
     "form_of",
-    "is_a",
     "moving_integers",
     "of_usual_length",
-    "strangers",
+    "outliers",
+    "send_and_stream",
     "to_state",
-    "unwrap",
 ]

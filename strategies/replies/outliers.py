@@ -1,4 +1,4 @@
-"""Strangers: models that do not agree with the others, which robust strategies need not even see.
+"""Outliers: models that do not agree with the others, which robust strategies need not even see.
 
 Networks trained on the same task agree with one another about equally well once they are aligned: their cosines to the
 reference lie within a few hundredths. One that was trained on something else, had its signs turned or is noise does
@@ -8,38 +8,24 @@ not, and robust strategies, which look at one coordinate or one distance at a ti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from logging import INFO
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import torch
-from flwr.common import log
-from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
 from torch import Tensor
 
-from fedrebasin.matching import Alignment
-from fedrebasin.spec import PermutationSpec
-from fedrebasin.state import State
+from fedrebasin import Alignment, PermutationSpec
 
-from .screening import is_a, unwrap
-
-#: Strategies that were chosen because some clients may be attackers. Krum is a MultiKrum.
-ROBUST = (FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
+from .records import State
 
 UNUSUAL = 3.0  # times as long as the median model
 FEWEST = 5  # models among which the usual spread can be told
 DEVIATIONS = 6.0  # median absolute deviations: four standard deviations
 JUDGES = 21  # of many models, to which each is compared
-GAP = 0.05  # of the usual cosine: nearer ones are no strangers, however alike the others are
+GAP = 0.05  # of the usual cosine: nearer ones are no outliers, however alike the others are
 
 
-def expects_attackers(strategy: Strategy) -> bool:
-    """Whether a strategy, or one that it wraps, is a robust one."""
-    return is_a(strategy, ROBUST)
-
-
-def strangers(
+def outliers(
     spec: PermutationSpec, alignments: Sequence[Alignment], states: Sequence[Mapping[str, Tensor]]
 ) -> dict[int, str]:
     """The models that agree with the reference, or with one another, far less than most, or are far longer.
@@ -62,7 +48,7 @@ def strangers(
     usual = median(lengths)
     for position, size in enumerate(lengths):
         if size > UNUSUAL * usual:
-            found[position] = f"a stranger: {size / usual:.1f} times as long as most"
+            found[position] = f"an outlier: {size / usual:.1f} times as long as most"
     to_reference = [alignment.similarity for alignment in alignments]
     for who, cosines in (("the reference", to_reference), ("the others", _agreement(spec, states))):
         told = [cosine for cosine in cosines if cosine < 1.0] or cosines
@@ -70,7 +56,7 @@ def strangers(
         least = usual - max(DEVIATIONS * median(abs(cosine - usual) for cosine in told), GAP * abs(usual))
         for position, cosine in enumerate(cosines):
             if cosine < least:
-                found[position] = f"a stranger: its cosine to {who} is {cosine:.3f}, usual is {usual:.3f}"
+                found[position] = f"an outlier: its cosine to {who} is {cosine:.3f}, usual is {usual:.3f}"
     return found
 
 
@@ -89,28 +75,6 @@ def _agreement(spec: PermutationSpec, states: Sequence[Mapping[str, Tensor]]) ->
     norms = [max(inner(model, model) ** 0.5, 1e-30) for model in flat]
     judges = torch.randperm(len(flat), generator=torch.Generator().manual_seed(len(flat)))[:JUDGES].tolist()
     return [median(cosine(position, judge) for judge in judges if judge != position) for position in range(len(flat))]
-
-
-@contextmanager
-def expecting_fewer(strategy: Strategy, set_aside: int, left: int) -> Iterator[None]:
-    """Bulyan gives up a round of fewer than 4 f + 3 replies; attackers that were set aside are not to be expected.
-
-    Args:
-        strategy: the inner strategy.
-        set_aside: replies that were, each one attacker less, if that lets the round go on.
-        left: replies that were not.
-    """
-    bulyan = next((layer for layer in unwrap(strategy) if isinstance(layer, Bulyan)), None)
-    if bulyan is None or left >= 4 * bulyan.num_malicious_nodes + 3:
-        yield
-        return
-    before = bulyan.num_malicious_nodes
-    bulyan.num_malicious_nodes = max(before - set_aside, min(before, (left - 3) // 4), 0)
-    log(INFO, "aggregate_train: Bulyan expects %d attackers among %d replies", bulyan.num_malicious_nodes, left)
-    try:
-        yield
-    finally:
-        bulyan.num_malicious_nodes = before
 
 
 def of_usual_length(states: Sequence[State]) -> list[State]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import WARNING
-from typing import Any
 
 from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 from flwr.common import log
-from flwr.serverapp.strategy import QFedAvg, Strategy
+from flwr.serverapp.strategy import Strategy
 
-from fedrebasin.state import State
-
-from .records import RecordError, Template
+from ..traits import find_attribute
+from .records import RecordError, State, Template
 
 MAX_EXAMPLES = 10**12
 
@@ -56,7 +54,7 @@ class Screener:
     def __init__(self, template: Template, strategy: Strategy, asked: Mapping[int, Metadata]) -> None:
         self._template = template
         self._weighted_by: str = find_attribute(strategy, "weighted_by_key", "num-examples")
-        self._loss_key = find_attribute(strategy, "train_loss_key", None) if is_a(strategy, QFedAvg) else None
+        self._loss_key = find_attribute(strategy, "train_loss_key", None)
         self._asked = asked
         self._seen: set[int] = set()
         self.bad: list[SetAside] = []
@@ -105,24 +103,6 @@ class Screener:
             else:
                 self.set_aside(reply.node_id, "its records or metrics are named otherwise than most replies'")
         return kept
-
-
-def unwrap(strategy: object) -> Iterator[object]:
-    """A strategy, then the one that it wraps, and so on inwards."""
-    found: object = strategy
-    while found is not None:
-        yield found
-        found = getattr(found, "strategy", None)
-
-
-def find_attribute(strategy: object, name: str, default: Any) -> Any:
-    """The attribute of the outermost strategy that has it."""
-    return next((getattr(layer, name) for layer in unwrap(strategy) if hasattr(layer, name)), default)
-
-
-def is_a(strategy: object, kinds: type | tuple[type, ...]) -> bool:
-    """Whether a strategy, or one that it wraps, is of one of these classes."""
-    return any(isinstance(layer, kinds) for layer in unwrap(strategy))
 
 
 def carrying(message: Message, arrays: ArrayRecord) -> Message:

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 POLL_SECONDS = 0.1
 
 
-def arrivals(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
+def send_and_stream(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
     """Send messages, then yield each reply once, until all are there or the time is up.
 
     Args:
@@ -47,7 +47,7 @@ class StreamingGrid(Grid):
         """The replies: a generator for training messages, a list for all others."""
         sent = list(messages)
         if sent and all(message.metadata.message_type.split(".")[0] == "train" for message in sent):
-            return arrivals(self._grid, sent, timeout)
+            return send_and_stream(self._grid, sent, timeout)
         return self._grid.send_and_receive(sent, timeout=timeout)
 
     def set_run(self, run: Any) -> None:

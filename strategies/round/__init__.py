@@ -2,11 +2,10 @@
 
 from .activation_alignment import ActivationAlignment
 from .calibrators import BatchNormRecalibration, Repair, TemperatureCalibration
-from .demands import need_models
-from .finish import finish
 from .gathering import TIMEOUT, summed
 from .regression import HeadRegression, RegMean, SequentialRegression
-from .round import Calibrated, Calibrator, Probe, Round
+from .round import Calibrated, Calibrator, Probe, Round, need_models
+from .run_parts import calibrate, measure, with_metrics
 
 __all__ = [
     "TIMEOUT",
@@ -21,7 +20,9 @@ __all__ = [
     "Round",
     "SequentialRegression",
     "TemperatureCalibration",
-    "finish",
+    "calibrate",
+    "measure",
     "need_models",
     "summed",
+    "with_metrics",
 ]

@@ -15,9 +15,8 @@ from fedrebasin.merging import average, cosine
 from fedrebasin.sums import ActivationCorrelation, unit_places
 
 from ..sums import Question, encode_sums
-from .demands import need_merge, need_spec
 from .gathering import TIMEOUT, each
-from .round import Calibrated, Round
+from .round import Calibrated, Round, need_merge
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class ActivationAlignment:
     example_inputs: Any
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Align anew.
@@ -46,7 +46,7 @@ class ActivationAlignment:
         Raises:
             CalibrationError: if nothing was aligned, or no client answered.
         """
-        merge, spec = need_merge(round_, "activation alignment"), need_spec(round_, "activation alignment")
+        merge, spec = need_merge(round_, "activation alignment")
         chosen = max(range(len(merge.states)), key=lambda at: merge.alignments[at].similarity)
         reference = merge.states[chosen]
         places = unit_places(self.model, reference, self.example_inputs, spec)

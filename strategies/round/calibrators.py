@@ -31,9 +31,8 @@ from fedrebasin.state import State
 from fedrebasin.sums import logits_of
 
 from ..sums import Question, encode_sums
-from .demands import need_merge, need_spec
 from .gathering import TIMEOUT, alike, each, summed
-from .round import Calibrated, Round
+from .round import Calibrated, Round, need_merge
 
 #: Pairs of inputs and class labels, iterated anew in every round; labels are not needed where nothing is predicted.
 Batches = Iterable[Any]
@@ -44,6 +43,12 @@ class _OnDataOrSums(ABC):
 
     model: nn.Module | None
     batches: Batches | None
+    needs_all: ClassVar[bool] = False
+
+    @property
+    def private(self) -> bool:
+        """Whether only the aggregate and server data are read."""
+        return self.batches is not None and not self.needs_all
 
     def __post_init__(self) -> None:
         if self.batches is not None and self.model is None:
@@ -147,16 +152,17 @@ class Repair(_OnDataOrSums):
     batches: Batches | None = None
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = True
 
     def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
         """Correct the aggregate's hidden units, all models being run on server data."""
-        merge, spec = need_merge(round_, "REPAIR"), need_spec(round_, "REPAIR")
+        merge, spec = need_merge(round_, "REPAIR")
         shares = [reply.num_examples for reply in round_.replies]
         return Calibrated(repair(model, round_.state, merge.states, batches, spec, shares))
 
     def from_sums(self, round_: Round) -> Calibrated:
         """Correct the aggregate's hidden units by the moments that the clients measure."""
-        merge, spec = need_merge(round_, "REPAIR"), need_spec(round_, "REPAIR")
+        merge, spec = need_merge(round_, "REPAIR")
         shares = [reply.num_examples for reply in round_.replies]
         with mode_of(self.model):
             keys = repairable_weights(self.model, round_.state, self.example_inputs, spec)

@@ -21,9 +21,8 @@ from fedrebasin.running import mode_of
 from fedrebasin.sums import GramMatrices, add_sums
 
 from ..sums import Question, encode_sums
-from .demands import need_merge
 from .gathering import TIMEOUT, Form, alike, each, form_of, usual_form
-from .round import Calibrated, Round
+from .round import Calibrated, Round, need_merge
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class RegMean:
     ridge: float = 1e-6
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Solve for the weights.
@@ -53,7 +53,7 @@ class RegMean:
             CalibrationError: if nothing was aligned, or no client answered.
             MergeError: if a Gram matrix is singular and the ridge is 0.
         """
-        merge = need_merge(round_, "RegMean")
+        merge, _ = need_merge(round_, "RegMean")
         statistic = GramMatrices(self.max_features)
         folds: dict[Form, RegressionMean] = {}
         answered: Counter[Form] = Counter()
@@ -90,6 +90,7 @@ class SequentialRegression:
     ridge: float = 1e-3
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Fit one layer after the other.
@@ -97,7 +98,7 @@ class SequentialRegression:
         Raises:
             CalibrationError: if nothing was aligned, or no client answered.
         """
-        merge = need_merge(round_, "sequential regression")
+        merge, _ = need_merge(round_, "sequential regression")
         state, fewest = round_.state, len(round_.replies)
         with mode_of(self.model):
             weights = affine_weights(self.model, state, self.example_inputs)

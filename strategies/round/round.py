@@ -1,4 +1,4 @@
-"""Round: what calibrators and probes get to see of one round of training, and what they give back."""
+"""Round: what calibrators and probes get to see of one round of training, what they give back, what they may demand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Protocol
 
 import torch
 from flwr.serverapp import Grid
+from torch import Tensor
 
-from fedrebasin.merging import Merge
-from fedrebasin.spec import PermutationSpec
-from fedrebasin.state import State
+from fedrebasin import CalibrationError, Merge, PermutationSpec
 
-from ..replies import Reply
+from ..replies import Reply, State
 from ..sums import QUERY
 
 
@@ -56,14 +55,13 @@ class Calibrated:
 class Calibrator(Protocol):
     """Corrects the aggregate: BatchNorm statistics, variance, temperature.
 
-    ``rewrites_weights`` tells whether it changes more than buffers. Inner strategies that keep state never see what is
-    done to their aggregate, so that such a calibrator refuses them.
-    """
+    What it demands it says by attributes, which are read when the strategy is made:
 
-    @property
-    def rewrites_weights(self) -> bool:
-        """Whether parameters change, and not only buffers."""
-        ...
+    - ``rewrites_weights`` (True where it is not said): whether parameters change, and not only buffers. Strategies that
+      keep state, see :class:`fedrebasin.strategies.traits.Traits`, never see what is done to their aggregate.
+    - ``needs_all`` (False): whether it reads the clients' aligned models, so that there must be some.
+    - ``private`` (False): whether it takes nothing from the clients but the aggregate, so that noise covers it.
+    """
 
     def __call__(self, round_: Round) -> Calibrated:
         """Calibrate the round's aggregate."""
@@ -71,8 +69,36 @@ class Calibrator(Protocol):
 
 
 class Probe(Protocol):
-    """Looks at a round and returns floats for Flower's ``Result``; it changes nothing."""
+    """Looks at a round and returns floats for Flower's ``Result``; it changes nothing.
+
+    One that has ``asks_clients = True`` shows clients other clients' models, which privacy does not allow.
+    """
 
     def __call__(self, round_: Round) -> Mapping[str, float]:
         """Measure the round."""
         ...
+
+
+def need_merge(round_: Round, who: str) -> tuple[Merge, PermutationSpec]:
+    """The round's aligned models, and their spec.
+
+    Raises:
+        CalibrationError: if the aligner leaves everything as it is, so that there are none.
+    """
+    if round_.merge is None or round_.spec is None:
+        raise CalibrationError(f"{who} needs aligned models: use an aligner other than Identity")
+    return round_.merge, round_.spec
+
+
+def need_models(round_: Round, who: str) -> list[Mapping[str, Tensor]]:
+    """The clients' models, in the order of the replies: aligned where the round aligned them.
+
+    Raises:
+        CalibrationError: if they were let go of as they came.
+    """
+    if round_.merge is not None:
+        return list(round_.merge.states)
+    states: list[Mapping[str, Tensor]] = [reply.state for reply in round_.replies]
+    if not all(states):
+        raise CalibrationError(f"{who} needs the clients' models, which streaming lets go of: use streaming=False")
+    return states

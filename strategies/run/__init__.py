@@ -1,11 +1,13 @@
-"""What lasts longer than a round: the nodes' coordinates, checkpoints, the inner strategy's memory."""
+"""What lasts longer than a round: a run, the nodes' coordinates, checkpoints, the inner strategy's memory."""
 
 from .checkpoint import CheckpointError
+from .checkpoints import Checkpoints
 from .frames import Frames
-from .resume import Journal
+from .run import Run
 
 __all__ = [
     "CheckpointError",
+    "Checkpoints",
     "Frames",
-    "Journal",
+    "Run",
 ]

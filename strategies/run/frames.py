@@ -22,10 +22,13 @@ from ..replies import Template, carrying, to_state
 class Frames:
     """The permutations by node: each maps the node's coordinates to the server's.
 
+    They belong to one run: the next one begins with those that were given.
+
     Args:
         rematch_every: match again in every round that this divides; 0 for never.
         rematch_below: match a node again when the cosine between its mapped reply and the global model falls below
             this; None for never.
+        by_node: what is known beforehand, and then what was learnt.
     """
 
     rematch_every: int = 0
@@ -33,6 +36,14 @@ class Frames:
     by_node: dict[int, Permutation] = field(default_factory=dict)
     _agreed: int = field(default=0, repr=False)
     _compared: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        self._given = dict(self.by_node)
+
+    def forget(self) -> None:
+        """Go back to the permutations that were given."""
+        self.by_node = dict(self._given)
+        self._agreed = self._compared = 0
 
     def known(self, node_id: int, server_round: int) -> Permutation | None:
         """The node's permutation, None if it has to be found (again)."""

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from ..replies import unwrap
+from ..traits import unwrap
 
 #: Server momenta, copies of the global model, adapted clipping norms: whatever is arrays, or a number that changed.
 Numbers = dict[str, int | float]

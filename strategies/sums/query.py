@@ -15,7 +15,7 @@ from torch import Tensor
 from fedrebasin.errors import CalibrationError
 from fedrebasin.sums import Statistic
 
-from ..replies import MAX_EXAMPLES, RecordError, arrivals
+from ..replies import MAX_EXAMPLES, RecordError, send_and_stream
 from .encoding import MODEL, QUERY, SUMS, decode_sums, describe_statistic
 
 MAX_BYTES = 2**31
@@ -60,7 +60,7 @@ def ask(
         for node_id, question in questions.items()
     ]
     unanswered = dict(questions)
-    for reply in arrivals(grid, messages, timeout):
+    for reply in send_and_stream(grid, messages, timeout):
         node_id = reply.metadata.src_node_id
         question = unanswered.pop(node_id, None)
         if question is None:

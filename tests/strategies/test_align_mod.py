@@ -1,12 +1,14 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.mod import fixedclipping_mod
+from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg
 
-from fedrebasin import AlignTo, Identity, Permutation, PermutationSpec
+from fedrebasin import AlignTo, Identity, Permutation, PermutationSpec, RebasinError
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import Aligned, AlignMod
 from tests.strategies.helpers import AXES, CLIENTS, COMMON, make_state
@@ -79,6 +81,47 @@ def test_without_names_positions_tell_which_is_which():
     for a, b in zip(expected.arrays.values(), actual.arrays.values(), strict=True):
         assert np.allclose(a.numpy(), b.numpy(), atol=1e-6)
     assert list(actual.arrays) == list(numbered)
+
+
+def trained(mods):
+    """What the client's function is sent with a clipping norm, and what it answers through these mods."""
+    InlineGrid(ClientApp(), 1)
+    start, app, seen = make_state(0, width=24, integers=False), ClientApp(), []
+
+    @app.train(mods=mods)
+    def train(message, context):
+        seen.append(message.content)
+        arrays = ArrayRecord({key: tensor + 0.01 for key, tensor in start.items()})
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+    config = ConfigRecord({"clipping_norm": 1.0, "lr": 0.1})
+    message = Message(RecordDict({"arrays": ArrayRecord(dict(start)), "config": config}), 1, "train")
+    answer = app(message, None)
+    assert dict(message.content["config"]) == {"clipping_norm": 1.0, "lr": 0.1}
+    return seen, answer
+
+
+def test_nothing_inside_can_clip():
+    norms = []
+
+    def clip(message, context, call_next):
+        """A mod of somebody else's, by another name."""
+        norms.append(message.content["config"]["clipping_norm"])
+        return call_next(message, context)
+
+    (inside,), answer = trained([clip, AlignMod(SPEC)])
+    assert norms == [1.0]
+    assert dict(inside["config"]) == {"lr": 0.1}
+    assert not answer.has_error()
+    with pytest.raises(KeyError):
+        trained([AlignMod(SPEC), clip])
+
+
+@pytest.mark.parametrize("clipping", [fixedclipping_mod, adaptiveclipping_mod, partial(fixedclipping_mod)])
+def test_flowers_clipping_inside_is_refused_before_the_client_trains(clipping):
+    with pytest.raises(RebasinError, match=r"would be permuted afterwards.*mods=\[CLIPPING_MOD, AlignMod\(spec\)\]"):
+        trained([AlignMod(SPEC), clipping])
+    assert trained([clipping, AlignMod(SPEC)])[0]
 
 
 @pytest.mark.parametrize("kind", ["evaluate", "query.other"])

@@ -236,7 +236,7 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
     assert set(options) == set(Options.__annotations__)
     named = [
         FedRebasin(spec=spec, **options),
-        FedMergeMany(FedMedian(), spec=spec, **options),  # the mean of what arrives one by one has to be aligned alone
+        FedMergeMany(FedMedian(), spec=spec, **options),  # needs all replies, whether they are streamed or not
         FedWideAvg(**options),
         FedRegMean(FedMedian(), spec=spec, **options),
         FedRidgeHead(spec=spec, model=model, example_inputs=torch.zeros(1, 4), **options),

@@ -19,9 +19,8 @@ from fedrebasin import (
     PermutationSpec,
     RebasinError,
     WeightMatching,
-    cosine,
 )
-from fedrebasin.merging import two_step
+from fedrebasin.merging import cosine, two_step
 from fedrebasin.strategies import Aligned, FedMergeMany
 from tests.strategies.helpers import AXES, COMMON, STRATEGIES, make_reply, make_state, run_round
 

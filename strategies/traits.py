@@ -1,0 +1,141 @@
+"""What an alignment has to know of the strategy inside: a table of Flower's own, and what others say of themselves.
+
+The one place that knows Flower's classes. Whatever wraps a strategy and calls it ``strategy`` has the traits of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from logging import INFO
+from typing import Any
+
+from flwr.common import log
+from flwr.serverapp.strategy import (
+    Bulyan,
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+    Strategy,
+)
+from flwr.serverapp.strategy.fedopt import FedOpt
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a strategy is like: any strategy may have attributes of these names, which count more than the table.
+
+    The defaults are for strategies that nothing is known of, on the safe side.
+
+    Args:
+        private: it promises differential privacy: nothing that depends on several replies may come before it, nothing
+            that its noise does not cover after it.
+        clips_on_clients: its clients clip their updates, so that the server may not permute them any more.
+        keeps_state: it keeps momenta or a copy of the global model, and would undo what is done to its aggregate.
+        robust: it expects attackers: replies that stand out are set aside before it sees them.
+        needs_all: its aggregate depends on the single replies, and not only on their weighted mean.
+        is_the_mean: its aggregate is the weighted mean of the replies and nothing else.
+        floats_only: it cannot take arrays of integers.
+        aligns: it aligns its replies itself.
+    """
+
+    private: bool = False
+    clips_on_clients: bool = False
+    keeps_state: bool = True
+    robust: bool = False
+    needs_all: bool = True
+    is_the_mean: bool = False
+    floats_only: bool = False
+    aligns: bool = False
+
+
+_MEAN = Traits(keeps_state=False, needs_all=False, is_the_mean=True)
+_OPTIMIZER = Traits(needs_all=False)
+_ROBUST = Traits(keeps_state=False, robust=True)
+_PRIVATE = Traits(keeps_state=False, private=True)
+_CLIPPING = Traits(keeps_state=False, private=True, clips_on_clients=True)
+
+#: A class derived from one of these has its traits too, but may look at the single replies.
+FLOWER: Mapping[type, Traits] = {
+    FedAvg: _MEAN,
+    FedProx: _MEAN,
+    FedAvgM: _OPTIMIZER,
+    FedOpt: _OPTIMIZER,
+    FedAdam: _OPTIMIZER,
+    FedAdagrad: _OPTIMIZER,
+    FedYogi: _OPTIMIZER,
+    FedMedian: _ROBUST,
+    FedTrimmedAvg: _ROBUST,
+    MultiKrum: _ROBUST,
+    Krum: _ROBUST,
+    Bulyan: _ROBUST,
+    QFedAvg: Traits(keeps_state=False, floats_only=True),  # it scales its copies of the arrays in place
+    DifferentialPrivacyServerSideFixedClipping: _PRIVATE,
+    DifferentialPrivacyServerSideAdaptiveClipping: _PRIVATE,
+    DifferentialPrivacyClientSideFixedClipping: _CLIPPING,
+    DifferentialPrivacyClientSideAdaptiveClipping: _CLIPPING,
+}
+
+
+def traits_of(strategy: Strategy) -> Traits:
+    """The traits of a strategy together with those that it wraps."""
+    layers = [asdict(_own(layer)) for layer in unwrap(strategy)]
+    joined = {name: any(layer[name] for layer in layers) for name in layers[0]}
+    return Traits(**{**joined, "is_the_mean": all(layer["is_the_mean"] for layer in layers)})
+
+
+def _own(strategy: object) -> Traits:
+    nearest = next((kind for kind in type(strategy).__mro__ if kind in FLOWER), None)
+    known = Traits() if nearest is None else FLOWER[nearest]
+    if type(strategy) is not nearest:
+        known = replace(known, needs_all=True, is_the_mean=False)
+    said = {field.name: bool(getattr(strategy, field.name, getattr(known, field.name))) for field in fields(Traits)}
+    return Traits(**said)
+
+
+def unwrap(strategy: object) -> Iterator[object]:
+    """A strategy, then the one that it wraps, and so on inwards."""
+    found: object = strategy
+    while found is not None:
+        yield found
+        found = getattr(found, "strategy", None)
+
+
+def find_attribute(strategy: object, name: str, default: Any) -> Any:
+    """The attribute of the outermost strategy that has it."""
+    return next((getattr(layer, name) for layer in unwrap(strategy) if hasattr(layer, name)), default)
+
+
+@contextmanager
+def expecting_fewer(strategy: Strategy, set_aside: int, left: int) -> Iterator[None]:
+    """Bulyan gives up a round of fewer than 4 f + 3 replies; attackers that were set aside are not to be expected.
+
+    Args:
+        strategy: the inner strategy.
+        set_aside: replies that were, each one attacker less, if that lets the round go on.
+        left: replies that were not.
+    """
+    bulyan = next((layer for layer in unwrap(strategy) if isinstance(layer, Bulyan)), None)
+    if bulyan is None or left >= 4 * bulyan.num_malicious_nodes + 3:
+        yield
+        return
+    before = bulyan.num_malicious_nodes
+    bulyan.num_malicious_nodes = max(before - set_aside, min(before, (left - 3) // 4), 0)
+    log(INFO, "aggregate_train: Bulyan expects %d attackers among %d replies", bulyan.num_malicious_nodes, left)
+    try:
+        yield
+    finally:
+        bulyan.num_malicious_nodes = before
