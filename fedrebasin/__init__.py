@@ -7,7 +7,6 @@ The library (this package) needs torch, numpy and scipy only; ``fedrebasin.strat
 from pathlib import Path as _Path
 from typing import Any as _Any
 
-from fedrebasin.affine import affine_weights, head_weight
 from fedrebasin.analysis import (
     Additivity,
     Barrier,
@@ -64,17 +63,10 @@ from fedrebasin.analysis import (
     weight_spectra,
 )
 from fedrebasin.calibration import (
-    BatchNormMoments,
-    HeadSums,
-    LayerRegression,
-    Moments,
-    PreActivationMoments,
     RegressionMean,
     Reliability,
     ReliabilityBins,
     RidgeHead,
-    Temperature,
-    TemperatureCurve,
     expected_calibration_error,
     fit_temperature,
     fold_correction,
@@ -131,11 +123,18 @@ from fedrebasin.running import mode_of
 from fedrebasin.spec import Axis, Factor, Group, Layout, Permutation, PermutationSpec, Unpermuted, coverage_gaps
 from fedrebasin.sums import (
     ActivationCorrelation,
+    BatchNormMoments,
     Evaluation,
     GramMatrices,
+    HeadSums,
+    LayerRegression,
+    Moments,
+    PreActivationMoments,
     Score,
     Statistic,
     Sums,
+    Temperature,
+    TemperatureCurve,
     add_sums,
     collect_sums,
     ensemble_log_probabilities,
@@ -143,10 +142,12 @@ from fedrebasin.sums import (
     evaluate,
     logits_of,
     permute_gram,
-    unit_places,
+    register_statistic,
+    registered_statistics,
 )
 from fedrebasin.threads import ahead
 from fedrebasin.tracing import Call, Value, check, register_rule, trace
+from fedrebasin.watching import affine_weights, head_weight, unit_places
 
 __version__ = "0.1.0"
 
@@ -283,6 +284,8 @@ __all__ = [
     "recalibrate_batch_norm",
     "reciprocal_orthogonality",
     "register_rule",
+    "register_statistic",
+    "registered_statistics",
     "regressed_layer",
     "regression_mean",
     "reliability_bins",

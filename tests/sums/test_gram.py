@@ -10,11 +10,11 @@ from fedrebasin import (
     Permutation,
     PermutationSpec,
     PreActivationMoments,
+    affine_weights,
     collect_sums,
     permute_gram,
     permute_moments,
 )
-from fedrebasin.affine import affine_weights
 from tests.calibration.nets import AttentionNet, ConvNet, examples, mlp, random_state
 
 NETS = {"conv": (ConvNet(), (2, 6, 6)), "attention": (AttentionNet(), (5, 8)), "mlp": (mlp(), (6,))}
