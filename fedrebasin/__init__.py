@@ -143,7 +143,6 @@ from fedrebasin.sums import (
     logits_of,
     permute_gram,
     register_statistic,
-    registered_statistics,
 )
 from fedrebasin.threads import ahead
 from fedrebasin.tracing import Call, Value, check, register_rule, trace
@@ -285,7 +284,6 @@ __all__ = [
     "reciprocal_orthogonality",
     "register_rule",
     "register_statistic",
-    "registered_statistics",
     "regressed_layer",
     "regression_mean",
     "reliability_bins",

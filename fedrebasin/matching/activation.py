@@ -69,9 +69,13 @@ class ActivationMatching:
         """By group how well the units go together: what a client's sums say of its data, with the data in hand."""
         batches = (batch for batch in demand_batches(self.batches) if number_of_examples(batch))
         first = next(batches, None)
-        places = {} if first is None else unit_places(self.model, reference, first, spec)
+        if first is None:
+            raise MatchingError("no activations: the batches are empty")
+        places = unit_places(self.model, reference, first, spec)
         if not places:
-            raise MatchingError("no activations: the batches are empty, or no weight of the model reads a group")
+            if spec.groups:
+                raise MatchingError("no activations: no weight that the model multiplies reads or writes a group")
+            return {}
         statistic = ActivationCorrelation(places, reference)
         sums = collect_sums(statistic, self.model, candidate, chain([first], batches))
         for key, total in sums.items():

@@ -16,6 +16,7 @@ from fedrebasin.sums.registry import register_statistic
 from fedrebasin.watching import unit_activations
 
 _PARTS = ("count", "own", "own_squares", "reference", "reference_squares", "cross")
+_VARIES = 1e-7  # a smaller standard deviation, relative to the unit's size, is rounding
 
 
 @register_statistic
@@ -75,18 +76,26 @@ class ActivationCorrelation:
                 raise CalibrationError(f"{self.name}: {group} has a correlation above 1, or negative squares")
 
     def finish(self, sums: Sums) -> dict[str, Tensor]:
-        """Pearson's correlation by group: shape ``(reference's units, own units)``, 0 where a unit never varies."""
+        """Pearson's correlation by group: shape ``(reference's units, own units)``.
+
+        Of two units that never vary it is how alike their means m and n are, ``2 m n / (m^2 + n^2)``; where only one of
+        them varies, or both are zero, 0.
+        """
         demand_data(sums, self.name)
         found = {}
         for group, _ in self._seen(sums):
             count, own, own_squares, reference, reference_squares, cross = (sums[f"{group}.{part}"] for part in _PARTS)
-            covariance = cross - torch.outer(reference, own) / count
-            spread = torch.outer(
-                (reference_squares - reference.square() / count).clamp(min=0).sqrt(),
-                (own_squares - own.square() / count).clamp(min=0).sqrt(),
-            )
-            varies = spread > 1e-9 * torch.outer(reference_squares.sqrt(), own_squares.sqrt()) + 1e-300
-            found[group] = torch.where(varies, covariance / torch.where(varies, spread, 1.0), 0.0).clamp(-1, 1)
+            means, spreads, varies = [], [], []
+            for total, squares in ((reference, reference_squares), (own, own_squares)):
+                means.append(total / count)
+                spreads.append((squares / count - means[-1].square()).clamp(min=0).sqrt())
+                varies.append(spreads[-1] > _VARIES * (squares / count).sqrt())
+            both, neither = torch.outer(*varies), torch.outer(*(~each for each in varies))
+            product = torch.outer(*means)
+            lengths = means[0].square()[:, None] + means[1].square()
+            correlation = (cross / count - product) / torch.where(both, torch.outer(*spreads), 1.0)
+            agreement = 2 * product / lengths.clamp(min=torch.finfo(torch.float64).tiny)
+            found[group] = torch.where(both, correlation, torch.where(neither, agreement, 0.0)).clamp(-1, 1)
         return found
 
     def _seen(self, sums: Sums) -> list[tuple[str, int]]:

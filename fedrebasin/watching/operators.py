@@ -54,8 +54,8 @@ class Weights:
         if func is _aten.convolution.default:
             return self._convolution(args, output)
         if func is _aten.embedding.default and (found := self._find(args[0])) is not None:
-            operand = args[0].t()[None]
-            return Product(found[0], operand, 0, operand.shape[1], args[1], output)
+            units = args[0].shape[1]
+            return Product(found[0], 0, units, units, 1, args[1], output, inputs_first=True)
         return None
 
     def _find(self, tensor: Tensor) -> tuple[str, Tensor] | None:
@@ -72,12 +72,22 @@ class Weights:
             return None
         key, weight = found
         offset = int(columns.storage_offset() - weight.storage_offset())
-        for rows in (weight, weight.t()):
-            step, inner = rows.stride()
-            if columns.shape[0] == rows.shape[1] and columns.stride() == (inner, step):
-                affine = rows is weight and key not in self._tied
-                flat = output.reshape(-1, columns.shape[1])
-                return Product(key, columns.t()[None], offset // step, len(rows), data, flat, has_bias, affine)
+        for outputs_first in (weight, weight.t()):
+            step, inner = outputs_first.stride()
+            if columns.shape[0] == outputs_first.shape[1] and columns.stride() == (inner, step):
+                rows, inputs_first = columns.shape[1], outputs_first is not weight
+                return Product(
+                    key,
+                    start=offset // step,
+                    rows=rows,
+                    total=len(outputs_first),
+                    groups=1,
+                    inputs=data,
+                    output=output.reshape(-1, rows),
+                    inputs_first=inputs_first,
+                    has_bias=has_bias,
+                    is_affine=not inputs_first and key not in self._tied,
+                )
         return None
 
     def _convolution(self, args: Any, output: Tensor) -> Product | None:
@@ -85,16 +95,23 @@ class Weights:
         found = self._find(kernel)
         if found is None or found[1].shape != kernel.shape:
             return None
-        operand = kernel.unflatten(0, (groups, -1))
-        if transposed:
-            operand = operand.transpose(1, 2)
-        total = groups * operand.shape[1]
-        if transposed or found[0] in self._tied:
-            return Product(found[0], operand, 0, total, data, output, bias is not None)
         size = list(kernel.shape[2:])
         spread = [list(values) * (len(size) // len(values)) for values in (stride, padding, dilation)]
-        window = (size, spread[0], spread[1], spread[2])
-        return Product(found[0], operand, 0, total, data, output, bias is not None, True, window)
+        affine, units = not transposed and found[0] not in self._tied, output.shape[1]
+        return Product(
+            found[0],
+            start=0,
+            rows=units,
+            total=units,
+            groups=groups,
+            inputs=data,
+            output=output,
+            is_convolution=True,
+            inputs_first=transposed,
+            has_bias=bias is not None,
+            is_affine=affine,
+            window=(size, spread[0], spread[1], spread[2]) if affine else None,
+        )
 
 
 def tied_parameters(model: nn.Module) -> frozenset[str]:

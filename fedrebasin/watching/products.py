@@ -18,38 +18,31 @@ class Product:
 
     Args:
         weight: key of the weight.
-        operand: the part of it that is used, a view of its memory: ``(groups, outputs, inputs, *kernel)``, outputs
-            and inputs being those of one group.
         start: the first of the weight's output units that takes part.
-        total: how many output units the whole weight has.
-        inputs: shape ``(..., inputs of all groups)``, or ``(batch, inputs, *space)`` for a convolution; an embedding
-            reads integers.
-        output: the same with outputs.
+        rows: how many do.
+        total: output units of the whole weight.
+        groups: of a grouped convolution, else 1.
+        inputs: shape ``(..., units)``, or ``(batch, units, *space)`` for a convolution; an embedding reads integers.
+        output: the same with output units.
+        is_convolution: whether units are on dimension 1, and the weight has a kernel.
+        inputs_first: whether dimension 0 of the weight are the inputs (of all groups), and dimension 1 the outputs.
         has_bias: whether the output holds the bias; some operators add it later on.
-        is_affine: whether ``features`` times rows of the weight, whose dimension 0 are the output units, give the
-            output, and the weight has one name.
+        is_affine: whether :meth:`features` times rows of the weight give the output, and the weight has one name.
         window: kernel size, stride, padding and dilation of a convolution that is affine.
     """
 
     weight: str
-    operand: Tensor
     start: int
+    rows: int
     total: int
+    groups: int
     inputs: Tensor
     output: Tensor
+    is_convolution: bool = False
+    inputs_first: bool = False
     has_bias: bool = False
     is_affine: bool = False
     window: tuple[list[int], list[int], list[int], list[int]] | None = None
-
-    @property
-    def groups(self) -> int:
-        """Of a grouped convolution, else 1."""
-        return len(self.operand)
-
-    @property
-    def rows(self) -> int:
-        """How many output units take part, from ``start`` on."""
-        return self.groups * self.operand.shape[1]
 
     @property
     def reads_units(self) -> bool:
@@ -58,7 +51,12 @@ class Product:
 
     def units_last(self, values: Tensor) -> Tensor:
         """The inputs or the output as ``(..., units)``."""
-        return values.movedim(1, -1) if self.operand.dim() > 3 else values
+        return values.movedim(1, -1) if self.is_convolution else values
+
+    def by_group(self, like: Tensor) -> Tensor:
+        """The part that is used of a tensor with the shape of the weight: ``(groups, outputs, inputs, *kernel)``."""
+        parts = like.unflatten(0, (self.groups, -1))
+        return (parts.transpose(1, 2) if self.inputs_first else parts)[:, self.start : self.start + self.rows]
 
     @property
     def blocks(self) -> range:
