@@ -46,12 +46,12 @@ class ActivationCorrelation:
         for group, mine in own.items():
             theirs = reference[group].to(mine.device)
             values = (
-                torch.tensor(float(len(mine)), dtype=torch.float64, device=mine.device),
-                mine.sum(0),
-                mine.square().sum(0),
-                theirs.sum(0),
-                theirs.square().sum(0),
-                theirs.T @ mine,
+                torch.tensor(float(mine.shape[1]), dtype=torch.float64, device=mine.device),
+                mine.sum(1),
+                mine.square().sum(1),
+                theirs.sum(1),
+                theirs.square().sum(1),
+                theirs @ mine.mT,
             )
             sums.update({f"{group}.{part}": value for part, value in zip(_PARTS, values, strict=True)})
         return sums

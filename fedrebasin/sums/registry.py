@@ -15,16 +15,17 @@ _KINDS: dict[str, type[Statistic[Any]]] = {}
 def register_statistic(kind: Kind) -> Kind:
     """Let clients answer a statistic: a class decorator, in the library's files and in a user's.
 
-    A server can ask for nothing else, so that whoever registers one says that its sums may leave a client: it must hold
-    nothing of a single example. The class is a dataclass whose fields are numbers, strings, tuples of them, state dicts
-    or moments by name, and ``name`` a class attribute.
+    A server can ask for nothing else, so that whoever registers one says that its sums may leave a client: they must
+    hold nothing of a single example. The class is a dataclass, its fields are numbers, strings, tuples of them, state
+    dicts or moments by name; ``name`` is a class attribute.
 
     Raises:
-        CalibrationError: if another class has the name.
+        CalibrationError: if another statistic has the name.
     """
-    name = str(kind.name)
-    if _KINDS.setdefault(name, kind) is not kind:
-        raise CalibrationError(f"statistic {name!r} is {_KINDS[name].__name__} already: choose another name")
+    name, known = str(kind.name), _KINDS.get(str(kind.name), kind)
+    if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise CalibrationError(f"statistic {name!r} is {known.__name__} already: choose another name")
+    _KINDS[name] = kind
     return kind
 
 

@@ -55,7 +55,7 @@ class Product:
 
     def by_group(self, like: Tensor) -> Tensor:
         """The part that is used of a tensor with the shape of the weight: ``(groups, outputs, inputs, *kernel)``."""
-        parts = like.unflatten(0, (self.groups, -1))
+        parts = torch.unflatten(like, 0, (self.groups, -1))
         return (parts.transpose(1, 2) if self.inputs_first else parts)[:, self.start : self.start + self.rows]
 
     @property

@@ -101,9 +101,12 @@ def _channels(use: Product, spec: PermutationSpec) -> tuple[_Channels, _Channels
         if axis.key != use.weight:
             continue
         numbers = use.by_group(_numbers(axis, spec.shape(name), spec.shapes[axis.key]))
-        numbers = numbers[(..., *[0] * (numbers.dim() - 3))]
+        while numbers.dim() > 3:  # a kernel's entries belong to one unit
+            numbers = numbers.select(-1, 0)
         # Along a dimension without a stride all entries are one.
-        some = numbers[tuple(slice(0, None if stride else 1) for stride in numbers.stride())]
+        some = numbers
+        for dim in (dim for dim, stride in enumerate(numbers.stride()) if not stride):
+            some = some.narrow(dim, 0, 1)
         for side, found, seen in ((1, reads, use.reads_units), (2, writes, True)):
             if seen and bool((some == some.narrow(side, 0, 1)).all()):
                 own = numbers.select(side, 0).flatten()
@@ -132,7 +135,7 @@ def unit_activations(model: nn.Module, state: State, batch: Batch, places: Mappi
         places: as :func:`unit_places` returns them.
 
     Returns:
-        by group float64, shape ``(n, units)``: every example, and every position of an image or sequence.
+        by group float64, shape ``(units, n)``: every example, and every position of an image or sequence.
     """
     found: dict[str, Tensor] = {}
     asked = [(*key.rpartition("@")[::2], where, int(where.min()), int(where.max())) for key, where in places.items()]
@@ -146,9 +149,10 @@ def unit_activations(model: nn.Module, state: State, batch: Batch, places: Mappi
                 values, channels = use.output, where - use.start
             else:
                 continue
-            units = use.units_last(values)[..., channels.to(values.device)].double()
-            units = units.sum(-1) if key.endswith(_SUM) else units.movedim(-2, -1)
-            found[group] = units.reshape(-1, len(where))
+            dim = 1 if use.is_convolution else values.dim() - 1
+            own = values.index_select(dim, channels.flatten().to(values.device)).double()
+            units = torch.unflatten(own, dim, channels.shape).movedim(dim, 0)
+            found[group] = (units.sum(dim + 1) if key.endswith(_SUM) else units).reshape(len(units), -1)
 
     watch(model, state, batch, use=take)
     return found
