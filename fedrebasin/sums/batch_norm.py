@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State
-from fedrebasin.sums.algebra import Sums, demand, demand_data
-from fedrebasin.sums.moments import Moments, check_moments, moments
+from fedrebasin.sums.algebra import Sums, add_sums, demand_data
+from fedrebasin.sums.moments import Moments, demand_moments, moment_sums, moments_by_name
 from fedrebasin.sums.registry import register_statistic
 from fedrebasin.watching import Norm, watch
 
@@ -44,16 +42,9 @@ class BatchNormMoments:
         sums: dict[str, Tensor] = {}
 
         def take(norm: Norm) -> None:
-            if norm.name is None:
-                return
-            rows = norm.inputs.double().movedim(1, 0).flatten(1)
-            values = {
-                f"{norm.name}.count": torch.tensor(float(rows.shape[1]), dtype=torch.float64, device=rows.device),
-                f"{norm.name}.sum": rows.sum(1),
-                f"{norm.name}.squares": rows.square().sum(1),
-            }
-            for key, value in values.items():
-                sums[key] = sums[key] + value if key in sums else value
+            if norm.name is not None:
+                channels = norm.inputs.double().movedim(1, 0).flatten(1)
+                sums.update(add_sums(sums, moment_sums(norm.name, channels)))
 
         watch(model, state, batch, norm=take)
         return sums
@@ -64,16 +55,9 @@ class BatchNormMoments:
         Raises:
             CalibrationError: if an entry is missing or not finite, or a variance is negative.
         """
-        names = {key.rpartition(".")[0] for key in sums if "." in key}
-        demand(sums, {f"{name}.{part}": None for name in names for part in ("count", "sum", "squares")}, self.name)
-        for name in names:
-            count, total, squares = (sums[f"{name}.{part}"] for part in ("count", "sum", "squares"))
-            if count.dim() != 0 or total.dim() != 1 or total.shape != squares.shape:
-                raise CalibrationError(f"{self.name}: {name} has sums of wrong shapes")
-            check_moments(count, total, squares, f"{self.name}: {name}")
+        demand_moments(sums, {key.rpartition(".")[0] for key in sums if "." in key}, self.name)
 
     def finish(self, sums: Sums) -> dict[str, Moments]:
         """The moments by module."""
         demand_data(sums, self.name)
-        names = dict.fromkeys(key.rpartition(".")[0] for key in sums if key.endswith(".count"))
-        return {name: moments(sums[f"{name}.count"], sums[f"{name}.sum"], sums[f"{name}.squares"]) for name in names}
+        return moments_by_name(sums, dict.fromkeys(key.rpartition(".")[0] for key in sums if key.endswith(".count")))

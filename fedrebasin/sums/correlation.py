@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State
 from fedrebasin.sums.algebra import EXAMPLES, Sums, demand, demand_data
+from fedrebasin.sums.moments import moments
 from fedrebasin.sums.registry import register_statistic
 from fedrebasin.watching import unit_activations
 
@@ -85,16 +86,15 @@ class ActivationCorrelation:
         found = {}
         for group, _ in self._seen(sums):
             count, own, own_squares, reference, reference_squares, cross = (sums[f"{group}.{part}"] for part in _PARTS)
-            means, spreads, varies = [], [], []
-            for total, squares in ((reference, reference_squares), (own, own_squares)):
-                means.append(total / count)
-                spreads.append((squares / count - means[-1].square()).clamp(min=0).sqrt())
-                varies.append(spreads[-1] > _VARIES * (squares / count).sqrt())
+            theirs, mine = moments(count, reference, reference_squares), moments(count, own, own_squares)
+            spreads = [each.variance.sqrt() for each in (theirs, mine)]
+            sizes = [(each.variance + each.mean.square()).sqrt() for each in (theirs, mine)]
+            varies = [spread > _VARIES * size for spread, size in zip(spreads, sizes, strict=True)]
             both, neither = torch.outer(*varies), torch.outer(*(~each for each in varies))
-            product = torch.outer(*means)
-            lengths = means[0].square()[:, None] + means[1].square()
+            product = torch.outer(theirs.mean, mine.mean)
+            squares = theirs.mean.square()[:, None] + mine.mean.square()
             correlation = (cross / count - product) / torch.where(both, torch.outer(*spreads), 1.0)
-            agreement = 2 * product / lengths.clamp(min=torch.finfo(torch.float64).tiny)
+            agreement = 2 * product / squares.clamp(min=torch.finfo(torch.float64).tiny)
             found[group] = torch.where(both, correlation, torch.where(neither, agreement, 0.0)).clamp(-1, 1)
         return found
 

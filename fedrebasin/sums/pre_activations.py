@@ -9,10 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State
-from fedrebasin.sums.algebra import Sums, demand, demand_data
-from fedrebasin.sums.moments import Moments, check_moments, correction, moments
+from fedrebasin.sums.algebra import Sums, add_sums, demand_data
+from fedrebasin.sums.moments import Moments, correction, demand_moments, moment_sums, moments, moments_by_name
 from fedrebasin.sums.registry import register_statistic
 from fedrebasin.watching import Product, bias_of, watch
 
@@ -52,13 +51,8 @@ class PreActivationMoments:
             bias = bias_of(call.weight, state)
             later = state[bias].double() if bias is not None and not call.has_bias else torch.zeros_like(values[0])
             values = values + later
-            own = {
-                f"{call.weight}.count": torch.tensor(float(len(values)), dtype=torch.float64, device=values.device),
-                f"{call.weight}.sum": values.sum(0),
-                f"{call.weight}.squares": values.square().sum(0),
-            }
-            for key, value in own.items():
-                sums[key] = sums[key] + value if key in sums else value
+            own = moment_sums(call.weight, values.mT)
+            sums.update(add_sums(sums, own))
             if call.weight not in self.targets:
                 return None
             scale, shift = correction(moments(*own.values()), self.targets[call.weight], bias is not None)
@@ -73,15 +67,9 @@ class PreActivationMoments:
         Raises:
             CalibrationError: if an entry is missing or not finite, or a variance is negative.
         """
-        parts = ("count", "sum", "squares")
-        demand(sums, {f"{key}.{part}": None for key in self.weights for part in parts}, self.name)
-        for key in self.weights:
-            count, total, squares = (sums[f"{key}.{part}"] for part in parts)
-            if count.dim() != 0 or total.dim() != 1 or total.shape != squares.shape:
-                raise CalibrationError(f"{self.name}: {key} has sums of wrong shapes")
-            check_moments(count, total, squares, f"{self.name}: {key}")
+        demand_moments(sums, self.weights, self.name)
 
     def finish(self, sums: Sums) -> dict[str, Moments]:
         """The moments by weight."""
         demand_data(sums, self.name)
-        return {key: moments(sums[f"{key}.count"], sums[f"{key}.sum"], sums[f"{key}.squares"]) for key in self.weights}
+        return moments_by_name(sums, self.weights)

@@ -143,7 +143,7 @@ def unit_activations(model: nn.Module, state: State, batch: Batch, places: Mappi
     def take(use: Product) -> None:
         for group, key, where, first, last in asked:
             place = key.removesuffix(_SUM)
-            if place == use.weight and use.reads_units:
+            if place == use.weight and use.reads_units and last < use.units_last(use.inputs).shape[-1]:
                 values, channels = use.inputs, where
             elif place == use.weight + _OUTPUT and use.start <= first and last < use.start + use.rows:
                 values, channels = use.output, where - use.start

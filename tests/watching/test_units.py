@@ -41,6 +41,7 @@ BARE: dict[str, Callable[[], nn.Module]] = {
         lambda n, x: torch.einsum("bh,oh->bo", torch.tanh(torch.einsum("bi,hi->bh", x, n.a)), n.c), a=(6, 3), c=(2, 6)
     ),
     "twice": lambda: Net(lambda n, x: torch.tanh(torch.tanh(x @ n.a) @ n.b) @ n.b @ n.c, a=(3, 6), b=(6, 6), c=(6, 2)),
+    "both-ways": lambda: Net(lambda n, x: torch.tanh(x @ n.a.T) @ n.a, a=(6, 3)),
     "never-read": lambda: Net(lambda n, x: torch.tanh(x @ n.a).pow(2).sum(1, keepdim=True), a=(3, 6)),
     "factors": lambda: Net(lambda n, x: ((x @ n.a) * (x @ n.b)).sum(1, keepdim=True), a=(3, 6), b=(3, 6)),
 }
