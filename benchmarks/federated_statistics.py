@@ -14,21 +14,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from fedrebasin.affine import affine_weights, head_weight
 from torch import Tensor, nn
 
 from fedrebasin import PermutationSpec, Statistic, collect_sums
-from fedrebasin.affine import affine_weights, head_weight
 from fedrebasin.analysis import HalfwayConnectivity, PathEvaluation
-from fedrebasin.calibration import (
+from fedrebasin.calibration import Reliability
+from fedrebasin.models import MLP, VGG11, ResNet20
+from fedrebasin.sums import (
+    ActivationCorrelation,
     BatchNormMoments,
+    Evaluation,
+    GramMatrices,
     HeadSums,
     LayerRegression,
     PreActivationMoments,
-    Reliability,
     TemperatureCurve,
 )
-from fedrebasin.models import MLP, VGG11, ResNet20
-from fedrebasin.sums import ActivationCorrelation, Evaluation, GramMatrices, unit_places
+from fedrebasin.watching import unit_places
 
 Batches = list[tuple[Tensor, Tensor]]
 MODELS = {

@@ -100,7 +100,6 @@ _OFFERED = {
 }
 #: What 0.1 had here and is only in its room now.
 _MOVED = {
-    "affine": "affine_weights head_weight",
     "analysis": """
         Additivity Commutativity CommutativityObjective ErrorBound FeatureDistances FixedPoints Flatness Halfway
         HalfwayConnectivity Landscape LayerConnectivity Orthogonality Overlap PairBarriers PathEvaluation Pruned
@@ -111,9 +110,8 @@ _MOVED = {
         strong_connectivity transport_mask unit_activity weak_connectivity weight_spectra
     """,
     "calibration": """
-        BatchNormMoments HeadSums LayerRegression Moments PreActivationMoments RegressionMean Reliability
-        ReliabilityBins RidgeHead Temperature TemperatureCurve fold_correction interpolated_moments
-        permute_moments regressed_layer reliability_bins repairable_weights with_moments
+        RegressionMean Reliability ReliabilityBins RidgeHead fold_correction interpolated_moments permute_moments
+        regressed_layer reliability_bins repairable_weights with_moments
     """,
     "errors": "choose",
     "matching": "match_relations",
@@ -121,11 +119,13 @@ _MOVED = {
     "running": "mode_of",
     "spec": "Factor Layout Unpermuted coverage_gaps",
     "sums": """
-        ActivationCorrelation Evaluation GramMatrices Score Sums add_sums ensemble_log_probabilities
-        ensemble_logits logits_of permute_gram unit_places
+        ActivationCorrelation BatchNormMoments Evaluation GramMatrices HeadSums LayerRegression Moments
+        PreActivationMoments Score Sums Temperature TemperatureCurve add_sums ensemble_log_probabilities
+        ensemble_logits logits_of permute_gram
     """,
     "threads": "ahead",
     "tracing": "Call Value check register_rule trace",
+    "watching": "affine_weights head_weight unit_places",
 }
 _RENAMED = {"Closeness": "Alignment", "Trace": "History"}
 

@@ -8,9 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedrebasin import CalibrationError, collect_sums, evaluate, recalibrate_batch_norm
-from fedrebasin.calibration import BatchNormMoments
 from fedrebasin.running import joined, number_of_examples, without_single_examples
-from fedrebasin.sums import logits_of
+from fedrebasin.sums import BatchNormMoments, logits_of
 
 
 def cut(examples, sizes):

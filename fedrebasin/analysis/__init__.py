@@ -20,8 +20,8 @@ from fedrebasin.analysis.commutativity import (
 from fedrebasin.analysis.connectivity import ErrorBound, LayerConnectivity, feature_connectivity, lemma_1
 from fedrebasin.analysis.features import Recorded, layer_features, layers_of, record_activations, record_layers
 from fedrebasin.analysis.flatness import Flatness, flatness, random_permutation_barriers, step_of_equal_length
-from fedrebasin.analysis.halfway import Halfway, HalfwayConnectivity
 from fedrebasin.analysis.landscape import Landscape, loss_plane
+from fedrebasin.analysis.midpoint import Halfway, HalfwayConnectivity
 from fedrebasin.analysis.orthogonality import Orthogonality, reciprocal_orthogonality
 from fedrebasin.analysis.partial import (
     FixedPoints,

@@ -1,4 +1,4 @@
-"""What the layers of a model compute on a batch: recorded with hooks that are gone afterwards, whatever happens.
+"""What the layers of a model compute on a batch.
 
 A *layer* is a module that owns a tensor of at least two dimensions and holds no such module in turn (Linear,
 convolution, attention; not a transformer that owns position embeddings, which runs until all its layers have run).
@@ -11,47 +11,20 @@ first dimension of what a layer reads counts the examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
-from torch.overrides import TorchFunctionMode
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, forward
+from fedrebasin.running import Batch, State, forward
 from fedrebasin.spec import PermutationSpec
-from fedrebasin.state import State, demand_numbers
+from fedrebasin.state import demand_numbers
+from fedrebasin.watching import Activation, LayerRun, module_named, watch, watching
 
+Found = TypeVar("Found")
 Where = Literal["after", "before"]
 PARAMETRIZED = "parametrizations"  # where torch.nn.utils.parametrize keeps what a weight is computed from
-
-ACTIVATIONS = frozenset(
-    {
-        *(torch.relu, torch.relu_, functional.relu, functional.relu_, Tensor.relu, Tensor.relu_),
-        *(functional.gelu, functional.silu, functional.mish, functional.softplus, functional.relu6),
-        *(functional.elu, functional.elu_, functional.leaky_relu, functional.leaky_relu_),
-        *(functional.selu, functional.selu_, torch.selu, torch.selu_, functional.celu, functional.celu_, torch.celu),
-        *(functional.hardswish, functional.hardsigmoid, functional.hardtanh, functional.hardtanh_),
-        *(functional.logsigmoid, functional.softsign, functional.threshold),
-        *(torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_),
-        *(torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_),
-    }
-)
-_CONVOLUTIONS = frozenset(
-    {
-        *(torch.conv1d, torch.conv2d, torch.conv3d),
-        *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
-    }
-)
-_PRODUCTS = frozenset(
-    {
-        *(functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.addmm, torch.einsum),
-        *(functional.multi_head_attention_forward, functional.scaled_dot_product_attention),
-    }
-)
 
 
 class Recorded(NamedTuple):
@@ -100,44 +73,6 @@ def _own_parameters(name: str, module: nn.Module) -> Iterator[tuple[str, Tensor]
         yield from module.get_submodule(PARAMETRIZED).named_parameters(inner)
 
 
-def module_named(model: nn.Module, layer: str) -> nn.Module:
-    """The module that a layer's name (``NAME`` or ``NAME#2``) speaks of.
-
-    Raises:
-        CalibrationError: if the model has no such module.
-    """
-    name = layer.partition("#")[0]
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    if name not in modules:
-        raise CalibrationError(f"{type(model).__name__} has no module {name!r}")
-    return modules[name]
-
-
-@contextmanager
-def watching(model: nn.Module, layers: Iterable[str], record: dict[str, Recorded]) -> Iterator[None]:
-    """Fill ``record``, in order of execution, while the model runs."""
-
-    def take(name: str, inputs: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        read = first_tensor(inputs if inputs else tuple(kwargs.values()))
-        made = first_tensor(output)
-        if read is None or made is None:
-            return
-        runs = sum(key.partition("#")[0] == name for key in record)
-        record[name if runs == 0 else f"{name}#{runs + 1}"] = Recorded(read.detach().clone(), made.detach().clone())
-
-    handles = [
-        module_named(model, name).register_forward_hook(
-            lambda _, inputs, kwargs, output, name=name: take(name, inputs, kwargs, output), with_kwargs=True
-        )
-        for name in layers
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def record_layers(model: nn.Module, state: State, batch: Batch, layers: Iterable[str]) -> dict[str, Recorded]:
     """Inputs and outputs of layers on one batch, in order of execution; the model's mode is taken as it is.
 
@@ -151,8 +86,23 @@ def record_layers(model: nn.Module, state: State, batch: Batch, layers: Iterable
         CalibrationError: if none of the layers ran.
     """
     record: dict[str, Recorded] = {}
-    with watching(model, layers, record):
+
+    def take(run: LayerRun) -> None:
+        read, made = first_tensor(run.inputs), first_tensor(run.output)
+        if read is not None and made is not None:
+            record[run.name] = Recorded(read.detach().clone(), made.detach().clone())
+
+    with watching(model, layer=take, layers=layers):
         forward(model, state, batch)
+    return demand_runs(record)
+
+
+def demand_runs(record: dict[str, Found]) -> dict[str, Found]:
+    """What was recorded of layers by name.
+
+    Raises:
+        CalibrationError: if it is nothing.
+    """
     if not record:
         raise CalibrationError("none of the layers ran: are their modules called, and not only their weights read?")
     return record
@@ -179,27 +129,8 @@ def layer_features(record: Mapping[str, Recorded], where: Where = "after") -> di
     return found
 
 
-class _ActivationRecorder(TorchFunctionMode):
-    """Notes the first argument of every activation function, module or not, and which of its dimensions are units."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Activation] = []
-        self._channels_first: bool | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        if func in _CONVOLUTIONS or func in _PRODUCTS:
-            self._channels_first = func in _CONVOLUTIONS
-        elif func in ACTIVATIONS and args:
-            wide, rest = args[0].detach().double().clone(), args[1:]
-            units = by_unit(wide, self._channels_first)
-            self.found.append(Activation(lambda tensor: func(tensor, *rest, **options), wide.flatten(1), units))
-        return func(*args, **options)
-
-
-class Activation(NamedTuple):
-    """One run of an activation function.
+class ActivationInputs(NamedTuple):
+    """What one run of an activation function reads.
 
     Attributes:
         function: the function of one tensor; it may work in place.
@@ -212,7 +143,7 @@ class Activation(NamedTuple):
     by_unit: Tensor
 
 
-def record_activations(model: nn.Module, state: State, batch: Batch) -> dict[str, Activation]:
+def record_activations(model: nn.Module, state: State, batch: Batch) -> dict[str, ActivationInputs]:
     """The inputs of every activation function on one batch: ``activation1``, ``activation2``, ... as they run.
 
     Functions are found where they are called, so that ``torch.relu`` counts as ``nn.ReLU`` does.
@@ -220,12 +151,17 @@ def record_activations(model: nn.Module, state: State, batch: Batch) -> dict[str
     Raises:
         CalibrationError: if there is none.
     """
-    recorder = _ActivationRecorder()
-    with recorder:
-        forward(model, state, batch)
-    if not recorder.found:
+    found: dict[str, ActivationInputs] = {}
+
+    def take(run: Activation) -> None:
+        wide = run.inputs.detach().double().clone()
+        units = by_unit(wide, run.channels_first)
+        found[f"activation{len(found) + 1}"] = ActivationInputs(run.function, wide.flatten(1), units)
+
+    watch(model, state, batch, activation=take)
+    if not found:
         raise CalibrationError(f"{type(model).__name__} runs no activation function that is known")
-    return {f"activation{number}": activation for number, activation in enumerate(recorder.found, 1)}
+    return found
 
 
 def by_unit(tensor: Tensor, channels_first: bool | None = None) -> Tensor:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.analysis.features import layers_of, module_named
+from fedrebasin.analysis.features import demand_runs, layers_of
 from fedrebasin.analysis.streams import each_batch
-from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, forward, mode_of, number_of_examples
-from fedrebasin.state import State
+from fedrebasin.running import Batch, State, forward, mode_of, number_of_examples
 from fedrebasin.sums import Evaluation, Score, add_sums
+from fedrebasin.watching import LayerRun, watching
 
 
 def stitching(
@@ -44,7 +43,7 @@ def stitching(
     with mode_of(model):
         for batch in each_batch(batches):
             for name, output in _outputs(model, lower, batch, names).items():
-                with _replaced(model, name, output):
+                with watching(model, layer=partial(_replaced, name, output), layers=[name]):
                     found = Evaluation().from_batch(model, upper, batch)
                 found["examples"] = torch.tensor(float(number_of_examples(batch)), dtype=torch.float64)
                 sums[name] = add_sums(sums[name], found) if name in sums else found
@@ -55,39 +54,17 @@ def _outputs(model: nn.Module, state: State, batch: Batch, names: Sequence[str])
     """All that each run of each layer gives, whatever it is made of."""
     found: dict[str, Any] = {}
 
-    def take(name: str, output: Any) -> None:
-        runs = sum(key.partition("#")[0] == name for key in found)
-        found[name if runs == 0 else f"{name}#{runs + 1}"] = _copied(output)
+    def take(run: LayerRun) -> None:
+        found[run.name] = _copied(run.output)
 
-    handles = [
-        module_named(model, name).register_forward_hook(lambda _, __, output, name=name: take(name, output))
-        for name in names
-    ]
-    try:
+    with watching(model, layer=take, layers=names):
         forward(model, state, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
-        raise CalibrationError("none of the layers ran: are their modules called, and not only their weights read?")
-    return found
+    return demand_runs(found)
 
 
-@contextmanager
-def _replaced(model: nn.Module, layer: str, output: Any) -> Iterator[None]:
+def _replaced(name: str, output: Any, run: LayerRun) -> Any:
     """This run of the layer gives ``output``; its other runs give their own."""
-    runs = 0
-
-    def replace(_: nn.Module, __: Any, own: Any) -> Any:
-        nonlocal runs
-        runs += 1
-        return _copied(output) if runs == int(layer.partition("#")[2] or 1) else own
-
-    handle = module_named(model, layer).register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _copied(output) if run.name == name else None
 
 
 def _copied(value: Any) -> Any:

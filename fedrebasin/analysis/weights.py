@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from fedrebasin.analysis.features import PARAMETRIZED, first_tensor, module_named
-from fedrebasin.state import State
+from fedrebasin.analysis.features import PARAMETRIZED, first_tensor
+from fedrebasin.running import State
+from fedrebasin.watching import module_named
 
 
 def owner_of(key: str) -> str:

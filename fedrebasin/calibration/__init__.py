@@ -1,13 +1,7 @@
 """After the merge: what sums over data that stay where they are turn a merged model into."""
 
-from fedrebasin.calibration.batch_norm import (
-    BatchNormMoments,
-    Moments,
-    batch_norms,
-    recalibrate_batch_norm,
-    with_moments,
-)
-from fedrebasin.calibration.head import HeadSums, RidgeHead, ridge_head
+from fedrebasin.calibration.batch_norm import batch_norms, recalibrate_batch_norm, with_moments
+from fedrebasin.calibration.head import RidgeHead, ridge_head
 from fedrebasin.calibration.regression import RegressionMean, regression_mean
 from fedrebasin.calibration.reliability import (
     Reliability,
@@ -16,28 +10,20 @@ from fedrebasin.calibration.reliability import (
     reliability_bins,
 )
 from fedrebasin.calibration.repair import (
-    PreActivationMoments,
     fold_correction,
     interpolated_moments,
     permute_moments,
     repair,
     repairable_weights,
 )
-from fedrebasin.calibration.sequential import LayerRegression, regressed_layer, sequential_regression
-from fedrebasin.calibration.temperature import Temperature, TemperatureCurve, fit_temperature, fold_temperature
+from fedrebasin.calibration.sequential import regressed_layer, sequential_regression
+from fedrebasin.calibration.temperature import fit_temperature, fold_temperature
 
 __all__ = [
-    "BatchNormMoments",
-    "HeadSums",
-    "LayerRegression",
-    "Moments",
-    "PreActivationMoments",
     "RegressionMean",
     "Reliability",
     "ReliabilityBins",
     "RidgeHead",
-    "Temperature",
-    "TemperatureCurve",
     "batch_norms",
     "expected_calibration_error",
     "fit_temperature",

@@ -3,122 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, demand_reiterable, forward
-from fedrebasin.sums import Sums, collect_sums, demand, demand_data
+from fedrebasin.running import Batch, State, demand_reiterable
+from fedrebasin.sums import BatchNormMoments, Moments, collect_sums
 
 
-def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorm modules that keep running statistics, by name, each once."""
-    return {
-        name: module
+def batch_norms(model: nn.Module) -> tuple[str, ...]:
+    """The names of the modules that own a running mean, instance norms aside: those whose batches are normalised."""
+    return tuple(
+        name
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    }
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and (population) variance by channel, over ``count`` values, float64."""
-
-    count: float
-    mean: Tensor
-    variance: Tensor
-
-
-def moments(count: Tensor, total: Tensor, squares: Tensor) -> Moments:
-    """Moments from a number of values, their sum and the sum of their squares."""
-    number = float(count)
-    mean = total / number
-    return Moments(number, mean, (squares / number - mean.square()).clamp(min=0))
-
-
-def check_moments(count: Tensor, total: Tensor, squares: Tensor, where: str) -> None:
-    """Refuse sums that no values have.
-
-    Raises:
-        CalibrationError: if there are no values, or the variance is negative by more than rounding.
-    """
-    number = float(count)
-    if number < 1:
-        raise CalibrationError(f"{where}: sums over {number:g} values")
-    if bool((squares < 0).any()) or bool((total.square() / number > squares * (1 + 1e-9) + 1e-300).any()):
-        raise CalibrationError(f"{where}: negative variance")
-
-
-@dataclass(frozen=True)
-class BatchNormMoments:
-    """Count, sum and sum of squares of the inputs of every BatchNorm module, by channel.
-
-    The input of a BatchNorm module depends on how the ones before it normalise. With ``normalise="batch"`` each uses
-    the batch at hand, as in training: one pass is enough, but what a batch contributes to deeper modules depends on
-    who else is in it. With ``normalise="state"`` the running statistics of ``state`` are used: sums are then
-    independent of batching and of how data are split, and repeating the pass makes one more module in depth exact
-    each time.
-
-    Args:
-        normalise: "batch" or "state".
-    """
-
-    normalise: str = "batch"
-    name: ClassVar[str] = "batch_norm"
-
-    @property
-    def batch_statistics(self) -> bool:
-        """Whether BatchNorm modules normalise with each batch's own moments."""
-        return self.normalise == "batch"
-
-    def from_batch(self, model: nn.Module, state: State, batch: Batch) -> dict[str, Tensor]:
-        """``NAME.count``, ``NAME.sum`` and ``NAME.squares`` for each BatchNorm module NAME."""
-        sums: dict[str, Tensor] = {}
-
-        def take(name: str, inputs: Tensor) -> None:
-            rows = inputs.detach().double().movedim(1, 0).flatten(1)
-            values = {
-                f"{name}.count": torch.tensor(float(rows.shape[1]), dtype=torch.float64, device=rows.device),
-                f"{name}.sum": rows.sum(1),
-                f"{name}.squares": rows.square().sum(1),
-            }
-            for key, value in values.items():
-                sums[key] = sums[key] + value if key in sums else value
-
-        handles = [
-            module.register_forward_pre_hook(lambda _, inputs, name=name: take(name, inputs[0]))
-            for name, module in batch_norms(model).items()
-        ]
-        try:
-            forward(model, state, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return sums
-
-    def validate(self, sums: Sums) -> None:
-        """Refuse sums that no data can have.
-
-        Raises:
-            CalibrationError: if an entry is missing or not finite, or a variance is negative.
-        """
-        names = {key.rpartition(".")[0] for key in sums if "." in key}
-        demand(sums, {f"{name}.{part}": None for name in names for part in ("count", "sum", "squares")}, self.name)
-        for name in names:
-            count, total, squares = (sums[f"{name}.{part}"] for part in ("count", "sum", "squares"))
-            if count.dim() != 0 or total.dim() != 1 or total.shape != squares.shape:
-                raise CalibrationError(f"{self.name}: {name} has sums of wrong shapes")
-            check_moments(count, total, squares, f"{self.name}: {name}")
-
-    def finish(self, sums: Sums) -> dict[str, Moments]:
-        """The moments by module."""
-        demand_data(sums, self.name)
-        names = dict.fromkeys(key.rpartition(".")[0] for key in sums if key.endswith(".count"))
-        return {name: moments(sums[f"{name}.count"], sums[f"{name}.sum"], sums[f"{name}.squares"]) for name in names}
+        if isinstance(getattr(module, "running_mean", None), Tensor) and not isinstance(module, _InstanceNorm)
+    )
 
 
 def with_moments(state: State, found: dict[str, Moments]) -> dict[str, Tensor]:

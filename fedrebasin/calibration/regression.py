@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedrebasin.affine import affine_matrix, with_affine_matrix
 from fedrebasin.errors import MergeError
 from fedrebasin.running import State
 from fedrebasin.state import demand_numbers
+from fedrebasin.watching import affine_matrix, with_affine_matrix
 
 
 def solve_symmetric(matrix: Tensor, right: Tensor, where: str) -> Tensor:

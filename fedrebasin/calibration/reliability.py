@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.calibration.temperature import check_logits
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State, logits_and_labels
-from fedrebasin.sums import EXAMPLES, Sums, demand, demand_data
+from fedrebasin.sums import EXAMPLES, Sums, check_logits, demand, demand_data
 
 
 @dataclass(frozen=True)

@@ -3,100 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.affine import AffineCall, affine_matrix, bias_of, watch, with_affine_matrix
-from fedrebasin.calibration.batch_norm import Moments, check_moments, moments, recalibrate_batch_norm
+from fedrebasin.calibration.batch_norm import recalibrate_batch_norm
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State, demand_reiterable, mode_of, number_of_examples
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.sums import Sums, collect_sums, demand, demand_data, unit_order
-
-
-@dataclass(frozen=True)
-class PreActivationMoments:
-    """Count, sum and sum of squares of what each unit of each weight puts out, its bias included.
-
-    Payload: ``KEY.count``, shape (); ``KEY.sum`` and ``KEY.squares``, shape ``(units,)``.
-
-    With ``targets`` the outputs are given those moments, batch by batch, before they go on, so that one pass measures
-    every layer behind repaired ones; sums then depend on the batching, as BatchNorm's do.
-
-    Args:
-        weights: keys of the weights, which must be multiplied with data as a whole.
-        targets: moments by weight, or none.
-    """
-
-    weights: tuple[str, ...]
-    targets: Mapping[str, Moments] = field(default_factory=dict)
-    name: ClassVar[str] = "pre_activations"
-
-    @property
-    def batch_statistics(self) -> bool:
-        """Whether BatchNorm modules normalise with each batch's own moments: as the layers do."""
-        return bool(self.targets)
-
-    def from_batch(self, model: nn.Module, state: State, batch: Batch) -> dict[str, Tensor]:
-        """The sums of one batch, float64."""
-        sums: dict[str, Tensor] = {}
-
-        def take(call: AffineCall) -> Tensor | None:
-            if call.weight not in self.weights or call.rows != call.total:
-                return None
-            values = call.outputs.double()
-            bias = bias_of(call.weight, state)
-            later = state[bias].double() if bias is not None and not call.has_bias else torch.zeros_like(values[0])
-            values = values + later
-            own = {
-                f"{call.weight}.count": torch.tensor(float(len(values)), dtype=torch.float64, device=values.device),
-                f"{call.weight}.sum": values.sum(0),
-                f"{call.weight}.squares": values.square().sum(0),
-            }
-            for key, value in own.items():
-                sums[key] = sums[key] + value if key in sums else value
-            if call.weight not in self.targets:
-                return None
-            scale, shift = correction(moments(*own.values()), self.targets[call.weight], bias is not None)
-            return call.like_output((values * scale + shift - later).to(call.output.dtype))
-
-        watch(model, state, batch, take)
-        return sums
-
-    def validate(self, sums: Sums) -> None:
-        """Refuse sums that no data can have.
-
-        Raises:
-            CalibrationError: if an entry is missing or not finite, or a variance is negative.
-        """
-        parts = ("count", "sum", "squares")
-        demand(sums, {f"{key}.{part}": None for key in self.weights for part in parts}, self.name)
-        for key in self.weights:
-            count, total, squares = (sums[f"{key}.{part}"] for part in parts)
-            if count.dim() != 0 or total.dim() != 1 or total.shape != squares.shape:
-                raise CalibrationError(f"{self.name}: {key} has sums of wrong shapes")
-            check_moments(count, total, squares, f"{self.name}: {key}")
-
-    def finish(self, sums: Sums) -> dict[str, Moments]:
-        """The moments by weight."""
-        demand_data(sums, self.name)
-        return {key: moments(sums[f"{key}.count"], sums[f"{key}.sum"], sums[f"{key}.squares"]) for key in self.weights}
-
-
-def correction(current: Moments, target: Moments, has_bias: bool) -> tuple[Tensor, Tensor]:
-    """Factor and shift that turn the current moments into the target's; a unit that never varies is only shifted.
-
-    Without a bias there is nothing that a shift could be folded into: only the spread is restored.
-    """
-    spread = current.variance.sqrt()
-    tiny = 1e-7 * current.mean.abs() + torch.finfo(torch.float32).tiny
-    wanted = target.variance.to(spread.device).sqrt()
-    scale = torch.where(spread > tiny, wanted / spread.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
-    shift = target.mean.to(spread.device) - scale * current.mean
-    return scale, shift if has_bias else torch.zeros_like(shift)
+from fedrebasin.sums import Moments, PreActivationMoments, collect_sums, correction, unit_order
+from fedrebasin.watching import Norm, Product, affine_matrix, bias_of, watch, with_affine_matrix
 
 
 def fold_correction(state: State, weight: str, current: Moments, target: Moments) -> dict[str, Tensor]:
@@ -117,18 +33,15 @@ def repairable_weights(model: nn.Module, state: State, batch: Batch, spec: Permu
         batch: any batch, to see what follows what.
         spec: the model's permutation spec: the units of the last layer are in no group.
     """
-    outputs: list[AffineCall] = []
+    outputs: list[Product] = []
     normalised: set[str] = set()
 
-    def mark(data: Tensor) -> None:
-        normalised.update(
-            call.weight
-            for call in outputs
-            if call.output.untyped_storage().data_ptr() == data.untyped_storage().data_ptr()
-        )
+    def mark(norm: Norm) -> None:
+        memory = norm.inputs.untyped_storage().data_ptr()
+        normalised.update(call.weight for call in outputs if call.output.untyped_storage().data_ptr() == memory)
 
     with mode_of(model):
-        watch(model, state, batch, outputs.append, mark)
+        watch(model, state, batch, outputs.append, norm=mark)
     hidden = {axis.key for group in spec.groups.values() for axis in group.axes if axis.dim == 0}
     whole = {call.weight for call in outputs if call.rows == call.total}
     return tuple(dict.fromkeys(c.weight for c in outputs if c.weight in (hidden & whole) - normalised))

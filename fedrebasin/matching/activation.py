@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,20 @@ from fedrebasin.errors import MatchingError
 from fedrebasin.matching.alignment import Alignment, State
 from fedrebasin.matching.problem import Problem
 from fedrebasin.matching.weight import WeightMatching
-from fedrebasin.running import Batch, demand_batches, forward, mode_of
-from fedrebasin.sites import sites_of, watched
+from fedrebasin.running import Batch, demand_batches, number_of_examples
 from fedrebasin.spec import Axis, Factor, Group, Layout, Permutation, PermutationSpec
+from fedrebasin.sums import ActivationCorrelation, collect_sums, mean_products
+from fedrebasin.watching import unit_places
 
 
 @dataclass(frozen=True, eq=False)
 class ActivationMatching:
     """Pair the units whose activations agree: for each group, maximise ``<P, Z_A Z_B^T>`` (Git Re-Basin, Eq. 1).
 
-    Only sums over the data are kept, one matrix for each group, so the batches may be a stream. Every group is seen
-    where its units are last read, see :mod:`fedrebasin.sites`; groups that are never seen stay as they are
-    and are named in the history's reason.
+    Only sums over the data are kept, one matrix for each group, so the batches may be a stream. They are the sums that
+    clients send who keep their data (:class:`fedrebasin.ActivationCorrelation`), taken where each group's units are
+    last seen (:func:`fedrebasin.unit_places`); groups that are never seen stay as they are and are named in the
+    history's reason.
 
     Args:
         model: the architecture; its parameters and its mode are left as they are.
@@ -51,8 +54,7 @@ class ActivationMatching:
         """
         with torch.no_grad():
             problem = Problem(spec, reference, candidate)
-            moments = self._moments(problem.spec, reference, candidate)
-            relations = {name: found.relation(self.correlation) for name, found in moments.items()}
+            relations = self._relations(problem.spec, reference, candidate)
             found = _match(problem.spec, relations, self.threads)
             permutation = Permutation(problem.spec, found.permutation.indices)
             products = problem.inner_products(permutation.indices)
@@ -63,21 +65,23 @@ class ActivationMatching:
         similarity = problem.similarity(sum(products.values()))
         return Alignment(permutation, similarity, history, problem.by_layer(products))
 
-    def _moments(self, spec: PermutationSpec, reference: State, candidate: State) -> dict[str, _Moments]:
-        sites = sites_of(spec, self.model)
-        depth = {name: len(spec.shape(name)) for name in spec.groups}
-        sums: dict[str, _Moments] = {}
-        with mode_of(self.model), watched(self.model, sites, depth) as seen:
-            for batch in demand_batches(self.batches):
-                forward(self.model, reference, batch)
-                first = dict(seen)
-                forward(self.model, candidate, batch)
-                for name, activations in first.items():
-                    moments = _Moments.of(name, activations, seen[name])
-                    sums[name] = sums[name].plus(moments) if name in sums else moments
-        if not sums:
-            raise MatchingError("no activations: the batches are empty, or no module of the model reads a group")
-        return sums
+    def _relations(self, spec: PermutationSpec, reference: State, candidate: State) -> dict[str, Tensor]:
+        """By group how well the units go together: what a client's sums say of its data, with the data in hand."""
+        batches = (batch for batch in demand_batches(self.batches) if number_of_examples(batch))
+        first = next(batches, None)
+        if first is None:
+            raise MatchingError("no activations: the batches are empty")
+        places = unit_places(self.model, reference, first, spec)
+        if not places:
+            if spec.groups:
+                raise MatchingError("no activations: no weight that the model multiplies reads or writes a group")
+            return {}
+        statistic = ActivationCorrelation(places, reference)
+        sums = collect_sums(statistic, self.model, candidate, chain([first], batches))
+        for key, total in sums.items():
+            if not bool(total.isfinite().all()):
+                raise MatchingError(f"group {key.rpartition('.')[0]!r}: its activations are not finite on this data")
+        return statistic.finish(sums) if self.correlation else mean_products(sums)
 
 
 def match_relations(spec: PermutationSpec, relations: Mapping[str, Tensor], threads: int = 1) -> Permutation:
@@ -106,45 +110,6 @@ def _match(spec: PermutationSpec, relations: Mapping[str, Tensor], threads: int)
     inner = {name: relation for name, relation in relations.items() if name not in covered}
     surrogate, a, b = _as_weights(spec, inner)
     return WeightMatching(method="coordinate", threads=threads)(surrogate, reference=a, candidate=b)
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Sums over samples; they add up over batches."""
-
-    count: int
-    products: Tensor
-    sums: tuple[Tensor, Tensor]
-    squares: tuple[Tensor, Tensor]
-
-    @staticmethod
-    def of(name: str, a: Tensor, b: Tensor) -> _Moments:
-        a, b = a.double(), b.double().to(a.device)
-        moments = _Moments(a.shape[1], a @ b.mT, (a.sum(1), b.sum(1)), (a.square().sum(1), b.square().sum(1)))
-        if not bool(moments.products.isfinite().all()):
-            raise MatchingError(f"group {name!r}: its activations are not finite on this data")
-        return moments
-
-    def plus(self, other: _Moments) -> _Moments:
-        return _Moments(
-            self.count + other.count,
-            self.products + other.products,
-            (self.sums[0] + other.sums[0], self.sums[1] + other.sums[1]),
-            (self.squares[0] + other.squares[0], self.squares[1] + other.squares[1]),
-        )
-
-    def relation(self, correlation: bool) -> Tensor:
-        """The matrix of mean products, or of correlations (0 where a unit is constant)."""
-        if not correlation:
-            return self.products / self.count
-        means = [total / self.count for total in self.sums]
-        covariance = self.products / self.count - means[0][:, None] * means[1]
-        spread = [
-            (square / self.count - mean.square()).clamp_min(0).sqrt()
-            for square, mean in zip(self.squares, means, strict=True)
-        ]
-        scale = spread[0][:, None] * spread[1]
-        return torch.where(scale > 1e-12, covariance / scale.clamp_min(1e-300), 0.0)
 
 
 def _as_weights(

@@ -1,7 +1,8 @@
-"""What clients may be asked for: the algebra of sums, and one file for each statistic."""
+"""What clients may be asked for: the algebra of sums, one file for each statistic, and a registry of them."""
 
 from fedrebasin.sums.algebra import EXAMPLES, Statistic, Sums, add_sums, collect_sums, demand, demand_data
-from fedrebasin.sums.correlation import ActivationCorrelation, unit_places
+from fedrebasin.sums.batch_norm import BatchNormMoments
+from fedrebasin.sums.correlation import ActivationCorrelation, mean_products
 from fedrebasin.sums.evaluation import (
     Evaluation,
     Score,
@@ -11,17 +12,32 @@ from fedrebasin.sums.evaluation import (
     logits_of,
 )
 from fedrebasin.sums.gram import GramMatrices, demand_positive, feature_order, permute_gram, unit_order
+from fedrebasin.sums.head import HeadSums
+from fedrebasin.sums.layer_regression import LayerRegression
+from fedrebasin.sums.moments import Moments, correction
+from fedrebasin.sums.pre_activations import PreActivationMoments
+from fedrebasin.sums.registry import register_statistic, registered_statistics
+from fedrebasin.sums.temperature import Temperature, TemperatureCurve, check_logits, loss_terms
 
 __all__ = [
     "EXAMPLES",
     "ActivationCorrelation",
+    "BatchNormMoments",
     "Evaluation",
     "GramMatrices",
+    "HeadSums",
+    "LayerRegression",
+    "Moments",
+    "PreActivationMoments",
     "Score",
     "Statistic",
     "Sums",
+    "Temperature",
+    "TemperatureCurve",
     "add_sums",
+    "check_logits",
     "collect_sums",
+    "correction",
     "demand",
     "demand_data",
     "demand_positive",
@@ -30,7 +46,10 @@ __all__ = [
     "evaluate",
     "feature_order",
     "logits_of",
+    "loss_terms",
+    "mean_products",
     "permute_gram",
+    "register_statistic",
+    "registered_statistics",
     "unit_order",
-    "unit_places",
 ]

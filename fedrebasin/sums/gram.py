@@ -10,15 +10,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.affine import AffineCall, watch
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State
 from fedrebasin.spec import Permutation
 from fedrebasin.sums.algebra import EXAMPLES, Sums, demand, demand_data
+from fedrebasin.sums.registry import register_statistic
+from fedrebasin.watching import Product, watch
 
 _GRAM, _DIAGONAL = ".gram", ".diagonal"
 
 
+@register_statistic
 @dataclass(frozen=True)
 class GramMatrices:
     """``sum x x^T`` over the features x that each weight meets, a 1 appended: the sums of RegMean (Jin 2023).
@@ -44,7 +46,7 @@ class GramMatrices:
         """The Gram matrices of one batch, float64."""
         sums: dict[str, Tensor] = {}
 
-        def take(call: AffineCall) -> None:
+        def take(call: Product) -> None:
             for features in call.features():
                 size = features.shape[-1]
                 whole = self.max_features is None or size - 1 <= self.max_features

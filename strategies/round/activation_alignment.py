@@ -12,7 +12,8 @@ from torch import nn
 from fedrebasin.errors import CalibrationError, MatchingError
 from fedrebasin.matching import Alignment, match_relations
 from fedrebasin.merging import average, cosine
-from fedrebasin.sums import ActivationCorrelation, unit_places
+from fedrebasin.sums import ActivationCorrelation
+from fedrebasin.watching import unit_places
 
 from ..sums import Question, encode_sums
 from .gathering import TIMEOUT, each

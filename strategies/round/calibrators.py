@@ -13,10 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from fedrebasin.calibration import (
-    BatchNormMoments,
-    PreActivationMoments,
-    Temperature,
-    TemperatureCurve,
     fit_temperature,
     fold_correction,
     interpolated_moments,
@@ -28,7 +24,7 @@ from fedrebasin.calibration import (
 from fedrebasin.errors import RebasinError
 from fedrebasin.running import mode_of
 from fedrebasin.state import State
-from fedrebasin.sums import logits_of
+from fedrebasin.sums import BatchNormMoments, PreActivationMoments, Temperature, TemperatureCurve, logits_of
 
 from ..sums import Question, encode_sums
 from .gathering import TIMEOUT, alike, each, summed

@@ -19,7 +19,7 @@ from .round import Round
 
 TIMEOUT = 600.0
 
-Form = tuple[tuple[str, tuple[int, ...]], ...]
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def summed(
@@ -46,8 +46,8 @@ def summed(
         CalibrationError: if no client gave sums.
     """
     model = encode_sums(state)
-    totals: dict[Form, dict[str, Tensor]] = {}
-    answered: Counter[Form] = Counter()
+    totals: dict[Shapes, dict[str, Tensor]] = {}
+    answered: Counter[Shapes] = Counter()
     for _, sums in ask(
         round_.grid,
         {reply.node_id: Question(statistic, model) for reply in round_.replies},
@@ -55,12 +55,12 @@ def summed(
         message_type=round_.query_type,
         max_examples=max_examples,
     ):
-        form = form_of(sums)
-        totals[form] = add_sums(totals.get(form, {}), sums)
-        answered[form] += 1
+        shapes = shapes_of(sums)
+        totals[shapes] = add_sums(totals.get(shapes, {}), sums)
+        answered[shapes] += 1
     if not totals:
         raise CalibrationError(f"{statistic.name}: no client sent sums")
-    usual = usual_form(answered, statistic.name)
+    usual = usual_shapes(answered, statistic.name)
     return move(totals[usual], round_.device), len(round_.replies) - answered[usual]
 
 
@@ -91,16 +91,16 @@ def alike(answers: Sequence[tuple[int, dict[str, Tensor]]], who: str) -> list[tu
     """
     if not answers:
         raise CalibrationError(f"{who}: no client sent sums")
-    usual = usual_form(Counter(form_of(sums) for _, sums in answers), who)
-    return [(position, sums) for position, sums in answers if form_of(sums) == usual]
+    usual = usual_shapes(Counter(shapes_of(sums) for _, sums in answers), who)
+    return [(position, sums) for position, sums in answers if shapes_of(sums) == usual]
 
 
-def form_of(sums: Mapping[str, Tensor]) -> Form:
+def shapes_of(sums: Mapping[str, Tensor]) -> Shapes:
     """Names and shapes."""
     return tuple(sorted((key, tuple(tensor.shape)) for key, tensor in sums.items()))
 
 
-def usual_form(answered: Counter[Form], who: str) -> Form:
+def usual_shapes(answered: Counter[Shapes], who: str) -> Shapes:
     """The form of most answers, the first one of equals; the others are logged."""
     ((usual, count),) = answered.most_common(1)
     if others := answered.total() - count:

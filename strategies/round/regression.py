@@ -13,15 +13,14 @@ from flwr.app import ArrayRecord
 from flwr.common import log
 from torch import nn
 
-from fedrebasin.affine import affine_weights, head_weight
-from fedrebasin.calibration import HeadSums, LayerRegression, RegressionMean, regressed_layer, ridge_head
-from fedrebasin.errors import CalibrationError, MergeError
-from fedrebasin.merging import Merge
+from fedrebasin import CalibrationError, Merge, MergeError, ridge_head
+from fedrebasin.calibration import RegressionMean, regressed_layer
 from fedrebasin.running import mode_of
-from fedrebasin.sums import GramMatrices, add_sums
+from fedrebasin.sums import GramMatrices, HeadSums, LayerRegression, add_sums
+from fedrebasin.watching import affine_weights, head_weight
 
 from ..sums import Question, encode_sums
-from .gathering import TIMEOUT, Form, alike, each, form_of, usual_form
+from .gathering import TIMEOUT, Shapes, alike, each, shapes_of, usual_shapes
 from .round import Calibrated, Round, need_merge
 
 
@@ -55,21 +54,21 @@ class RegMean:
         """
         merge, _ = need_merge(round_, "RegMean")
         statistic = GramMatrices(self.max_features)
-        folds: dict[Form, RegressionMean] = {}
-        answered: Counter[Form] = Counter()
+        folds: dict[Shapes, RegressionMean] = {}
+        answered: Counter[Shapes] = Counter()
         for position, sums in each(round_, lambda at: Question(statistic, encode_sums(merge.states[at])), self.timeout):
-            form = form_of(sums)
-            fold = folds.get(form, RegressionMean(self.correlation, self.ridge))
+            shapes = shapes_of(sums)
+            fold = folds.get(shapes, RegressionMean(self.correlation, self.ridge))
             try:
                 fold.add(merge.states[position], statistic.finish(sums))
             except MergeError as error:
                 log(WARNING, "RegMean: left out node %d: %s", round_.replies[position].node_id, error)
                 continue
-            folds[form] = fold
-            answered[form] += 1
+            folds[shapes] = fold
+            answered[shapes] += 1
         if not folds:
             raise CalibrationError("RegMean: no client sent Gram matrices")
-        usual = usual_form(answered, "RegMean")
+        usual = usual_shapes(answered, "RegMean")
         left_out = len(round_.replies) - answered[usual]
         return Calibrated(folds[usual].finish(round_.state), {"regmean-left-out": float(left_out)})
 

@@ -11,9 +11,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedrebasin.calibration import Moments
 from fedrebasin.devices import move
-from fedrebasin.sums import Statistic
+from fedrebasin.sums import Moments, Statistic
 
 from ..replies import FLOATS, Form, RecordError, decode_array, to_state
 
@@ -22,7 +21,7 @@ QUERY = f"query.{ACTION}"
 MODEL = "arrays"
 STATISTIC = "statistic"
 SUMS = "sums"
-MAX_EXAMPLES = "max-examples"  # beside the settings: how many examples are enough
+ENOUGH = "max-examples"  # beside the settings: how many examples are enough
 SETTING = "set-"
 MOMENTS = "/"  # in a key of moments by name, before the name of the part
 MAX_NAME = 200
@@ -46,7 +45,7 @@ def describe_statistic(
         raise RecordError(f"{type(statistic).__name__} is not a dataclass, so that its settings cannot be sent")
     config = ConfigRecord({"name": statistic.name})
     if max_examples is not None:
-        config[MAX_EXAMPLES] = max_examples
+        config[ENOUGH] = max_examples
     records: dict[str, ConfigRecord | ArrayRecord] = {STATISTIC: config}
     for field in dataclasses.fields(statistic):
         value = getattr(statistic, field.name)
@@ -91,9 +90,9 @@ def read_max_examples(content: RecordDict) -> int | None:
     Raises:
         RecordError: if it is no number of examples.
     """
-    found = content.config_records[STATISTIC].get(MAX_EXAMPLES)
+    found = content.config_records[STATISTIC].get(ENOUGH)
     if found is not None and (not isinstance(found, int) or found < 1):
-        raise RecordError(f"{MAX_EXAMPLES} {found!r} is no number of examples")
+        raise RecordError(f"{ENOUGH} {found!r} is no number of examples")
     return found
 
 

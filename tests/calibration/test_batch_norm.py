@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedrebasin import CalibrationError, collect_sums, recalibrate_batch_norm
-from fedrebasin.calibration import BatchNormMoments
-from fedrebasin.sums import add_sums
+from fedrebasin.sums import BatchNormMoments, add_sums
 from tests.calibration.nets import ConvNet, batches, examples, mlp, random_state, split
 
 MODEL = ConvNet()

@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedrebasin import CalibrationError, Statistic, collect_sums
-from fedrebasin.calibration import (
+from fedrebasin.calibration import Reliability
+from fedrebasin.sums import (
     BatchNormMoments,
+    Evaluation,
+    GramMatrices,
     HeadSums,
     LayerRegression,
     PreActivationMoments,
-    Reliability,
     TemperatureCurve,
+    add_sums,
 )
-from fedrebasin.sums import Evaluation, GramMatrices, add_sums
 from tests.calibration.nets import AttentionNet, ConvNet, batches, examples, mlp, random_state, split
 
 MODEL = ConvNet()

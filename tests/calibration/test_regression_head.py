@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin import CalibrationError, MergeError, collect_sums, evaluate, ridge_head
-from fedrebasin.calibration import HeadSums
-from fedrebasin.sums import add_sums
+from fedrebasin.sums import HeadSums, add_sums
 from tests.calibration.nets import CLASSES, batches, examples, mlp, random_state, split
 
 MODEL = mlp(width=16)

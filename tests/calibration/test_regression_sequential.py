@@ -13,8 +13,8 @@ from fedrebasin import (
     collect_sums,
     sequential_regression,
 )
-from fedrebasin.calibration import LayerRegression, regressed_layer
-from fedrebasin.sums import add_sums, logits_of, unit_order
+from fedrebasin.calibration import regressed_layer
+from fedrebasin.sums import LayerRegression, add_sums, logits_of, unit_order
 from tests.calibration.nets import AttentionNet, ConvNet, batches, examples, mlp, random_state
 
 NETS = {"conv": (ConvNet(norm=False), (2, 6, 6)), "attention": (AttentionNet(), (5, 8)), "mlp": (mlp(), (6,))}

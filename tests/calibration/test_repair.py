@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from fedrebasin import CalibrationError, PermutationSpec, average, collect_sums, recalibrate_batch_norm, repair
-from fedrebasin.calibration import PreActivationMoments, interpolated_moments, repairable_weights
+from fedrebasin.calibration import interpolated_moments, repairable_weights
+from fedrebasin.sums import PreActivationMoments
 from tests.calibration.nets import ConvNet, batches, examples, mlp, random_state
 
 

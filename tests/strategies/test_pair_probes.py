@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from fedrebasin.strategies.clients.statistics_mod import REFUSED
-from fedrebasin.strategies.sums.known import STATISTICS
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
@@ -18,12 +17,14 @@ from fedrebasin import PermutationSpec, RebasinError, commutativity, feature_con
 from fedrebasin.analysis import HalfwayConnectivity, PathEvaluation, reciprocal_orthogonality
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import BarrierProbe, ConnectivityProbe, FedRebasin, StatisticsMod
+from fedrebasin.sums import registered_statistics
 from tests.strategies.helpers import AXES, make_state
 
 CLIENTS, BAD = 4, 2
 SIZES = (50, 3, 24, 0)  # the last client has no example at all
 MODEL = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 SPEC = PermutationSpec.from_axes(AXES)
+STATISTICS = registered_statistics()
 PROBES = {"barrier": BarrierProbe, "connectivity": ConnectivityProbe}
 
 

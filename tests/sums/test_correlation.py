@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin import CalibrationError, Permutation, PermutationSpec, collect_sums
-from fedrebasin.sums import ActivationCorrelation, unit_places
+from fedrebasin.sums import ActivationCorrelation
+from fedrebasin.watching import unit_places
 from tests.calibration.nets import AttentionNet, ConvNet, batches, examples, mlp, random_state
 
 NETS = {"conv": (ConvNet(), (2, 6, 6)), "attention": (AttentionNet(), (5, 8)), "mlp": (mlp(), (6,))}

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin import CalibrationError, Permutation, PermutationSpec, collect_sums
-from fedrebasin.affine import affine_weights
-from fedrebasin.calibration import PreActivationMoments, permute_moments
-from fedrebasin.sums import GramMatrices, permute_gram
+from fedrebasin.calibration import permute_moments
+from fedrebasin.sums import GramMatrices, PreActivationMoments, permute_gram
+from fedrebasin.watching import affine_weights
 from tests.calibration.nets import AttentionNet, ConvNet, examples, mlp, random_state
 
 NETS = {"conv": (ConvNet(), (2, 6, 6)), "attention": (AttentionNet(), (5, 8)), "mlp": (mlp(), (6,))}

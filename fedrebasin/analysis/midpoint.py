@@ -12,9 +12,8 @@ from fedrebasin.analysis.connectivity import FeatureLaw, LayerConnectivity
 from fedrebasin.analysis.features import layers_of
 from fedrebasin.analysis.orthogonality import Orthogonality, Reciprocity
 from fedrebasin.analysis.pairs import Pair, by_layer, demand_layers, sums_of_batch
-from fedrebasin.running import Batch
-from fedrebasin.state import State
-from fedrebasin.sums import Sums, demand_data
+from fedrebasin.running import Batch, State
+from fedrebasin.sums import Sums, demand_data, register_statistic
 
 _FEATURES, _COMMUTATION, _RECIPROCITY = FeatureLaw(), Commutation(), Reciprocity()
 _MEASURES = (_FEATURES, _COMMUTATION, _RECIPROCITY)
@@ -35,6 +34,7 @@ class Halfway:
     orthogonality: tuple[Orthogonality, ...]
 
 
+@register_statistic
 @dataclass(frozen=True)
 class HalfwayConnectivity:
     """LLFC's and LEWC's measures of the model halfway between two models, as a statistic of the first one.

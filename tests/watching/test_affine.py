@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin import CalibrationError
-from fedrebasin.affine import AffineCall, affine_matrix, affine_weights, head_weight, watch, with_affine_matrix
+from fedrebasin.watching import Product as AffineCall
+from fedrebasin.watching import affine_matrix, affine_weights, head_weight, watch, with_affine_matrix
 from tests.calibration.nets import AttentionNet, ConvNet, examples, mlp, random_state
 
 
