@@ -44,9 +44,10 @@ class Weights:
         if func is _aten.addmm.default:
             return self._product(args[1], args[2], output, has_bias=True)
         if func is _aten.mm.default:
-            right = self._product(args[0], args[1], output)
-            left = right or self._product(args[1].t(), args[0].t(), output.t())
-            return left if right else left and replace(left, is_affine=False)
+            if (right := self._product(args[0], args[1], output)) is not None:
+                return right
+            left = self._product(args[1].t(), args[0].t(), output.t())
+            return left and replace(left, is_affine=False)
         if func is _aten.bmm.default and (args[1].stride(0) == 0 or len(args[1]) == 1):  # one matrix for all
             return self._product(args[0].flatten(0, 1), args[1][0], output)
         if func is _aten.linear.default:

@@ -82,3 +82,26 @@ def test_models_without_batch_norm_and_without_data() -> None:
         recalibrate_batch_norm(MODEL, STATE, [])
     with pytest.raises(CalibrationError, match="more than once"):
         recalibrate_batch_norm(MODEL, STATE, iter([DATA]), passes=2)
+
+
+class FunctionalNorm(nn.Module):
+    """A batch normalisation without its module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+        self.register_buffer("running_mean", torch.zeros(4))
+        self.register_buffer("running_var", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(self.linear(x), self.running_mean, self.running_var)
+
+
+def test_a_norm_by_its_function_is_measured_like_a_module() -> None:
+    model = FunctionalNorm().double()
+    state = model.state_dict()
+    inputs = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = recalibrate_batch_norm(model, state, list(inputs.split(16)))
+    values = nn.functional.linear(inputs, state["linear.weight"], state["linear.bias"])
+    torch.testing.assert_close(found["running_mean"], values.mean(0))
+    torch.testing.assert_close(found["running_var"], values.var(0, correction=0))
