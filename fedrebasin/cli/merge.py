@@ -14,7 +14,7 @@ from fedrebasin.cli.data import open_data
 from fedrebasin.cli.inputs import open_inputs, spec_of
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
-from fedrebasin.files import METHODS, REFERENCED, CheckpointSet, Data, MergedFiles, estimate, merge_opened
+from fedrebasin.files import METHODS, REFERENCED, CheckpointSet, Data, MergedFiles, estimate, merge_files
 from fedrebasin.spec import PermutationSpec, coverage_gaps
 
 MODEL_HELP = "torchvision:NAME, or package.module:callable, which is called without arguments; not for plain stacks."
@@ -72,7 +72,7 @@ def merge(
     expected = estimate(groups, method, len(checkpoints), opened.nbytes, matched, opened.largest_tensor)
     say(f"merging {len(checkpoints)} checkpoints of {opened.nbytes / 1e6:.0f} MB by {method}: {expected}")
     with leaving(lambda: f"nothing was written to {out}"), Bars() as bars:
-        merged = merge_opened(opened, groups, method, shares, seed, out, found, bars)
+        merged = merge_files(opened, out, groups, method=method, weights=shares, data=found, seed=seed, progress=bars)
     if json:
         print_json(
             {
