@@ -57,9 +57,9 @@ def check_parts(parts: Parts) -> None:
         RebasinError: for an order in which a strategy would not do what it promises.
     """
     aligner = two_step(parts.aligner)
-    if parts.spec is None and not aligner.leaves_as_is:
+    if parts.spec is None and not aligner.idle:
         raise SpecError(f"{type(parts).__name__} needs spec=, as in PermutationSpec.trace(model, example_inputs)")
-    if aligner.needs_all and not aligner.leaves_as_is and parts.streaming and needs_only_the_mean(parts.strategy):
+    if aligner.needs_all and not aligner.idle and parts.streaming and needs_only_the_mean(parts.strategy):
         raise RebasinError(
             f"{type(parts.aligner).__name__} needs all models at once: use AlignTo, whose reference is no position, or "
             "streaming=False"
@@ -88,7 +88,7 @@ def check_outside(strategy: Parts) -> None:
     caller = sys._getframe(2).f_locals.get("self")
     if not isinstance(caller, Strategy) or getattr(caller, "strategy", None) is not strategy:
         return
-    nothing = two_step(strategy.aligner).leaves_as_is and not (strategy.calibrators or strategy.probes)
+    nothing = two_step(strategy.aligner).idle and not (strategy.calibrators or strategy.probes)
     if not nothing or strategy.streaming:
         name, outer = type(strategy).__name__, type(caller).__name__
         raise RebasinError(
@@ -98,7 +98,7 @@ def check_outside(strategy: Parts) -> None:
 
 
 def _check_privacy(parts: Parts, inner: str) -> None:
-    if is_a(parts.strategy, CLIENTS_CLIP) and not two_step(parts.aligner).leaves_as_is:
+    if is_a(parts.strategy, CLIENTS_CLIP) and not two_step(parts.aligner).idle:
         raise RebasinError(
             f"{inner}: clients clip their updates before the server permutes them, and a permuted update can be longer "
             "than the clipping norm: align on the client, mods=[fixedclipping_mod, AlignMod(spec)], and not on the "
