@@ -30,7 +30,7 @@ def check_parts(
             others do not leave it.
     """
     traits, inner, steps = traits_of(strategy), _name(strategy), two_step(aligner)
-    idle = steps.leaves_as_is
+    idle = steps.idle
     if spec is None and not idle:
         raise SpecError(f"{who} needs spec=, as in PermutationSpec.trace(model, example_inputs)")
     if traits.aligns:
@@ -69,13 +69,13 @@ def inside_another(who: str, strategy: Strategy) -> str:
 def _check_privacy(
     traits: Traits, inner: str, aligner: Aligner, calibrators: Sequence[Calibrator], probes: Sequence[Probe]
 ) -> None:
-    if traits.clips_on_clients and not two_step(aligner).leaves_as_is:
+    if traits.clips_on_clients and not two_step(aligner).idle:
         raise RebasinError(
             f"{inner}: clients clip their updates before the server permutes them, and a permuted update can be longer "
             "than the clipping norm: align on the client, mods=[fixedclipping_mod, AlignMod(spec)], and not on the "
             "server"
         )
-    if not two_step(aligner).leaves_as_is and not two_step(aligner).private:
+    if not two_step(aligner).idle and not two_step(aligner).private:
         raise RebasinError(
             f"{inner}: with {_name(aligner)} as it is set, how one client's model is permuted depends on the "
             "others, which the noise does not cover: use AlignTo() or AlignTo(reference=a state dict)"

@@ -56,7 +56,7 @@ def merge(
 
     from fedrebasin.cli.data import open_data
     from fedrebasin.cli.inputs import open_inputs, spec_of
-    from fedrebasin.files import estimate, merge_opened
+    from fedrebasin.files import estimate, merge_files
     from fedrebasin.spec import coverage_gaps
 
     choose("method", method, METHODS)
@@ -76,7 +76,7 @@ def merge(
     expected = estimate(groups, method, len(checkpoints), opened.nbytes, matched, opened.largest_tensor)
     say(f"merging {len(checkpoints)} checkpoints of {opened.nbytes / 1e6:.0f} MB by {method}: {expected}")
     with leaving(lambda: f"nothing was written to {out}"), Bars() as bars:
-        merged = merge_opened(opened, groups, method, shares, seed, out, found, bars)
+        merged = merge_files(opened, out, groups, method=method, weights=shares, data=found, seed=seed, progress=bars)
     if json:
         print_json(
             {

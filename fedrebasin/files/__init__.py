@@ -4,7 +4,7 @@ from fedrebasin.files.calibrate import Calibration, Data, Progress
 from fedrebasin.files.checkpoint_set import CheckpointSet, open_checkpoints
 from fedrebasin.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fedrebasin.files.estimate import Estimate, estimate
-from fedrebasin.files.merge_files import METHODS, REFERENCED, MergedFile, MergedFiles, merge_files, merge_opened
+from fedrebasin.files.merge_files import METHODS, REFERENCED, MergedFile, MergedFiles, merge_files
 
 __all__ = [
     "METHODS",
@@ -20,7 +20,6 @@ __all__ = [
     "estimate",
     "load_checkpoint",
     "merge_files",
-    "merge_opened",
     "open_checkpoints",
     "save_checkpoint",
 ]

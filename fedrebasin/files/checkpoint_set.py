@@ -84,15 +84,17 @@ def open_checkpoints(
     """Open checkpoints and demand that they fit the model, or else the first of them.
 
     Args:
-        paths: of the checkpoints, at least one.
+        paths: of the checkpoints.
         base: another checkpoint.
         model: the architecture.
         name: of the model, for messages.
 
     Raises:
         DataError: if a file cannot be read.
-        MergeError: if a checkpoint is of another architecture.
+        MergeError: if there is none, or one is of another architecture.
     """
+    if not paths:
+        raise MergeError("no checkpoint to merge: give at least one")
     opened = [load_checkpoint(path) for path in (*paths, *([] if base is None else [base]))]
     keys = None if model is None else list(model.state_dict())
     opened = [one.without_prefix(keys) for one in opened]

@@ -126,7 +126,7 @@ class MergedFiles:
 
 
 def merge_files(
-    checkpoints: Sequence[str | os.PathLike[str]],
+    checkpoints: Sequence[str | os.PathLike[str]] | CheckpointSet,
     out: str | os.PathLike[str],
     spec: PermutationSpec | None = None,
     *,
@@ -143,7 +143,8 @@ def merge_files(
     The files are mapped into memory and read piece by piece; what was done is written into the header of the result.
 
     Args:
-        checkpoints: safetensors files, or files that ``torch.save`` wrote.
+        checkpoints: safetensors files, or files that ``torch.save`` wrote; or what :func:`open_checkpoints` opened,
+            with its base and model.
         out: the merged model, a safetensors file.
         spec: of the models; None recognises a stack of dense layers.
         method: ``"weight-matching"``, ``"frank-wolfe"``, ``"merge-many"``, ``"cycle-consistent"`` or ``"average"``.
@@ -161,43 +162,28 @@ def merge_files(
         MergeError: if the checkpoints do not belong together, or the weights cannot be used.
         OSError: if the file cannot be written.
     """
-    choose("method", method, METHODS)
-    if not checkpoints:
-        raise MergeError("no checkpoint to merge: give at least one")
-    if data is not None and model is None:
-        raise MergeError("data: to run on them the model is needed, too: give model=")
-    opened = open_checkpoints(checkpoints, base, model)
-    if spec is None:
-        spec = opened.no_groups() if method == "average" else opened.plain_stack()
-    spec = spec.bind(opened.first)
-    return merge_opened(opened, spec, method, weights, seed, Path(out), data, progress or (lambda *_: None))
-
-
-def merge_opened(
-    opened: CheckpointSet,
-    spec: PermutationSpec,
-    method: str,
-    weights: Sequence[float] | None,
-    seed: int,
-    out: Path,
-    data: Data | None,
-    progress: Progress,
-) -> MergedFiles:
-    """Merge checkpoints that are open: see :func:`merge_files`."""
     started = time.perf_counter()
+    choose("method", method, METHODS)
+    report = progress or (lambda what, done, total: None)
+    opened = checkpoints if isinstance(checkpoints, CheckpointSet) else open_checkpoints(checkpoints, base, model)
+    if data is not None and opened.model is None:
+        raise MergeError("data: to run on them the model is needed, too: give model=")
     if opened.base is not None and method not in REFERENCED:
         raise MergeError(f"base: {method} aligns to no reference; choose {', '.join(REFERENCED)}")
-    base = None if opened.base is None else opened.base.state
+    if spec is None:
+        spec = opened.no_groups() if method == "average" else opened.plain_stack()
     states = [one.state for one in opened.checkpoints]
-    mean = MeanInPieces(states, [None] * len(states), weights, base)  # refuses weights before the work
+    base_state = None if opened.base is None else opened.base.state
+    mean = MeanInPieces(states, [None] * len(states), weights, base_state)  # refuses weights before the work
     names = [str(one.path) for one in opened.checkpoints]
     digests = [one.sha256() for one in opened.checkpoints]
-    shares = normalised(weights, len(states)) if base is None else tuple(weights or (1 / len(states),) * len(states))
+    equal = (1 / len(states),) * len(states)
+    shares = normalised(weights, len(states)) if base_state is None else tuple(weights or equal)
     total = sum(tensor.nbytes for tensor in opened.first.values())
 
     def write(content: MergedFiles, like: State, mean: MeanInPieces | None) -> None:
         def written(done: int) -> None:
-            progress("writing (MB)", done >> 20, total >> 20)
+            report("writing (MB)", done >> 20, total >> 20)
             if done - released[-1] > _RELEASE_BYTES:  # one tensor can be most of a file
                 released.append(done)
                 for one in opened.opened:
@@ -206,7 +192,7 @@ def merge_opened(
         released = [0]
         save_checkpoint(out, like, mean, content.metadata(), written)
 
-    found, merged = _aligned(opened, spec, method, seed, weights, progress)
+    found, merged = _aligned(opened, spec.bind(opened.first), method, seed, weights, report)
     rows = tuple(
         MergedFile(
             *(name, digest, share, before, alignment.similarity),
@@ -218,13 +204,13 @@ def merge_opened(
         for name, digest, share, (alignment, before, seconds) in zip(names, digests, shares, found, strict=True)
     )
     reference = str(opened.base.path) if opened.base else names[0] if method in REFERENCED else ""
-    result = MergedFiles(method, opened.name, reference, base is not None, rows)
+    result = MergedFiles(method, opened.name, reference, base_state is not None, rows)
     if merged is None:
         write(result, opened.first, replace(mean, permutations=[_or_none(one.permutation) for one, _, _ in found]))
     else:
         write(result, merged, None)
     if data is not None and opened.model is not None:
-        state, calibration = calibrated(opened.model, load_checkpoint(out).state, data, progress)
+        state, calibration = calibrated(opened.model, load_checkpoint(out).state, data, report)
         result = replace(result, calibration=calibration)
         write(result, state, None)
     return replace(result, seconds=time.perf_counter() - started)

@@ -53,11 +53,15 @@ class AlreadyAligned:
         Raises:
             SpecError: if the spec does not fit one of the models.
         """
-        started = time.perf_counter()
         spec = spec.bind(candidate)
         for state in (reference, candidate):
             demand_numbers(state, MatchingError)
         demand_same_kinds(reference, candidate, MatchingError)
+        return self.near(spec, reference, candidate)
+
+    def near(self, spec: PermutationSpec, reference: State, candidate: State) -> Alignment | None:
+        """As :meth:`closeness`, of models that are known to fit the spec and one another."""
+        started = time.perf_counter()
         known = self._known  # one name for both: another thread may be at work with another reference
         if known is None or known.state is not reference:
             try:

@@ -55,15 +55,16 @@ class AlignTo(TwoStepAligner):
             return _ToReference(spec, self.matcher, self.reference)
         if not first:
             return Together(spec, self) if start is None else _ToReference(spec, self.matcher, start)
+        if self.reference == "auto" and start is not None:
+            spec, (start, *first) = collected(spec, (start, *first))
+            found = _ToReference(spec, self.matcher, start)
+            if 2 * found.look_at(first) > len(first) or started_from(spec, start, first):
+                return found
         spec, first = collected(spec, first)
         if isinstance(self.reference, int):
             if not -len(first) <= self.reference < len(first):
                 raise MergeError(f"reference {self.reference}: there are {len(first)} models")
             return _ToReference(spec, self.matcher, first[self.reference])
-        if self.reference == "auto" and start is not None:
-            found = _ToReference(spec, self.matcher, start)
-            if 2 * found.look_at(first) > len(first) or started_from(spec, start, first):
-                return found
         return _ToReference(spec, self.matcher, first[medoid(spec, first)])
 
 
@@ -76,18 +77,18 @@ class _ToReference:
     reference: State
 
     def __post_init__(self) -> None:
-        self._nearby = AlreadyAligned(self.matcher)
-        self._match = self._nearby if getattr(self.matcher, "keeps_aligned", False) else self.matcher
+        self._skipping = AlreadyAligned(self.matcher)
+        self._may_skip = getattr(self.matcher, "keeps_aligned", False)
         # By identity, with the models themselves: another one might come to lie where one of them lay.
         self._known: dict[int, tuple[State, Alignment]] = {}
 
     def look_at(self, states: Sequence[State]) -> int:
         """How many models provably are in the reference's order; for these that is all there is to find out."""
-        found = [(state, self._nearby.closeness(self.spec, self.reference, state)) for state in states]
-        close = {id(state): (state, alignment) for state, alignment in found if alignment is not None}
-        if self._match is self._nearby:
-            self._known = close
-        return sum(alignment is not None for _, alignment in found)
+        found = [(state, self._skipping.near(self.spec, self.reference, state)) for state in states]
+        close = [(state, alignment) for state, alignment in found if alignment is not None]
+        if self._may_skip:
+            self._known = {id(state): (state, alignment) for state, alignment in close}
+        return len(close)
 
     def place(self, state: State) -> Alignment:
         if known := self._known.pop(id(state), None):
@@ -97,7 +98,8 @@ class _ToReference:
         bound = self.spec.bind(state)
         if state is self.reference:
             return unmoved(bound, 1.0, "it is the reference")
-        return self._match(bound, reference=self.reference, candidate=state)
+        near = self._skipping.near(bound, self.reference, state) if self._may_skip else None
+        return near or self.matcher(bound, reference=self.reference, candidate=state)
 
     def finish(self, weights: Sequence[float] | None = None) -> Merge:
         raise MergeError("no model to merge: none was held, each is aligned as it is placed")

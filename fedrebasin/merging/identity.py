@@ -17,7 +17,7 @@ class Identity(TwoStepAligner):
     """Leave every model as it is."""
 
     private = True
-    leaves_as_is = True
+    idle = True
 
     def begin(self, spec: PermutationSpec, start: State | None = None, first: Sequence[State] = ()) -> Placer:
         """A placer that holds the models, whose similarity to their mean is not known before: see :class:`Placer`."""

@@ -80,7 +80,7 @@ class TwoStepAligner(ABC):
     Attributes:
         needs_all: whether no model can be placed before all of them are there.
         private: whether how one model is permuted depends on no other one, where none are shown to :meth:`begin`.
-        leaves_as_is: whether no model is permuted.
+        idle: whether no model is permuted.
         looks_at: how many of the first models the reference is chosen from; None for as many as there are.
         threads: how many models are placed at a time, where there is a reference; no result depends on it.
         keep_states: whether a merge carries the aligned models.
@@ -88,7 +88,7 @@ class TwoStepAligner(ABC):
 
     needs_all: bool = True
     private: bool = False
-    leaves_as_is: bool = False
+    idle: bool = False
     looks_at: int | None = 0
     threads: int = 1
     keep_states: bool = True
@@ -113,7 +113,7 @@ class TwoStepAligner(ABC):
         first = tuple(islice(models, self.looks_at))
         placer = self.begin(spec, None, first)
         merge = _merged(self, placer, chain(first, models), weights)
-        if not self.leaves_as_is:
+        if not self.idle:
             warn_of_gaps(merge.alignments[0].permutation.spec)
         return merge
 

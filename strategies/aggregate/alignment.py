@@ -47,7 +47,7 @@ class ReplyAlignment:
     @property
     def idle(self) -> bool:
         """Whether every model stays as it is."""
-        return self.spec is None or two_step(self.aligner).leaves_as_is
+        return self.spec is None or two_step(self.aligner).idle
 
     def aligned(
         self,

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from fedrebasin.affine import head_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fedrebasin import CalibrationError, PermutationSpec, collect_sums, fit_temperature, fold_temperature
 from fedrebasin.sums import TemperatureCurve, add_sums, logits_of
+from fedrebasin.watching import head_weight
 from tests.calibration.nets import batches, examples, mlp, random_state, split
 
 

@@ -127,10 +127,10 @@ def test_a_spec_from_a_file_stands_for_the_model(tmp_path):
 def test_interrupted_it_leaves_nothing_and_says_so(tmp_path, monkeypatch, capsys):
     write_mlps(tmp_path)
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merge_command, "merge_opened", interrupted)
+    monkeypatch.setattr(merge_command, "merge_files", interrupted)
     assert main(["merge", "a.safetensors", "b.pt", "-o", "m.safetensors"]) == 130
     assert "interrupted: nothing was written to m.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "m.safetensors").exists()

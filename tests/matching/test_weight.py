@@ -256,10 +256,11 @@ def test_an_init_of_another_spec_is_refused() -> None:
         WeightMatching(init=init)(spec, *pair(spec, 0))
 
 
-def test_a_spent_budget_returns_the_best_so_far() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_spent_budget_returns_the_best_so_far(method: str) -> None:
     spec = mlp(3, 8, 8, 2)
     a, b = pair(spec, 0)
-    found = WeightMatching(seconds=0.0)(spec, a, b)
+    found = WeightMatching(method=method, seconds=0.0)(spec, a, b)
     assert found.permutation.is_identity
     assert not found.history.converged
     assert "budget" in found.history.reason

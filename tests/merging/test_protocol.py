@@ -100,7 +100,7 @@ def test_what_an_aligner_says_last_is_what_counts() -> None:
     for other in others:
         adapted = two_step(other)
         assert adapted is not other
-        assert (adapted.needs_all, adapted.private, adapted.leaves_as_is) == (True, False, False)
+        assert (adapted.needs_all, adapted.private, adapted.idle) == (True, False, False)
         placer = adapted.begin(SPEC)
         states = noisy(SPEC, 3, 3, 0.3)
         placed(placer, states)
