@@ -147,6 +147,7 @@ class Repair(_OnDataOrSums):
     batches: Batches | None = None
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = True
 
     def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
         """Correct the aggregate's hidden units, all models being run on server data."""

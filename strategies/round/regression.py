@@ -54,6 +54,8 @@ class RegMean:
     ridge: float = 1e-6
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = True
+    changes_features: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Solve for the weights.
@@ -99,6 +101,8 @@ class SequentialRegression:
     ridge: float = 1e-3
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_all: ClassVar[bool] = True
+    changes_features: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Fit one layer after the other.
