@@ -15,6 +15,7 @@ OUTSIDE = ("CHANGELOG.md", "benchmarks/RESULTS.md", "examples/existing-app.md", 
 LINK = re.compile(r"(?P<before>!?\[[^\]]*\]\()(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 NAMES = re.compile(r"<!-- names of (?P<package>[a-z.]+)(?: that lie in: (?P<parts>[a-z_ ]+))? -->")
+REGISTERED = re.compile(r"<!-- registered in (?P<package>[a-z.]+): (?P<registry>[A-Z]+) -->")
 
 
 def names(package: str, parts: str | None) -> list[str]:
@@ -24,6 +25,14 @@ def names(package: str, parts: str | None) -> list[str]:
         return list(module.__all__)
     wanted = parts.split()
     return [name for name in module.__all__ if part_of(getattr(module, name)) in wanted]
+
+
+def registered(package: str, registry: str) -> str:
+    """A list of the names in a registry, each with the first line of its part's docstring."""
+    parts = getattr(importlib.import_module(package), registry)
+    return "\n".join(
+        f"- `{name}`: {(part.__doc__ or '').strip().partition(chr(10))[0]}" for name, part in parts.items()
+    )
 
 
 def part_of(thing: object) -> str:
@@ -61,4 +70,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         lambda found: "\n\n".join(f"::: {found['package']}.{name}" for name in names(found["package"], found["parts"])),
         markdown,
     )
+    markdown = REGISTERED.sub(lambda found: registered(**found.groupdict()), markdown)
     return LINK.sub(moved, markdown)

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from fedrebasin.matching import Matcher
     from fedrebasin.merging import Aligner
+    from fedrebasin.sums import Statistic
 
 T = TypeVar("T")
 Part = TypeVar("Part")
 
-NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
+NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 
 
 class Registry(MutableMapping[str, T]):
@@ -53,14 +54,14 @@ class Registry(MutableMapping[str, T]):
             the part.
 
         Raises:
-            RebasinError: if the name is taken, or is not lower-case letters, digits, dots and hyphens.
+            RebasinError: if the name is taken, or is not made of lower-case letters and digits, joined by hyphens.
         """
         if part is None:
             return lambda part: self.register(name, part)
         if name in self._parts:
             raise RebasinError(f"{self.what} {name}: the name is taken")
         if not NAME.fullmatch(name):
-            raise RebasinError(f"{self.what} {name!r}: names are lower-case letters and digits, with dots or hyphens")
+            raise RebasinError(f"{self.what} {name!r}: names are lower-case letters and digits, joined by -, _ or .")
         self._parts[name] = part
         return part
 
@@ -173,4 +174,38 @@ MATCHERS: Registry[Callable[..., Matcher]] = Registry(
 #: What makes an aligner, likewise.
 ALIGNERS: Registry[Callable[..., Aligner]] = Registry(
     "aligner", "fedrebasin.aligners", {"cycle-consistent": "fedrebasin.merging:CycleConsistent"}
+)
+
+#: What clients are willing to sum, by the ``name`` of the statistic. None holds anything of a single example: what each
+#: of them gives away is listed in the docs.
+STATISTICS: Registry[type[Statistic[Any]]] = Registry(
+    "statistic",
+    "fedrebasin.statistics",
+    {
+        "activation_correlation": "fedrebasin.sums:ActivationCorrelation",
+        "batch_norm": "fedrebasin.calibration:BatchNormMoments",
+        "gram": "fedrebasin.sums:GramMatrices",
+        "halfway_connectivity": "fedrebasin.analysis:HalfwayConnectivity",
+        "head": "fedrebasin.calibration:HeadSums",
+        "layer_regression": "fedrebasin.calibration:LayerRegression",
+        "path_evaluation": "fedrebasin.analysis:PathEvaluation",
+        "pre_activations": "fedrebasin.calibration:PreActivationMoments",
+        "temperature": "fedrebasin.calibration:TemperatureCurve",
+    },
+)
+
+#: What may follow a strategy's name, each behind a +; those of the package work with sums that the clients send. Here
+#: stand names of parts, not imports: a calibrator and its statistic are made known side by side.
+CALIBRATORS: Registry[Callable[..., Any]] = Registry(
+    "calibrator",
+    "fedrebasin.calibrators",
+    {
+        "activations": "fedrebasin.strategies:ActivationAlignment",
+        "bn": "fedrebasin.strategies:BatchNormRecalibration",
+        "repair": "fedrebasin.strategies:Repair",
+        "regmean": "fedrebasin.strategies:RegMean",
+        "seqreg": "fedrebasin.strategies:SequentialRegression",
+        "head": "fedrebasin.strategies:HeadRegression",
+        "temperature": "fedrebasin.strategies:TemperatureCalibration",
+    },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Self, get_type_hints
 
 from fedrebasin.errors import RebasinError, choose
 from fedrebasin.registry import MODELS
@@ -112,15 +112,15 @@ class SimulationConfig:
         if self.dataset == "image-folder" and not self.data_dir:
             raise RebasinError("dataset image-folder needs data-dir: the folder where it lies")
 
-    @staticmethod
-    def from_flower(values: Mapping[str, Any]) -> SimulationConfig:
+    @classmethod
+    def from_flower(cls, values: Mapping[str, Any]) -> Self:
         """From kebab-case keys, as in a run config or a ConfigRecord; keys of other things are passed over.
 
         Raises:
             RebasinError: if a value is not allowed.
         """
-        known = {_kebab(field.name): field.name for field in fields(SimulationConfig)}
-        return SimulationConfig(**{known[key]: value for key, value in values.items() if key in known})
+        known = {_kebab(one.name): one.name for one in fields(cls)}
+        return cls(**{known[name]: value for name, value in values.items() if name in known})
 
     def to_flower(self) -> dict[str, str | int | float]:
         """With kebab-case keys, for a run config or a ConfigRecord."""

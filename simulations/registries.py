@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fedrebasin.registry import ALIGNERS, MATCHERS, Registry
+from fedrebasin.registry import CALIBRATORS as CALIBRATORS
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
-
-    from fedrebasin.strategies import Calibrator
 
 #: What loads a data set: its parameters may be ``data_dir``, ``image_size`` and ``most``, see :func:`load_dataset`.
 LOADERS: Registry[Callable[..., Any]] = Registry(
@@ -45,18 +44,3 @@ STRATEGIES: Registry[Callable[..., Strategy]] = Registry(
 
 #: What a strategy's name begins with; a matcher stands for FedRebasin with it, an aligner for Aligned with it.
 BASES: ChainMap[str, Callable[..., Any]] = ChainMap(ALIGNERS, MATCHERS, STRATEGIES)
-
-#: What may follow a base, each behind a +; those of the package work with sums that the clients send.
-CALIBRATORS: Registry[Callable[..., Calibrator]] = Registry(
-    "calibrator",
-    "fedrebasin.calibrators",
-    {
-        "activations": "fedrebasin.strategies:ActivationAlignment",
-        "bn": "fedrebasin.strategies:BatchNormRecalibration",
-        "repair": "fedrebasin.strategies:Repair",
-        "regmean": "fedrebasin.strategies:RegMean",
-        "seqreg": "fedrebasin.strategies:SequentialRegression",
-        "head": "fedrebasin.strategies:HeadRegression",
-        "temperature": "fedrebasin.strategies:TemperatureCalibration",
-    },
-)

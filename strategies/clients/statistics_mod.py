@@ -16,9 +16,10 @@ from torch import nn
 
 from fedrebasin import RebasinError, Statistic, collect_sums
 from fedrebasin.devices import move, pick_device
+from fedrebasin.registry import STATISTICS
 
 from ..replies import RecordError, to_state
-from ..sums import ACTION, MODEL, STATISTIC, STATISTICS, SUMS, encode_sums, read_max_examples, read_statistic
+from ..sums import ACTION, MODEL, STATISTIC, SUMS, encode_sums, read_max_examples, read_statistic
 
 Batches = Iterable[Any]
 CallNext = Callable[[Message, Context], Message]
@@ -38,7 +39,7 @@ class StatisticsMod:
         batches: makes the client's training batches, ``(inputs, labels)``, for a context.
         min_examples: refuse sums over fewer examples, which could give one of them away.
         device: where the sums are taken: ``"auto"`` takes the GPU where there is one; or what a context says.
-        statistics: the statistics that the client is willing to answer.
+        statistics: those that the client is willing to answer; None for all in ``fedrebasin.registry.STATISTICS``.
 
     Example: ``ClientApp(mods=[StatisticsMod(model=make_model, batches=train_batches)])``
     """
@@ -47,7 +48,7 @@ class StatisticsMod:
     batches: Callable[[Context], Batches]
     min_examples: int = 16
     device: str | Callable[[Context], str] = "auto"
-    statistics: tuple[type[Statistic[Any]], ...] = STATISTICS
+    statistics: tuple[type[Statistic[Any]], ...] | None = None
 
     def __call__(self, message: Message, context: Context, call_next: CallNext) -> Message:
         """Answer the query, or hand the message on."""
@@ -64,7 +65,8 @@ class StatisticsMod:
 
     def _answer(self, message: Message, context: Context) -> Message:
         device = pick_device(self.device(context) if callable(self.device) else self.device)
-        statistic = read_statistic(message.content, self.statistics, device)
+        known = STATISTICS.values() if self.statistics is None else self.statistics
+        statistic = read_statistic(message.content, known, device)
         if MODEL not in message.content.array_records:
             raise RecordError(f"a query without {MODEL!r}")
         state = move(to_state(message.content.array_records[MODEL]), device)

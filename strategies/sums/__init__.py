@@ -1,7 +1,6 @@
 """How statistics and their sums travel, and which of them a client answers."""
 
 from .encoding import ACTION, MODEL, QUERY, STATISTIC, SUMS, encode_sums, read_max_examples, read_statistic
-from .known import STATISTICS
 from .query import Question, ask
 
 __all__ = [
@@ -9,7 +8,6 @@ __all__ = [
     "MODEL",
     "QUERY",
     "STATISTIC",
-    "STATISTICS",
     "SUMS",
     "Question",
     "ask",

@@ -1,4 +1,4 @@
-"""Grids of comparisons: what is run, what is not run again, what is saved, and means over seeds."""
+"""Studies of several comparisons: what is run, what is not run again, what is saved, and means over seeds."""
 
 import math
 import statistics

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from fedrebasin.strategies.clients.statistics_mod import REFUSED
-from fedrebasin.strategies.sums.known import STATISTICS
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
@@ -23,6 +22,7 @@ from fedrebasin import (
     feature_connectivity,
     reciprocal_orthogonality,
 )
+from fedrebasin.registry import STATISTICS
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import BarrierProbe, ConnectivityProbe, FedRebasin, StatisticsMod
 from tests.strategies.helpers import AXES, make_state
@@ -71,7 +71,7 @@ class Counting(InlineGrid):
         return replies
 
 
-def federation(spoil=None, bad=(BAD,), statistics=STATISTICS) -> Counting:
+def federation(spoil=None, bad=(BAD,), statistics=None) -> Counting:
     """Clients that add noise and answer queries; those in ``bad`` send what ``spoil`` makes of their sums."""
     mod = StatisticsMod(make_model, lambda context: batches_of(context.node_config["partition-id"]), 0)
     ignorant = StatisticsMod(mod.model, mod.batches, 0, statistics=statistics)
@@ -220,7 +220,7 @@ def test_a_client_with_absurd_sums_is_left_out(without, caplog, name, spoil):
 
 @pytest.mark.parametrize("name", PROBES)
 def test_clients_that_do_not_know_the_question_are_reported_and_the_round_goes_on(caplog, name):
-    known = [kind for kind in STATISTICS if kind not in (HalfwayConnectivity, PathEvaluation)]
+    known = [kind for kind in STATISTICS.values() if kind not in (HalfwayConnectivity, PathEvaluation)]
     some = measured(PROBES[name](), grid=federation(statistics=known))
     assert some[f"{name}-left-out"] == 2
     assert "no statistic" in caplog.text
