@@ -22,8 +22,8 @@ ONE_ROUND = ("fedavg", "wide-avg", "rebasin", "merge-many", "rebasin+head", "reb
 MANY_ROUNDS = ("fedavg", "rebasin", "merge-many")
 LARGEST_LOSS = 0.3  # points of accuracy that alignment may cost where FedAvg is strong
 
-#: Options of the grids by the name of their folder; local training as in the defaults where nothing is said.
-GRIDS: Mapping[str, tuple[str, Sequence[str], Mapping[str, Sequence[Any]]]] = {
+#: Options of the studies by the name of their folder; local training as in the defaults where nothing is said.
+STUDIES: Mapping[str, tuple[str, Sequence[str], Mapping[str, Sequence[Any]]]] = {
     "one-round": (
         "One round, every client from its own initialisation",
         ONE_ROUND,
@@ -57,7 +57,7 @@ GRIDS: Mapping[str, tuple[str, Sequence[str], Mapping[str, Sequence[Any]]]] = {
 
 
 def measure(name: str, out: Path, options: Mapping[str, Sequence[Any]], strategies: Sequence[str], jobs: int) -> Study:
-    """The study of one grid, from the folder as far as it is there."""
+    """One study, from the folder as far as it is there."""
     folder = out / name
     known = kept(folder)
 
@@ -74,8 +74,8 @@ def kept(folder: Path) -> Study:
 
 
 def missing(name: str, study: Study) -> str:
-    """Which seeds or settings of a grid were not run, in words; empty for a complete one."""
-    _, _, options = GRIDS[name]
+    """Which seeds or settings of a study were not run, in words; empty for a complete one."""
+    _, _, options = STUDIES[name]
     there = {(one.config.partition, one.config.width, one.config.seed) for one in study.comparisons}
     lacking = [
         f"{config.partition} width {config.width or 512:g} seed {config.seed}"
@@ -116,7 +116,7 @@ def section(studies: Mapping[str, Study]) -> list[str]:
         "Four clients, `mlp`, accuracy on 80 % of the test set; ± is the sample standard deviation over the seeds.",
     ]
     for name, study in studies.items():
-        title, _, _ = GRIDS[name]
+        title, _, _ = STUDIES[name]
         many = name.startswith("many")
         lines += ["", f"### {title}"]
         if lacking := missing(name, study):
@@ -139,14 +139,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--fashion-mnist", default="", help="its folder; without it those rows are left out")
-    parser.add_argument("--only", default=",".join(GRIDS), help="grids, with commas")
+    parser.add_argument("--only", default=",".join(STUDIES), help="studies, with commas")
     parser.add_argument("--kept", action="store_true", help="run nothing: the section of what DIR has")
     parser.add_argument("--jobs", type=int, default=0, help="comparisons at the same time; 0: one a core")
     parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
     arguments = parser.parse_args()
     studies = {}
     for name in arguments.only.split(","):
-        _, strategies, options = GRIDS[name]
+        _, strategies, options = STUDIES[name]
         if arguments.kept:
             studies[name] = kept(arguments.out / name)
             continue

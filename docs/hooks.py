@@ -15,6 +15,7 @@ OUTSIDE = ("CHANGELOG.md", "benchmarks/RESULTS.md", "examples/existing-app.md", 
 LINK = re.compile(r"(?P<before>!?\[[^\]]*\]\()(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 NAMES = re.compile(r"<!-- names of (?P<package>[a-z.]+)(?:: (?P<wanted>[\w.\s]+))? -->")
+REGISTERED = re.compile(r"<!-- registered in (?P<package>[a-z.]+): (?P<registry>[A-Z]+) -->")
 
 
 def names(package: str, wanted: str | None) -> list[str]:
@@ -22,6 +23,14 @@ def names(package: str, wanted: str | None) -> list[str]:
     module = importlib.import_module(package)
     homes = {**getattr(module, "_HOMES", {}), **getattr(module, "_FORMER_HOMES", {})}
     return [f"{homes.get(name, package)}.{name}" for name in (wanted.split() if wanted else module.__all__)]
+
+
+def registered(package: str, registry: str) -> str:
+    """A list of the names in a registry, each with the first line of its part's docstring."""
+    parts = getattr(importlib.import_module(package), registry)
+    return "\n".join(
+        f"- `{name}`: {(part.__doc__ or '').strip().partition(chr(10))[0]}" for name, part in parts.items()
+    )
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -53,4 +62,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         lambda found: "\n\n".join(f"::: {name}" for name in names(found["package"], found["wanted"])),
         markdown,
     )
+    markdown = REGISTERED.sub(lambda found: registered(**found.groupdict()), markdown)
     return LINK.sub(moved, markdown)

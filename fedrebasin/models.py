@@ -7,8 +7,7 @@ convolution), or ``"batch"``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Literal, cast
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from fedrebasin.errors import RebasinError, choose
+from fedrebasin.errors import RebasinError
+from fedrebasin.registry import MODELS
 
 Norm = Literal["layer", "batch"]
 
@@ -216,45 +216,32 @@ class ConvNeXt(nn.Module):
         return cast(Tensor, self.head(self.features(inputs).flatten(1)))
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """How the registry builds one architecture.
-
-    Args:
-        build: ``(sample_shape, classes, width) -> model``.
-        width: the papers' width: units for the MLP, 1 where it is a multiplier.
-    """
-
-    build: Callable[[Sequence[int], int, float], nn.Module]
-    width: float
-
-
-def _mlp(sample_shape: Sequence[int], classes: int, width: float) -> nn.Module:
+def mlp(sample_shape: Sequence[int], classes: int, width: float = 512) -> nn.Module:
+    """An :class:`MLP`; ``width`` is its number of units."""
     return MLP(torch.Size(sample_shape).numel(), width=round(width), classes=classes)
 
 
-def _vgg(kind: type[VGG11] | type[VGG16], norm: Norm, shape: Sequence[int], classes: int, width: float) -> nn.Module:
-    return kind(shape, width=width, classes=classes, norm=norm)
+def vgg11(sample_shape: Sequence[int], classes: int, width: float = 1, norm: Norm = "layer") -> nn.Module:
+    """A :class:`VGG11`."""
+    return VGG11(sample_shape, width, classes, norm)
 
 
-def _convnext(sample_shape: Sequence[int], classes: int, width: float) -> nn.Module:
-    return ConvNeXt(sample_shape[0], width=width, classes=classes)
+def vgg16(sample_shape: Sequence[int], classes: int, width: float = 1, norm: Norm = "layer") -> nn.Module:
+    """A :class:`VGG16`."""
+    return VGG16(sample_shape, width, classes, norm)
 
 
-def _resnet20(norm: Norm, sample_shape: Sequence[int], classes: int, width: float) -> nn.Module:
-    return ResNet20(sample_shape[0], width=width, classes=classes, norm=norm)
+def resnet20(sample_shape: Sequence[int], classes: int, width: float = 1, norm: Norm = "layer") -> nn.Module:
+    """A :class:`ResNet20`."""
+    return ResNet20(sample_shape[0], width, classes, norm)
 
 
-MODELS: dict[str, Architecture] = {
-    "mlp": Architecture(_mlp, 512),
-    "vgg11": Architecture(partial(_vgg, VGG11, "layer"), 1),
-    "vgg11-bn": Architecture(partial(_vgg, VGG11, "batch"), 1),
-    "vgg16": Architecture(partial(_vgg, VGG16, "layer"), 1),
-    "vgg16-bn": Architecture(partial(_vgg, VGG16, "batch"), 1),
-    "resnet20": Architecture(partial(_resnet20, "layer"), 1),
-    "resnet20-bn": Architecture(partial(_resnet20, "batch"), 1),
-    "convnext": Architecture(_convnext, 1),
-}
+def convnext(sample_shape: Sequence[int], classes: int, width: float = 1) -> nn.Module:
+    """A :class:`ConvNeXt`."""
+    return ConvNeXt(sample_shape[0], width, classes)
+
+
+vgg11_bn, vgg16_bn, resnet20_bn = (partial(build, norm="batch") for build in (vgg11, vgg16, resnet20))
 
 
 def make_model(
@@ -263,7 +250,7 @@ def make_model(
     """An architecture of the registry by its name.
 
     Args:
-        name: a key of ``MODELS``; ``-bn`` stands for BatchNorm instead of LayerNorm.
+        name: a name in ``MODELS``; ``-bn`` stands for BatchNorm instead of LayerNorm.
         sample_shape: ``(channels, height, width)`` of one sample.
         classes: logits.
         width: units of each hidden layer for the MLP, else the multiplier; None for the papers' width.
@@ -273,15 +260,15 @@ def make_model(
     Raises:
         RebasinError: for a name that is not in the registry, with the closest one, or a width that is not positive.
     """
-    architecture = MODELS[choose("model", name, MODELS)]
-    width = architecture.width if width is None else width
-    if width <= 0 or (name == "mlp" and round(width) < 1):
+    build = MODELS.pick(name)
+    if width is not None and (width <= 0 or (name == "mlp" and round(width) < 1)):
         raise RebasinError(f"width {width} of {name}: it must be positive")
+    sized = build if width is None else partial(build, width=width)
     if seed is None:
-        return architecture.build(sample_shape, classes, width)
+        return sized(sample_shape, classes)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return architecture.build(sample_shape, classes, width)
+        return sized(sample_shape, classes)
 
 
 def _scaled(size: int, width: float) -> int:

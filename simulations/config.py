@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Self, get_type_hints
 
 from fedrebasin.errors import RebasinError, choose
-from fedrebasin.models import MODELS
+from fedrebasin.registry import MODELS
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "image-folder")
+from .registries import LOADERS
+
+DATASETS = tuple(LOADERS)
 PARTITIONS = ("iid", "dirichlet", "shards", "label-skew")
 INITS = ("independent", "shared")
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -18,14 +20,37 @@ DEVICES = ("auto", "cpu", "cuda")
 AUGMENTS = ("none", "crop", "crop-flip")
 
 
+def key(
+    default: Any,
+    text: str,
+    allowed: Collection[str] | None = None,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    several: bool = False,
+) -> Any:
+    """A key of the run config, which the commands' options, their help and their completion are made from.
+
+    Args:
+        default: its value.
+        text: what the help says after the allowed values.
+        allowed: names to choose from.
+        above: bound of a number that it must not reach.
+        least: bound of a number that it may reach.
+        several: whether ``compare`` takes several values, with commas.
+    """
+    metadata = {"text": text, "allowed": allowed, "above": above, "least": least, "several": several}
+    return field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True)
 class SimulationConfig:
     """Data, model, clients and local training of one federation.
 
     Args:
-        dataset: one of ``DATASETS``, or ``package.module:function``, see :func:`load_dataset`.
+        dataset: a name in ``LOADERS``, or ``package.module:function``, see :func:`load_dataset`.
         data_dir: where the data set lies; "" for digits, and to download the others.
-        model: a name of ``fedrebasin.models.MODELS``.
+        model: a name in ``fedrebasin.registry.MODELS``.
         width: units of each hidden layer (mlp) or the multiplier; 0 for the papers' width.
         clients: number of clients.
         partition: how the training set is split, one of ``PARTITIONS``.
@@ -49,56 +74,53 @@ class SimulationConfig:
         RebasinError: naming the option, what it was and what is allowed.
     """
 
-    dataset: str = "digits"
-    data_dir: str = ""
-    model: str = "mlp"
-    width: float = 0
-    clients: int = 4
-    partition: str = "iid"
-    alpha: float = 0.5
-    init: str = "independent"
-    rounds: int = 1
-    local_epochs: int = 60
-    batch_size: int = 64
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
-    weight_decay: float = 3e-3
-    seed: int = 0
-    device: str = "auto"
-    augment: str = "none"
-    image_size: int = 0
+    dataset: str = key("digits", ", or package.module:function that gives (train, test).", LOADERS)
+    data_dir: str = key("", "Folder of the data set; digits needs none, others are downloaded without it.")
+    model: str = key("mlp", "; -bn for BatchNorm.", MODELS, several=True)
+    width: float = key(
+        0, "Units of a hidden layer (mlp) or multiplier; 0: the papers' (512 or 1).", least=0, several=True
+    )
+    clients: int = key(4, "Number of clients: the federation's nodes.", above=0, several=True)
+    partition: str = key("iid", ": how the training set is split.", PARTITIONS, several=True)
+    alpha: float = key(0.5, "Concentration of the dirichlet partition; small is uneven.", above=0, several=True)
+    init: str = key("independent", ": clients' initialisation.", INITS, several=True)
+    rounds: int = key(1, "Rounds of federated training.", above=0)
+    local_epochs: int = key(60, "A client's passes over its data in a round.", above=0)
+    batch_size: int = key(64, "Of local training.", above=0)
+    optimizer: str = key("adam", "; adam has L2 weight decay, adamw decoupled.", OPTIMIZERS)
+    learning_rate: float = key(1e-3, "Of local training.", above=0)
+    weight_decay: float = key(3e-3, "Of local training.", least=0)
+    seed: int = key(0, "Of everything random.", least=0, several=True)
+    device: str = key("auto", ": where clients train.", DEVICES)
+    augment: str = key("none", ": of training images, as in the papers for CIFAR.", AUGMENTS)
+    image_size: int = key(0, "Images of an image folder become squares of this size; 0: 32.", least=0)
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _as_kind(name, getattr(self, name), kind))
-        if ":" not in self.dataset:
-            choose("dataset", self.dataset, DATASETS)
-        choose("augment", self.augment, AUGMENTS)
-        choose("model", self.model, MODELS)
-        choose("partition", self.partition, PARTITIONS)
-        choose("init", self.init, INITS)
-        choose("optimizer", self.optimizer, OPTIMIZERS)
-        choose("device", self.device, DEVICES)
-        for name in ("clients", "rounds", "local_epochs", "batch_size", "alpha", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise RebasinError(f"{_kebab(name)} {getattr(self, name)}: it must be positive")
-        for name in ("width", "weight_decay", "seed", "image_size"):
-            if not getattr(self, name) >= 0:
-                raise RebasinError(f"{_kebab(name)} {getattr(self, name)}: it must not be negative")
+        kinds = get_type_hints(type(self))
+        for one in fields(self):
+            value = _as_kind(one.name, getattr(self, one.name), kinds[one.name])
+            object.__setattr__(self, one.name, value)
+            allowed, above, least = (one.metadata[bound] for bound in ("allowed", "above", "least"))
+            if allowed is not None and not (one.name == "dataset" and ":" in value):
+                choose(_kebab(one.name), value, allowed)
+            if above is not None and not value > above:
+                raise RebasinError(f"{_kebab(one.name)} {value}: it must be positive")
+            if least is not None and not value >= least:
+                raise RebasinError(f"{_kebab(one.name)} {value}: it must not be negative")
         if self.data_dir and not Path(self.data_dir).is_dir():
             raise RebasinError(f"data-dir {self.data_dir}: there is no such folder")
         if self.dataset == "image-folder" and not self.data_dir:
             raise RebasinError("dataset image-folder needs data-dir: the folder where it lies")
 
-    @staticmethod
-    def from_flower(values: Mapping[str, Any]) -> SimulationConfig:
+    @classmethod
+    def from_flower(cls, values: Mapping[str, Any]) -> Self:
         """From kebab-case keys, as in a run config or a ConfigRecord; keys of other things are passed over.
 
         Raises:
             RebasinError: if a value is not allowed.
         """
-        known = {_kebab(field.name): field.name for field in fields(SimulationConfig)}
-        return SimulationConfig(**{known[key]: value for key, value in values.items() if key in known})
+        known = {_kebab(one.name): one.name for one in fields(cls)}
+        return cls(**{known[name]: value for name, value in values.items() if name in known})
 
     def to_flower(self) -> dict[str, str | int | float]:
         """With kebab-case keys, for a run config or a ConfigRecord."""

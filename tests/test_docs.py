@@ -3,13 +3,18 @@
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import fedrebasin
+from fedrebasin import simulations
 from fedrebasin.cli import main
+from fedrebasin.registry import ALIGNERS, MATCHERS, MODELS, STATISTICS
+from fedrebasin.simulations import CALIBRATORS, EXPERIMENTS, LOADERS, STRATEGIES
 
+REGISTRIES = (ALIGNERS, CALIBRATORS, EXPERIMENTS, LOADERS, MATCHERS, MODELS, STATISTICS, STRATEGIES)
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 CONTRIBUTING = (ROOT / "docs" / "contributing.md").read_text()
@@ -58,6 +63,8 @@ def commands():
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_from_its_beginning_to_its_end(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for registry in REGISTRIES:  # what a page registers, the next one does not know
+        monkeypatch.setattr(registry, "_parts", dict(registry._parts))
     namespace = {}
     exec(compile(WORLD, "world", "exec"), namespace)
     for number, block in enumerate(blocks(page, "python")):
@@ -106,11 +113,16 @@ def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere():
             assert re.match(r"[a-z]+:", target) or (page.parent / target).exists(), f"{inside}: {target}"
 
 
-def test_every_public_name_is_on_one_page_of_the_api(monkeypatch):
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+def hooks_of_the_site():
     pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
     hooks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hooks)
+    return hooks
+
+
+def test_every_public_name_is_on_one_page_of_the_api():
+    hooks = hooks_of_the_site()
     listed = [
         name
         for page in (ROOT / "docs" / "api").glob("*.md")
@@ -125,3 +137,26 @@ def test_every_public_name_is_on_one_page_of_the_api(monkeypatch):
     for package in ("fedrebasin.strategies", "fedrebasin.simulations"):
         public |= {f"{package}.{name}" for name in importlib.import_module(package).__all__}
     assert public <= set(listed)
+
+
+@pytest.mark.parametrize("registry", ["BASES", "CALIBRATORS"])
+def test_the_site_lists_what_is_registered_with_a_line_each(registry):
+    hooks = hooks_of_the_site()
+    assert f"<!-- registered in fedrebasin.simulations: {registry} -->" in (ROOT / "docs" / "choosing.md").read_text()
+    listed = hooks.registered("fedrebasin.simulations", registry).splitlines()
+    names = list(getattr(simulations, registry))
+    assert [line.partition(": ")[0] for line in listed] == [f"- `{name}`" for name in names]
+    assert all(line.partition(": ")[2].endswith(".") for line in listed)
+
+
+def test_the_page_on_extending_names_every_registry_and_files_that_there_are():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    offered = tomllib.loads("\n".join(blocks(ROOT / "docs" / "extending.md", "toml")))["project"]["entry-points"]
+    assert set(offered) == {registry.group for registry in REGISTRIES}
+    rows = re.findall(r"^\| ([a-z -]+) \| (.+) \|$", page.partition("## As a part")[2], re.MULTILINE)[2:]
+    assert len(rows) == 10
+    for _, files in rows:
+        named = re.findall(r"`([^`]+/[^`]*|pyproject.toml)`", files)
+        assert named
+        assert len(named) + files.count("`__init__.py`") <= 3
+        assert [file for file in named if not (ROOT / file).exists()] == []

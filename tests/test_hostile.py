@@ -440,7 +440,7 @@ def test_the_command_says_it_in_one_line(tmp_path, monkeypatch, capsys, name, me
 
 #: Public, and takes neither models nor states nor batches.
 ELSEWHERE = {"add_sums", "ahead", "barrier_value", "choose", "coverage_gaps", "fixed_points", "interpolated_moments"}
-ELSEWHERE |= {"merge_files", "partial_permutation", "partial_permutations", "register_rule", "register_statistic"}
+ELSEWHERE |= {"merge_files", "partial_permutation", "partial_permutations", "register_rule"}
 
 
 def test_every_public_function_has_its_row():

@@ -149,7 +149,7 @@ def test_what_does_not_need_flower_does_not_name_it(room):
             assert not starts(name, "flwr", "fedrebasin.strategies"), f"{path.name}: {name}"
             other = name.removeprefix("fedrebasin.simulations.").partition(".")[0]
             if starts(name, "fedrebasin.simulations") and name != "fedrebasin.simulations":
-                assert other in (*WITHOUT_FLOWER, "config") or name not in MODULES, f"{path.name}: {name}"
+                assert other in (*WITHOUT_FLOWER, "config", "registries") or name not in MODULES, f"{path.name}: {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -181,3 +181,23 @@ def test_every_public_name_is_there():
         "    assert all(hasattr(p, name) for name in p.__all__), p\n"
         "    assert len(set(p.__all__)) == len(p.__all__)\n"
     )
+
+
+@pytest.mark.parametrize("name", ["", *(f".{room}" for room in WITHOUT_FLOWER)])
+def test_what_does_not_need_flower_does_not_load_it(name):
+    run(
+        f"import fedrebasin.simulations{name}, sys\n"
+        "late = {'flwr', 'torchvision', 'sklearn', 'matplotlib', 'ray'} & {m.split('.')[0] for m in sys.modules}\n"
+        "assert not late, late"
+    )
+
+
+def test_type_checkers_see_the_names_of_simulations():
+    """The imports that only they read name what is loaded on demand, from the same rooms."""
+    import fedrebasin.simulations as simulations
+
+    body = ast.parse(Path(simulations.__file__).read_text()).body
+    block = next(node for node in body if isinstance(node, ast.If))
+    seen = {alias.name: f"fedrebasin.simulations.{node.module}" for node in block.body for alias in node.names}
+    assert seen == simulations._HOMES
+    assert set(simulations.__all__) <= set(dir(simulations))

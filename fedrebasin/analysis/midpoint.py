@@ -13,7 +13,7 @@ from fedrebasin.analysis.features import layers_of
 from fedrebasin.analysis.orthogonality import Orthogonality, Reciprocity
 from fedrebasin.analysis.pairs import Pair, by_layer, demand_layers, sums_of_batch
 from fedrebasin.running import Batch, State
-from fedrebasin.sums import Sums, demand_data, register_statistic
+from fedrebasin.sums import Sums, demand_data
 
 _FEATURES, _COMMUTATION, _RECIPROCITY = FeatureLaw(), Commutation(), Reciprocity()
 _MEASURES = (_FEATURES, _COMMUTATION, _RECIPROCITY)
@@ -34,7 +34,6 @@ class Halfway:
     orthogonality: tuple[Orthogonality, ...]
 
 
-@register_statistic
 @dataclass(frozen=True)
 class HalfwayConnectivity:
     """LLFC's and LEWC's measures of the model halfway between two models, as a statistic of the first one.

@@ -12,12 +12,11 @@ from fedrebasin.analysis.barrier import Barrier, barrier_value, interpolate
 from fedrebasin.analysis.pairs import ROWS_PER_EXAMPLE
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State
-from fedrebasin.sums import Evaluation, Sums, demand, demand_data, register_statistic
+from fedrebasin.sums import Evaluation, Sums, demand, demand_data
 
 _MOST_POINTS = 1000
 
 
-@register_statistic
 @dataclass(frozen=True)
 class PathEvaluation:
     """Loss and accuracy at evenly spaced positions between two models, as a statistic of the first one.

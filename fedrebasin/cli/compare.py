@@ -21,43 +21,16 @@ from fedrebasin.errors import RebasinError
 if TYPE_CHECKING:
     from fedrebasin.simulations import SimulationConfig, Study, Summary
 
-SEVERAL = "Several with commas."
 ROOMY = 140  # columns that a table with spreads needs
 
 
+@opt.run_config(several=True)
 def compare(
     strategies: Annotated[
         str,
-        typer.Option(
-            help="Names with commas. Bases: fedavg, rebasin, merge-many, wide-avg, frank-wolfe, cycle-consistent, "
-            "activation, ste; then any of +activations, +bn, +repair, +regmean, +seqreg, +head, +temperature: "
-            "rebasin+head."
-        ),
+        typer.Option(help=f"Names with commas. Bases: {opt.STRATEGY}", autocompletion=opt.complete_strategy),
     ] = "fedavg,rebasin,merge-many,wide-avg,rebasin+seqreg+head+temperature",
-    dataset: opt.DataSet = "digits",
-    data_dir: opt.DataDir = "",
-    image_size: opt.ImageSize = 0,
-    augment: opt.Augment = "none",
-    model: Annotated[str, typer.Option(help=f"mlp, vgg11, vgg16 or resnet20; -bn for BatchNorm. {SEVERAL}")] = "mlp",
-    width: Annotated[
-        str, typer.Option(help=f"Units of a hidden layer (mlp) or multiplier; 0: the papers' (512 or 1). {SEVERAL}")
-    ] = "0",
-    clients: Annotated[str, typer.Option(help=f"Number of clients. {SEVERAL}")] = "4",
-    partition: Annotated[str, typer.Option(help=f"iid, dirichlet, shards or label-skew. {SEVERAL}")] = "iid",
-    alpha: Annotated[
-        str, typer.Option(help=f"Concentration of the dirichlet partition; small is uneven. {SEVERAL}")
-    ] = "0.5",
-    init: Annotated[
-        str, typer.Option(help=f"Clients' initialisation: independent or shared. {SEVERAL}")
-    ] = "independent",
-    rounds: opt.Rounds = 1,
-    local_epochs: opt.LocalEpochs = 60,
-    batch_size: opt.BatchSize = 64,
-    optimizer: opt.Optimizer = "adam",
-    learning_rate: opt.LearningRate = 1e-3,
-    weight_decay: opt.WeightDecay = 3e-3,
-    seed: Annotated[str, typer.Option("--seed", "--seeds", help=f"Of everything random. {SEVERAL}")] = "0",
-    device: opt.Device = "auto",
+    *,
     engine: Annotated[
         str, typer.Option(help="inline (this process) or flower (Flower's simulation engine).")
     ] = "inline",
@@ -70,10 +43,11 @@ def compare(
         Path | None, typer.Option("--from", help="Run nothing: table and report of this results.json.")
     ] = None,
     json: Annotated[bool, AsJson] = False,
+    **config: Any,
 ) -> None:
     """Train clients once and let several strategies merge them; what follows a + works with sums that clients send.
 
-    Options with several values make a grid, seeds become means and spreads. A run that was broken off goes on where it
+    Options with several values are combined, seeds become means and spreads. A run that was broken off goes on where it
     was when it is started again with the same --out.
 
     Example: fedrebasin compare --clients 2 --width 64,512,2048 --seeds 0,1,2 --out wide
@@ -84,36 +58,18 @@ def compare(
         study = read_results(from_)
         _show(study, out or (from_ if from_.is_dir() else from_.parent), json)
         return
-    several = {"model": model, "width": width, "clients": clients, "partition": partition}
-    several |= {"alpha": alpha, "init": init, "seed": seed}
-    single: dict[str, Any] = {
-        "dataset": dataset,
-        "data_dir": data_dir,
-        "image_size": image_size,
-        "augment": augment,
-        "rounds": rounds,
-        "local_epochs": local_epochs,
-        "batch_size": batch_size,
-        "optimizer": optimizer,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "device": device,
-    }
-    options = {name: _values(name, text) for name, text in several.items()}
-    configs = expand(options | {name: [value] for name, value in single.items()})
+    configs = expand({name: _values(name, value) for name, value in config.items()})
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     study = _run(configs, names, engine, jobs, out)
     _show(study, out, json)
 
 
-def _values(name: str, text: str) -> list[Any]:
-    """The values of an option that may have several; numbers as numbers."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    kinds = {"width": float, "clients": int, "alpha": float, "seed": int}
-    if name not in kinds:
-        return parts
+def _values(name: str, value: Any) -> list[Any]:
+    """The values of a key of the run config; where it can have several, those of a text with commas."""
+    if not opt.KEYS[name].metadata["several"]:
+        return [value]
     try:
-        return [kinds[name](part) for part in parts]
+        return [opt.KINDS[name](part.strip()) for part in value.split(",") if part.strip()]
     except ValueError as error:
         raise RebasinError(f"{name}: {error}") from None
 

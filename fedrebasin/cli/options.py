@@ -1,10 +1,15 @@
-"""Options that several commands have, and what they may be; nothing here loads torch, so that help is there at once."""
+"""Options that several commands have, made from the keys of the run config; nothing here loads torch."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import Field, fields
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+
+from fedrebasin.simulations import BASES, CALIBRATORS, SimulationConfig
 
 MODEL_HELP = "torchvision:NAME, or package.module:callable, which is called without arguments; not for plain stacks."
 DATA_HELP = "A data set's name, a folder of images by class, or package.module:function giving (train, test)."
@@ -14,22 +19,66 @@ METHODS = ("weight-matching", "frank-wolfe", "merge-many", "cycle-consistent", "
 #: The methods that align to one model, which may be a base; they hold one model's pages at a time.
 REFERENCED = ("weight-matching", "frank-wolfe", "average")
 
-DataSet = Annotated[
-    str,
-    typer.Option(
-        help="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, image-folder, or package.module:function that "
-        "gives (train, test)."
-    ),
-]
-DataDir = Annotated[
-    str, typer.Option(help="Folder of the data set; digits needs none, others are downloaded without it.")
-]
-ImageSize = Annotated[int, typer.Option(help="Images of an image folder become squares of this size; 0: 32.")]
-Augment = Annotated[str, typer.Option(help="Of training images: none, crop or crop-flip (the papers' for CIFAR).")]
-Rounds = Annotated[int, typer.Option(help="Rounds of federated training.")]
-LocalEpochs = Annotated[int, typer.Option(help="A client's passes over its data in a round.")]
-BatchSize = Annotated[int, typer.Option(help="Of local training.")]
-Optimizer = Annotated[str, typer.Option(help="adam (L2 weight decay), adamw (decoupled) or sgd.")]
-LearningRate = Annotated[float, typer.Option(help="Of local training.")]
-WeightDecay = Annotated[float, typer.Option(help="Of local training.")]
+KEYS = {one.name: one for one in fields(SimulationConfig)}
+KINDS: dict[str, Callable[[str], Any]] = get_type_hints(SimulationConfig)
+SEVERAL = " Several with commas."
+
+DataDir = Annotated[str, typer.Option(help=KEYS["data_dir"].metadata["text"])]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def run_config(several: bool = False, **defaults: Any) -> Callable[[Command], Command]:
+    """Give a command, behind its first parameter, an option for every key of the run config; it takes ``**config``.
+
+    Args:
+        several: whether keys that can have several values are texts with commas.
+        defaults: other than those of the config.
+    """
+
+    def decorate(command: Command) -> Command:
+        first, *rest = inspect.signature(command, eval_str=True).parameters.values()
+        options = [_option(key, several, defaults) for key in KEYS.values()]
+        named = [parameter for parameter in rest if parameter.kind is not parameter.VAR_KEYWORD]
+        command.__signature__ = inspect.Signature([first, *options, *named], return_annotation=None)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _option(key: Field[Any], several: bool, defaults: dict[str, Any]) -> inspect.Parameter:
+    text, allowed = key.metadata["text"], key.metadata["allowed"]
+    several = several and key.metadata["several"]
+    default, kind = defaults.get(key.name, key.default), KINDS[key.name]
+    text = (", ".join(allowed) if allowed else "") + text + (SEVERAL if several else "")
+    names = ("--seed", "--seeds") if several and key.name == "seed" else ()
+    option = typer.Option(*names, help=text, autocompletion=completing(allowed) if allowed else None)
+    return inspect.Parameter(
+        key.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=f"{default}" if several else default,
+        annotation=Annotated[str if several else kind, option],
+    )
+
+
+def completing(names: Collection[str]) -> Callable[[str], list[str]]:
+    """What the shell offers for one name, or behind the last comma of several."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+
+    return complete
+
+
+def complete_strategy(incomplete: str) -> list[str]:
+    """What the shell offers for strategies: bases, and calibrators behind a +."""
+    before, plus, last = incomplete.rpartition("+")
+    if not plus or "," in last:
+        return completing(BASES)(incomplete)
+    return [f"{before}+{name}" for name in CALIBRATORS if name.startswith(last)]
+
+
+#: What the name of a strategy is put together from.
+STRATEGY = f"{', '.join(BASES)}; then any of {', '.join(f'+{name}' for name in CALIBRATORS)}, as in rebasin+head."

@@ -42,32 +42,15 @@ clientapp = "fedrebasin.simulations.app.client:app"
 """
 
 
+@opt.run_config(clients=2)
 def simulate(
-    strategy: Annotated[
-        str, typer.Option(help="A strategy as in compare: rebasin, merge-many+head+temperature, ...")
-    ] = "merge-many",
-    dataset: opt.DataSet = "digits",
-    data_dir: opt.DataDir = "",
-    image_size: opt.ImageSize = 0,
-    augment: opt.Augment = "none",
-    model: Annotated[str, typer.Option(help="mlp, vgg11, vgg16 or resnet20; -bn for BatchNorm: vgg16-bn.")] = "mlp",
-    width: Annotated[
-        float, typer.Option(help="Units of a hidden layer (mlp) or multiplier; 0: the papers' (512 or 1).")
-    ] = 0,
-    clients: Annotated[int, typer.Option(help="Number of clients: the federation's nodes.")] = 2,
-    partition: Annotated[str, typer.Option(help="iid, dirichlet, shards or label-skew.")] = "iid",
-    alpha: Annotated[float, typer.Option(help="Concentration of the dirichlet partition; small is uneven.")] = 0.5,
-    init: Annotated[str, typer.Option(help="Clients' initialisation: independent or shared.")] = "independent",
-    rounds: opt.Rounds = 1,
-    local_epochs: opt.LocalEpochs = 60,
-    batch_size: opt.BatchSize = 64,
-    optimizer: opt.Optimizer = "adam",
-    learning_rate: opt.LearningRate = 1e-3,
-    weight_decay: opt.WeightDecay = 3e-3,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    device: opt.Device = "auto",
+    strategy: Annotated[str, typer.Option(help=f"One of {opt.STRATEGY}", autocompletion=opt.complete_strategy)] = (
+        "merge-many"
+    ),
+    *,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json.")] = None,
     json: Annotated[bool, AsJson] = False,
+    **values: Any,
 ) -> None:
     """Run one strategy in Flower's simulation engine and check that the run succeeded: exit code 1 if not.
 
@@ -77,7 +60,6 @@ def simulate(
     """
     from fedrebasin.simulations import SimulationConfig, parse_strategy, read_results
 
-    values = {name: value for name, value in locals().items() if name in SimulationConfig.__dataclass_fields__}
     config = SimulationConfig(**values)
     parse_strategy(strategy)
     if config.data_dir:
@@ -93,7 +75,7 @@ def simulate(
         if results.exists():
             raise RebasinError(f"out {out}: there is a results.json of another run; choose another folder")
         app = write_app(Path(place) / "app", {**config.to_flower(), "strategy": strategy, "out": str(folder)})
-        run_id = _submit(command, app, clients)
+        run_id = _submit(command, app, config.clients)
         with leaving(lambda: f"run {run_id} goes on in Flower's SuperLink; 'flwr stop {run_id}' ends it"):
             status, details = _follow(command, run_id)
         if status != "finished:completed":
@@ -104,7 +86,7 @@ def simulate(
     if json:
         print_json({"run_id": run_id, "status": status, "rows": [row.to_json() for row in rows]})
         return
-    table = Table(title=f"{strategy}: {clients} clients, {config.init} init, {config.dataset}, {config.model}")
+    table = Table(title=f"{strategy}: {config.clients} clients, {config.init} init, {config.dataset}, {config.model}")
     for column in ("round", "accuracy", "loss", "calibrated loss", "beta", "server seconds"):
         table.add_column(column, justify="right")
     for row in rows:

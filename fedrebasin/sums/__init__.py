@@ -16,7 +16,6 @@ from fedrebasin.sums.head import HeadSums
 from fedrebasin.sums.layer_regression import LayerRegression
 from fedrebasin.sums.moments import Moments, correction
 from fedrebasin.sums.pre_activations import PreActivationMoments
-from fedrebasin.sums.registry import register_statistic, registered_statistics
 from fedrebasin.sums.temperature import Temperature, TemperatureCurve, check_logits, loss_terms
 
 __all__ = [
@@ -49,7 +48,5 @@ __all__ = [
     "loss_terms",
     "mean_products",
     "permute_gram",
-    "register_statistic",
-    "registered_statistics",
     "unit_order",
 ]

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from fedrebasin.running import Batch, State
 from fedrebasin.sums.algebra import Sums, add_sums, demand_data
 from fedrebasin.sums.moments import Moments, demand_moments, moment_sums, moments_by_name
-from fedrebasin.sums.registry import register_statistic
 from fedrebasin.watching import Norm, watch
 
 
-@register_statistic
 @dataclass(frozen=True)
 class BatchNormMoments:
     """Count, sum and sum of squares of the inputs of every BatchNorm module, by channel.

@@ -13,14 +13,12 @@ from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State
 from fedrebasin.sums.algebra import EXAMPLES, Sums, demand, demand_data
 from fedrebasin.sums.moments import moments
-from fedrebasin.sums.registry import register_statistic
 from fedrebasin.watching import unit_activations
 
 _PARTS = ("count", "own", "own_squares", "reference", "reference_squares", "cross")
 _VARIES = 1e-7  # a smaller standard deviation, relative to the unit's size, is rounding
 
 
-@register_statistic
 @dataclass(frozen=True)
 class ActivationCorrelation:
     """Cross-correlation of a reference model's units with the client's own, by group (Git Re-Basin, section 3.1).

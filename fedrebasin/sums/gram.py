@@ -14,13 +14,11 @@ from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State
 from fedrebasin.spec import Permutation
 from fedrebasin.sums.algebra import EXAMPLES, Sums, demand, demand_data
-from fedrebasin.sums.registry import register_statistic
 from fedrebasin.watching import Product, watch
 
 _GRAM, _DIAGONAL = ".gram", ".diagonal"
 
 
-@register_statistic
 @dataclass(frozen=True)
 class GramMatrices:
     """``sum x x^T`` over the features x that each weight meets, a 1 appended: the sums of RegMean (Jin 2023).

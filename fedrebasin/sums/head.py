@@ -11,11 +11,9 @@ from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State, labels_of
 from fedrebasin.sums.algebra import Sums, demand, demand_data
 from fedrebasin.sums.gram import demand_positive
-from fedrebasin.sums.registry import register_statistic
 from fedrebasin.watching import Product, watch
 
 
-@register_statistic
 @dataclass(frozen=True)
 class HeadSums:
     """Gram matrix and class sums of the features that a model's last layer reads, a 1 appended.

@@ -11,11 +11,9 @@ from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State
 from fedrebasin.sums.algebra import Sums, demand, demand_data
 from fedrebasin.sums.gram import demand_positive
-from fedrebasin.sums.registry import register_statistic
 from fedrebasin.watching import Product, affine_matrix, watch
 
 
-@register_statistic
 @dataclass(frozen=True)
 class LayerRegression:
     """Sums for one layer: features x of the model that is being merged, pre-activations y of the client's own model.

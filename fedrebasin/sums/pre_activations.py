@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from fedrebasin.running import Batch, State
 from fedrebasin.sums.algebra import Sums, add_sums, demand_data
 from fedrebasin.sums.moments import Moments, correction, demand_moments, moment_sums, moments, moments_by_name
-from fedrebasin.sums.registry import register_statistic
 from fedrebasin.watching import Product, bias_of, watch
 
 
-@register_statistic
 @dataclass(frozen=True)
 class PreActivationMoments:
     """Count, sum and sum of squares of what each unit of each weight puts out, its bias included.

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, State, demand_classes, logits_and_labels
 from fedrebasin.sums.algebra import Sums, demand, demand_data
-from fedrebasin.sums.registry import register_statistic
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,6 @@ def _grid() -> tuple[float, ...]:
     return tuple(2.0 ** (exponent / 4) for exponent in range(-32, 49))
 
 
-@register_statistic
 @dataclass(frozen=True)
 class TemperatureCurve:
     """The loss and its first two derivatives at given inverse temperatures: enough to find the best one in one round.

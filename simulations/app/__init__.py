@@ -6,11 +6,9 @@ from .judge import Judge, judge_of
 from .moved_units import MovedUnits
 from .run_strategy import Progress, run_strategy, silent
 from .server import app as server_app
-from .strategies import BASES, CALIBRATORS, demand_choices, make_strategy, parse_strategy
+from .strategies import demand_choices, make_strategy, parse_strategy
 
 __all__ = [
-    "BASES",
-    "CALIBRATORS",
     "Judge",
     "MovedUnits",
     "Progress",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flwr.app import ArrayRecord
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedrebasin import Barrier, WeightMatching, loss_barrier
 from fedrebasin.strategies import to_state
@@ -58,7 +58,6 @@ def paths_between(federation: Federation, clients: Sequence[ArrayRecord]) -> dic
     shown = reported[:PATH_EXAMPLES]
     inputs, labels = dataset.test_inputs.to(federation.device), dataset.test_labels.to(federation.device)
     model = federation.server_model()
-    has_statistics = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     return {
         name: loss_barrier(
             model,
@@ -66,7 +65,7 @@ def paths_between(federation: Federation, clients: Sequence[ArrayRecord]) -> dic
             end,
             [(inputs[shown], labels[shown])],
             points=PATH_POINTS,
-            recalibrate=[(inputs[held_out], labels[held_out])] if has_statistics else None,
+            recalibrate=[(inputs[held_out], labels[held_out])] if federation.has_batch_norm else None,
         )
         for name, end in (("before", second), ("after", aligned.apply(second)))
     }

@@ -1,4 +1,4 @@
-"""Runs the comparisons of a grid, one after the other or in several processes, and goes on where it was broken off."""
+"""Runs comparisons one after the other or in several processes, and goes on where it was broken off."""
 
 from __future__ import annotations
 
@@ -109,7 +109,11 @@ def _one_by_one(tasks: Sequence[_Task], progress: Progress | None) -> Iterator[C
 
 
 def _side_by_side(tasks: Sequence[_Task], workers: int, progress: Progress | None) -> Iterator[Comparison]:
-    """The comparisons as they finish; however this ends, no process is left."""
+    """The comparisons as they finish; however this ends, no process is left.
+
+    joblib would not do: its processes do not import the script, so that they know nothing that it has registered, and
+    what they report would need a queue all the same.
+    """
     context = _context()
     messages = context.Queue()
     before = set(multiprocessing.active_children())
@@ -134,7 +138,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedrebasin.simulations"])
+    context.set_forkserver_preload(["fedrebasin.simulations.comparison"])
     return context
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedrebasin.errors import DataError, choose
+from fedrebasin import DataError, RebasinError
+from fedrebasin.registry import make
 
-from ..config import DATASETS
+from ..registries import LOADERS
 from .image_folder import image_folder_arrays
 from .known import named_arrays
 
@@ -65,12 +67,13 @@ def load_dataset(name: str, data_dir: str = "", image_size: int = 0, most: int =
     """A data set by its name; the last two stay in memory.
 
     Args:
-        name: ``digits`` (scikit-learn's 1797 8x8 digits, a quarter of them for testing), ``mnist`` or
+        name: of ``LOADERS``: ``digits`` (scikit-learn's 1797 8x8 digits, a quarter of them for testing), ``mnist`` or
             ``fashion-mnist`` (``data_dir`` is a torchvision root or a folder with the four IDX files, gzipped or not),
             ``cifar10``, ``cifar100``, ``svhn`` (a torchvision root), ``image-folder`` (a folder for each class,
-            inside of ``train`` and ``test`` or ``val`` where there are such), or ``package.module:function``: it
-            returns a training and a test set, each a data set of inputs and labels or a pair of arrays, which are
-            taken as they are.
+            inside of ``train`` and ``test`` or ``val`` where there are such), or one that was registered; or
+            ``package.module:function``. Such a function or a registered one returns a training and a test set, each a
+            data set of inputs and labels or a pair of arrays, which are taken as they are, or a :class:`Dataset`; it is
+            given those of the other arguments that it has as parameters without a default.
         data_dir: see ``name``. "" downloads what is not in the folder of downloads yet, ``~/.cache/fedrebasin`` or
             what ``FEDREBASIN_DATA`` names, unless ``FEDREBASIN_OFFLINE`` is set.
         image_size: of an image folder's images, which become squares; 0 for 32.
@@ -79,25 +82,17 @@ def load_dataset(name: str, data_dir: str = "", image_size: int = 0, most: int =
     Raises:
         DataError: if the files are missing or are not what they should be.
     """
-    if ":" in name:
-        return _from_function(name)
-    choose("dataset", name, DATASETS)
-    if name == "digits":
-        return _digits()
-    if name != "image-folder":
-        return _standardised(*named_arrays(name, data_dir))
-    if not data_dir:
-        raise DataError("data set image-folder needs data-dir: the folder where it lies")
-    return _standardised(*image_folder_arrays(Path(data_dir), image_size or IMAGE_FOLDER_SIZE, most, SPLIT_SEED))
-
-
-def _from_function(name: str) -> Dataset:
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    settings = {"data_dir": lambda: data_dir, "image_size": lambda: image_size, "most": lambda: most}
+    load = None if ":" in name else LOADERS.pick(name)
     try:
-        train, test = getattr(importlib.import_module(module), function)()
+        found = make(f"data set {name}", _function(name) if load is None else load, settings)
+        if isinstance(found, Dataset):
+            return found
+        train, test = found
+    except RebasinError:
+        raise
     except Exception as error:
+        function = name.partition(":")[2] or name
         reason = " ".join(str(error).split())
         raise DataError(
             f"data {name}: {function}() does not give (train, test): {type(error).__name__}: {reason}"
@@ -109,6 +104,12 @@ def _from_function(name: str) -> Dataset:
         raise DataError(f"data {name}: samples have shapes {shapes}")
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     return Dataset(train_inputs, train_labels, test_inputs, test_labels, classes)
+
+
+def _function(name: str) -> Any:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return resolve_name(name)
 
 
 def _as_tensors(name: str, part: Any) -> tuple[Tensor, Tensor]:
@@ -129,7 +130,8 @@ def _as_tensors(name: str, part: Any) -> tuple[Tensor, Tensor]:
         raise DataError(f"data {name}: not a data set of inputs with a class each: {reason}") from None
 
 
-def _digits() -> Dataset:
+def digits() -> Dataset:
+    """scikit-learn's, every pixel standardised."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -138,6 +140,27 @@ def _digits() -> Dataset:
     cut = round(DIGITS_TEST_SHARE * len(labels))
     test, train = order[:cut], order[cut:]
     return _standardised(images[train], labels[train], images[test], labels[test], each_pixel=True)
+
+
+def image_folder(data_dir: str, image_size: int, most: int) -> Dataset:
+    """A folder of images by class.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if not data_dir:
+        raise DataError("data set image-folder needs data-dir: the folder where it lies")
+    return _standardised(*image_folder_arrays(Path(data_dir), image_size or IMAGE_FOLDER_SIZE, most, SPLIT_SEED))
+
+
+def _named(name: str) -> Callable[[str], Dataset]:
+    def load(data_dir: str) -> Dataset:
+        return _standardised(*named_arrays(name, data_dir))
+
+    return load
+
+
+mnist, fashion_mnist, cifar10, cifar100, svhn = map(_named, ("mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"))
 
 
 def _standardised(

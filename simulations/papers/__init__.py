@@ -15,7 +15,9 @@ from . import (
     simultaneous,
     sparse,
 )
-from .registry import EXPERIMENTS, SCALES, Experiment, Setting, reproduce
+from .lab import Lab
+from .recipe import Recipe
+from .registry import EXPERIMENTS, SCALES, Experiment, Setting, experiment, reproduce
 from .result import Chart, Claim, Figure, Line, Plane, Record, Result
 
 __all__ = [
@@ -25,12 +27,15 @@ __all__ = [
     "Claim",
     "Experiment",
     "Figure",
+    "Lab",
     "Line",
     "Plane",
+    "Recipe",
     "Record",
     "Result",
     "Setting",
     "counterexamples",
+    "experiment",
     "failures",
     "git_rebasin",
     "git_rebasin_merges",

@@ -63,7 +63,7 @@ def counterexample(lab: Lab, setting: Setting) -> Result:
                 tuple(Line(name, found.lams, errors[name]) for name, found in curves.items()),
             ),
         ),
-        notes="The networks of Eq. 4 and 5 on a grid of 40 x 40 points; both compute the same function.",
+        notes="The networks of Eq. 4 and 5 at 40 x 40 points; both compute the same function.",
     )
 
 

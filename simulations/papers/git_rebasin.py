@@ -6,7 +6,6 @@ from dataclasses import replace
 from statistics import fmean
 
 import torch
-from torchvision.models import resnet50, vgg16
 
 from fedrebasin.analysis import Barrier, loss_barrier
 from fedrebasin.matching import WeightMatching
@@ -235,6 +234,8 @@ def width(lab: Lab, setting: Setting) -> Result:
 )
 def symmetries(lab: Lab, setting: Setting) -> Result:
     """log10 of the number of symmetries, counted on the traced spec; no weights are needed for that."""
+    from torchvision.models import resnet50, vgg16
+
     small, large = (2, 3, 32, 32), (2, 3, 224, 224)
     with torch.device("meta"):
         models = {

@@ -72,7 +72,7 @@ def plane(lab: Lab, setting: Setting) -> Result:
 
 
 def barycentric(found: Landscape) -> Tensor:
-    """The shares of A, B and C at every point of the grid, shape ``(len(y), len(x), 3)``; they sum to 1."""
+    """The shares of A, B and C at every point of the landscape, shape ``(len(y), len(x), 3)``; they sum to 1."""
     y, x = torch.meshgrid(found.y, found.x, indexing="ij")
     (_, _), (length, _), (along, height) = found.models.tolist()
     c = y / height

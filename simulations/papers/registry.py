@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from fedrebasin import RebasinError
 from fedrebasin.devices import pick_device
-from fedrebasin.errors import RebasinError, choose
+from fedrebasin.errors import choose
+from fedrebasin.registry import Registry
 
 from .lab import Lab, Progress
 from .recipe import Recipe
@@ -74,16 +76,16 @@ class Experiment:
     run: Callable[[Lab, Setting], Result]
 
 
-EXPERIMENTS: dict[str, Experiment] = {}
+EXPERIMENTS: Registry[Experiment] = Registry("experiment", "fedrebasin.experiments")
 
 
 def experiment(
     name: str, source: str, title: str, small: Setting, paper: Setting
 ) -> Callable[[Callable[[Lab, Setting], Result]], Callable[[Lab, Setting], Result]]:
-    """Register a function as an experiment."""
+    """Register a function as an experiment; the arguments are those of :class:`Experiment`."""
 
     def register(run: Callable[[Lab, Setting], Result]) -> Callable[[Lab, Setting], Result]:
-        EXPERIMENTS[name] = Experiment(name, source, title, small, paper, run)
+        EXPERIMENTS.register(name, Experiment(name, source, title, small, paper, run))
         return run
 
     return register
@@ -115,7 +117,7 @@ def reproduce(
     Raises:
         RebasinError: for an unknown name or scale, or missing data.
     """
-    chosen = EXPERIMENTS[choose("experiment", name, EXPERIMENTS)]
+    chosen = EXPERIMENTS.pick(name)
     setting = chosen.small if choose("scale", scale, SCALES) == "small" else chosen.paper
     if dataset:
         others = tuple((name, _on_dataset(recipe, dataset, scale)) for name, recipe in setting.others)

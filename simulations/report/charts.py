@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-INK, GRID = "#1f2933", "#d9dee4"
+INK, LINES = "#1f2933", "#d9dee4"
 STRATEGY_COLOUR, REFERENCE_COLOUR, WARNING_COLOUR = "#1b6ca8", "#9aa5b1", "#c8553d"
 COLOURS = ("#1b6ca8", "#c8553d", "#588b3b", "#8c5aa8", "#b98a1d", "#4a5560", "#2aa198", "#d33682")
 #: Of every figure: text stays text, and two sides of the frame are enough.
@@ -27,7 +27,7 @@ SETTINGS: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#7b8794",
-    "grid.color": GRID,
+    "grid.color": LINES,
     "axes.axisbelow": True,
 }
 WIDTH = 8.6  # inches

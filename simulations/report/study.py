@@ -1,4 +1,4 @@
-"""Comparisons over a grid of configurations, and what they say together: means and spreads over seeds."""
+"""Comparisons of several configurations, and what they say together: means and spreads over seeds."""
 
 from __future__ import annotations
 

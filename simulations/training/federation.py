@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedrebasin import PermutationSpec
+from fedrebasin.calibration import batch_norms
 from fedrebasin.devices import pick_device
 from fedrebasin.models import make_model
-from fedrebasin.spec import PermutationSpec
 
 from ..config import SimulationConfig
 from ..data import Dataset, Indices, from_partitioner, load_dataset, make_partition
@@ -19,7 +20,7 @@ from .training import EpochDone, derive_seed, predict, train
 
 # The purposes that seeds are derived for.
 INITIALISATION, BATCHES, PARTITION = range(3)
-SUMS_BATCH = 256  # bounds the memory of unfolded convolutions in float64
+BATCH = 256  # bounds the memory of unfolded convolutions in float64
 SERVER = 0  # its place among the seeds; the clients follow
 
 
@@ -57,7 +58,22 @@ class Federation:
     @cached_property
     def spec(self) -> PermutationSpec:
         """The permutations that the model allows."""
-        return PermutationSpec.trace(self.server_model().cpu().eval(), torch.zeros(2, *self.dataset.sample_shape))
+        return PermutationSpec.trace(self.server_model().cpu().eval(), self.example_inputs)
+
+    @property
+    def example_inputs(self) -> Tensor:
+        """Two samples of zeros."""
+        return torch.zeros(2, *self.dataset.sample_shape)
+
+    @cached_property
+    def has_batch_norm(self) -> bool:
+        """Whether the model keeps running statistics."""
+        return bool(batch_norms(self.server_model()))
+
+    def server_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The 20 % of the test set that nothing is judged on: the server's own data, where a matcher needs some."""
+        dataset, (held_out, _) = self.dataset, self.dataset.test_split()
+        return _in_batches(dataset.test_inputs[held_out], dataset.test_labels[held_out])
 
     def server_model(self) -> nn.Module:
         """The server's initialisation, on the device."""
@@ -86,8 +102,7 @@ class Federation:
         """A client's part in batches of inputs and labels, on the device: what it takes sums over."""
         index = torch.from_numpy(self.parts[partition])
         inputs, labels = self.dataset.train_inputs[index], self.dataset.train_labels[index]
-        batches = zip(torch.split(inputs, SUMS_BATCH), torch.split(labels, SUMS_BATCH), strict=True)
-        return [(batch.to(self.device), targets.to(self.device)) for batch, targets in batches]
+        return [(batch.to(self.device), targets.to(self.device)) for batch, targets in _in_batches(inputs, labels)]
 
     def train_on_all(self, epoch_done: EpochDone | None = None) -> nn.Module:
         """The upper reference: the server's initialisation trained on everything, for one round's epochs."""
@@ -116,3 +131,7 @@ class Federation:
     ) -> float:
         seed = derive_seed(self.config.seed, BATCHES, place, server_round)
         return train(model, inputs.to(self.device), labels.to(self.device), self.config, seed, epoch_done)
+
+
+def _in_batches(inputs: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(torch.split(inputs, BATCH), torch.split(labels, BATCH), strict=True))

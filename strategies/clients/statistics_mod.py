@@ -16,7 +16,7 @@ from torch import nn
 
 from fedrebasin import RebasinError, Statistic, collect_sums
 from fedrebasin.devices import move, pick_device
-from fedrebasin.sums import registered_statistics
+from fedrebasin.registry import STATISTICS
 
 from ..replies import RecordError, to_state
 from ..sums import ACTION, MODEL, STATISTIC, SUMS, encode_sums, read_max_examples, read_statistic
@@ -39,8 +39,7 @@ class StatisticsMod:
         batches: makes the client's training batches, ``(inputs, labels)``, for a context.
         min_examples: refuse sums over fewer examples, which could give one of them away.
         device: where the sums are taken: ``"auto"`` takes the GPU where there is one; or what a context says.
-        statistics: the statistics that the client is willing to answer; None: those that are registered, which are the
-            library's and your own (:func:`fedrebasin.register_statistic`).
+        statistics: those that the client is willing to answer; None for all in ``fedrebasin.registry.STATISTICS``.
 
     Example: ``ClientApp(mods=[StatisticsMod(model=make_model, batches=train_batches)])``
     """
@@ -66,7 +65,7 @@ class StatisticsMod:
 
     def _answer(self, message: Message, context: Context) -> Message:
         device = pick_device(self.device(context) if callable(self.device) else self.device)
-        known = registered_statistics() if self.statistics is None else self.statistics
+        known = STATISTICS.values() if self.statistics is None else self.statistics
         statistic = read_statistic(message.content, known, device)
         if MODEL not in message.content.array_records:
             raise RecordError(f"a query without {MODEL!r}")

@@ -40,6 +40,7 @@ class ActivationAlignment:
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
     needs_all: ClassVar[bool] = True
+    changes_features: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Align anew.

@@ -44,6 +44,7 @@ class RegMean:
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
     needs_all: ClassVar[bool] = True
+    changes_features: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Solve for the weights.
@@ -90,6 +91,7 @@ class SequentialRegression:
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
     needs_all: ClassVar[bool] = True
+    changes_features: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Fit one layer after the other.

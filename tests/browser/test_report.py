@@ -83,16 +83,16 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A small report, one of a grid, one of rounds on uneven data, and one of an experiment."""
+    """A small report, one of several configurations, one of rounds on uneven data, and one of an experiment."""
     folder = tmp_path_factory.mktemp("pages")
     config = SimulationConfig(width=8, clients=3, local_epochs=2, batch_size=64)
     one = Study((compare(config, NAMES),), "fedrebasin compare --width 8")
     options = {"width": [4.0, 8.0], "clients": [2], "local_epochs": [1], "seed": [0, 1]}
-    grid = run_study(expand(options), ["fedavg", "rebasin+seqreg+head+temperature"], jobs=1)
+    several = run_study(expand(options), ["fedavg", "rebasin+seqreg+head+temperature"], jobs=1)
     rounds = replace(config, partition="dirichlet", rounds=2, init="shared", model="vgg11", width=0.0625, clients=2)
     return {
         "one": write_report(folder / "one", one)[1],
-        "grid": write_report(folder / "grid", grid)[1],
+        "several": write_report(folder / "several", several)[1],
         "rounds": write_report(folder / "rounds", Study((compare(rounds, ["fedavg", "rebasin"]),)))[1],
         "experiment": write_experiment(folder, reproduce("grb-counterexample", folder)),
     }
@@ -137,7 +137,7 @@ def check_sorting(column):
 
 
 @pytest.mark.parametrize("width", [1280, 360])
-@pytest.mark.parametrize("name", ["one", "grid", "rounds", "experiment"])
+@pytest.mark.parametrize("name", ["one", "several", "rounds", "experiment"])
 def test_a_report_in_the_browser(name, width, chromium, pages, tmp_path):
     found, logged = look(chromium, pages[name], width, tmp_path)
     assert found["width"] == width

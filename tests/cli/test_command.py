@@ -49,6 +49,26 @@ def test_the_shell_completes_commands(monkeypatch, capsys):
     assert capsys.readouterr().out.split() == ["merge"]
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["compare", "--strategies", "fedavg,merge"], ["fedavg,merge-many"]),
+        (["compare", "--strategies", "fedavg,rebasin+head+te"], ["fedavg,rebasin+head+temperature"]),
+        (["compare", "--strategies", "fedavg+temperature,wi"], ["fedavg+temperature,wide-avg"]),
+        (["compare", "--model", "mlp,resnet20-"], ["mlp,resnet20-bn"]),
+        (["simulate", "--partition", "di"], ["dirichlet"]),
+        (["simulate", "--dataset", "fashion"], ["fashion-mnist"]),
+    ],
+)
+def test_the_shell_completes_what_is_registered(typed, offered, monkeypatch, capsys):
+    monkeypatch.setenv("_FEDREBASIN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(["fedrebasin", *typed]))
+    monkeypatch.setenv("COMP_CWORD", str(len(typed)))
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().out.split() == offered
+
+
 def test_interrupted_it_says_what_is_left(tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt

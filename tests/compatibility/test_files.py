@@ -22,9 +22,9 @@ from fedrebasin import PermutationSpec, collect_sums
 from fedrebasin.cli import main
 from fedrebasin.cli.app import app
 from fedrebasin.files import load_checkpoint
+from fedrebasin.registry import STATISTICS
 from fedrebasin.simulations import InlineGrid, SimulationConfig, read_results
 from fedrebasin.strategies import FedRebasin
-from fedrebasin.sums import registered_statistics
 from tests.compatibility.nets import CLIENTS, TRACED, batches, clients, mlp, random_state
 
 FILES = Path(__file__).parent / "written_by_0_1"
@@ -104,7 +104,7 @@ def test_requests_for_sums_and_what_answers_them(name):
         _, record, key = key.split("|")
         records.setdefault(record, ArrayRecord())[key] = Array(tensor.numpy())
     sums = records.pop("sums")
-    statistic = read_statistic(RecordDict(records), registered_statistics(), torch.device("cpu"))
+    statistic = read_statistic(RecordDict(records), STATISTICS.values(), torch.device("cpu"))
     found = collect_sums(statistic, mlp(), random_state(mlp, 0), batches())
     assert found.keys() == sums.keys()
     for key, tensor in found.items():
@@ -117,7 +117,7 @@ def test_requests_for_sums_and_what_answers_them(name):
 
 
 def test_every_statistic_is_among_them():
-    assert {kind.name for kind in registered_statistics()} <= SETTINGS.keys()
+    assert {kind.name for kind in STATISTICS.values()} <= SETTINGS.keys()
 
 
 @pytest.mark.parametrize("command", OPTIONS)

@@ -68,6 +68,20 @@ def test_wide_avg_is_fedavg_with_a_temperature(grid):
     assert metrics["beta"] == run("fedavg+temperature", grid)[1]["beta"] == run("wide-avg+temperature", grid)[1]["beta"]
 
 
+@pytest.mark.parametrize(
+    ("named", "spelt"),
+    [
+        ("ridge-head", "rebasin+head+temperature"),
+        ("regmean", "merge-many+regmean"),
+        ("regmean+head", "merge-many+regmean+head"),
+    ],
+)
+def test_a_strategy_that_is_sold_is_what_its_parts_are(named, spelt, grid):
+    one, other = run(named, grid), run(spelt, grid)
+    assert all(torch.equal(one[0][key], other[0][key]) for key in other[0])
+    assert one[2].beta == other[2].beta
+
+
 def names_of(name, config):
     return [type(part).__name__ for part in make_strategy(name, Federation(config)).calibrators]
 

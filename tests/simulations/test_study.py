@@ -1,8 +1,12 @@
-"""Grids of comparisons: what is run, what is not run again, what is saved, and means over seeds."""
+"""Studies of several comparisons: what is run, what is not run again, what is saved, and means over seeds."""
 
 import math
+import os
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +102,32 @@ def test_several_processes_give_the_same_numbers(study):
     other = run_study(CONFIGS[1:3], NAMES, jobs=2, progress=lambda who, *_: seen.append(who))
     assert [numbers(one) for one in other.comparisons] == [numbers(one) for one in study.comparisons[1:3]]
     assert {who.split()[0] for who in seen} == {"1/2", "2/2"}
+
+
+SCRIPT = """
+from fedrebasin.simulations import STRATEGIES, SimulationConfig, run_study
+from fedrebasin.strategies import FedWideAvg
+
+STRATEGIES.register("mine", FedWideAvg)
+
+if __name__ == "__main__":
+    configs = [SimulationConfig(width=8, clients=2, local_epochs=1, batch_size=512, seed=seed) for seed in (0, 1)]
+    print([one.row("mine").strategy for one in run_study(configs, ["mine"], jobs=2).comparisons])
+"""
+
+
+def test_other_processes_know_what_the_script_registered(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "['mine', 'mine']", done.stderr
 
 
 def test_an_error_in_another_process_is_the_error_here():

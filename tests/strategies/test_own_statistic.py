@@ -8,11 +8,12 @@ import torch
 from fedrebasin.strategies.sums import ACTION, Question, ask, encode_sums
 from flwr.clientapp import ClientApp
 
-from fedrebasin import CalibrationError, register_statistic
+from fedrebasin import CalibrationError, RebasinError
 from fedrebasin.models import MLP
+from fedrebasin.registry import STATISTICS
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import StatisticsMod, register
-from fedrebasin.sums import GramMatrices, registered_statistics
+from fedrebasin.sums import GramMatrices
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Total:
         return float(sums["sum"])
 
 
-@register_statistic
+@STATISTICS.register("known_total")
 @dataclass(frozen=True)
 class Known(Total):
     name: ClassVar[str] = "known_total"
@@ -70,19 +71,14 @@ def test_a_client_can_be_held_to_fewer():
 
 
 def test_the_library_registers_what_it_asks_for_under_the_names_that_travel():
-    assert {kind.name for kind in registered_statistics()} >= {
+    assert set(STATISTICS) >= {
         *("activation_correlation", "batch_norm", "gram", "halfway_connectivity", "head", "layer_regression"),
         *("path_evaluation", "pre_activations", "temperature"),
     }
     # Their results are for the server's own data: nobody asks clients for them.
-    assert not {"evaluation", "reliability"} & {kind.name for kind in registered_statistics()}
+    assert not {"evaluation", "reliability"} & set(STATISTICS)
 
 
 def test_two_statistics_cannot_have_one_name():
-    @dataclass(frozen=True)
-    class Other(Total):
-        name: ClassVar[str] = "gram"
-
-    with pytest.raises(CalibrationError, match="'gram' is GramMatrices already"):
-        register_statistic(Other)
-    assert register_statistic(GramMatrices) is GramMatrices
+    with pytest.raises(RebasinError, match="gram: the name is taken"):
+        STATISTICS.register("gram", Known)

@@ -15,16 +15,15 @@ from torch import nn
 
 from fedrebasin import PermutationSpec, RebasinError, commutativity, feature_connectivity
 from fedrebasin.analysis import HalfwayConnectivity, PathEvaluation, reciprocal_orthogonality
+from fedrebasin.registry import STATISTICS
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import BarrierProbe, ConnectivityProbe, FedRebasin, StatisticsMod
-from fedrebasin.sums import registered_statistics
 from tests.strategies.helpers import AXES, make_state
 
 CLIENTS, BAD = 4, 2
 SIZES = (50, 3, 24, 0)  # the last client has no example at all
 MODEL = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 SPEC = PermutationSpec.from_axes(AXES)
-STATISTICS = registered_statistics()
 PROBES = {"barrier": BarrierProbe, "connectivity": ConnectivityProbe}
 
 
@@ -65,7 +64,7 @@ class Counting(InlineGrid):
         return replies
 
 
-def federation(spoil=None, bad=(BAD,), statistics=STATISTICS) -> Counting:
+def federation(spoil=None, bad=(BAD,), statistics=None) -> Counting:
     """Clients that add noise and answer queries; those in ``bad`` send what ``spoil`` makes of their sums."""
     mod = StatisticsMod(make_model, lambda context: batches_of(context.node_config["partition-id"]), 0)
     ignorant = StatisticsMod(mod.model, mod.batches, 0, statistics=statistics)
@@ -214,7 +213,7 @@ def test_a_client_with_absurd_sums_is_left_out(without, caplog, name, spoil):
 
 @pytest.mark.parametrize("name", PROBES)
 def test_clients_that_do_not_know_the_question_are_reported_and_the_round_goes_on(caplog, name):
-    known = [kind for kind in STATISTICS if kind not in (HalfwayConnectivity, PathEvaluation)]
+    known = [kind for kind in STATISTICS.values() if kind not in (HalfwayConnectivity, PathEvaluation)]
     some = measured(PROBES[name](), grid=federation(statistics=known))
     assert some[f"{name}-left-out"] == 2
     assert "no statistic" in caplog.text
