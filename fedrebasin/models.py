@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from fedrebasin.errors import RebasinError
-from fedrebasin.registry import MODELS
+from fedrebasin.registry import MODELS, takes
 
 Norm = Literal["layer", "batch"]
 
@@ -263,6 +263,8 @@ def make_model(
     build = MODELS.pick(name)
     if width is not None and (width <= 0 or (name == "mlp" and round(width) < 1)):
         raise RebasinError(f"width {width} of {name}: it must be positive")
+    if width is not None and not takes(build, "width"):
+        raise RebasinError(f"width {width} of {name}: this model has none to choose")
     sized = build if width is None else partial(build, width=width)
     if seed is None:
         return sized(sample_shape, classes)

@@ -35,3 +35,10 @@ def test_wrong_names_and_widths_get_one_line(name, width, message):
     with pytest.raises(RebasinError, match=message) as caught:
         make_model(name, (1, 8, 8), 10, width=width)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_width_refuses_one(monkeypatch):
+    monkeypatch.setitem(MODELS, "flat", lambda sample_shape, classes: torch.nn.Flatten())
+    assert isinstance(make_model("flat", (1, 8, 8), 10), torch.nn.Flatten)
+    with pytest.raises(RebasinError, match="width 2 of flat: this model has none"):
+        make_model("flat", (1, 8, 8), 10, width=2)
