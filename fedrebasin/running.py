@@ -12,9 +12,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedrebasin.errors import CalibrationError, RebasinError, one_line
+from fedrebasin.state import State as State
 from fedrebasin.state import demand_numbers, has_mean
 
-State = Mapping[str, Tensor]
 #: ``(inputs, labels)``, or the inputs alone where no labels are needed. Inputs are a tensor, a tuple of positional
 #: or a dict of keyword arguments of the model.
 Batch = Any

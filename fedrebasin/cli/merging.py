@@ -20,8 +20,9 @@ from fedrebasin.cli.inputs import Inputs
 from fedrebasin.errors import MergeError
 from fedrebasin.files import load_checkpoint, save_checkpoint
 from fedrebasin.matching import Alignment, History, Method, State, WeightMatching
-from fedrebasin.merging import Aligner, CycleConsistent, MeanInPieces, MergeMany, Vectors, normalised
+from fedrebasin.merging import Aligner, CycleConsistent, MeanInPieces, MergeMany, normalised
 from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import cosine
 from fedrebasin.sums import evaluate, logits_of
 
 METHODS = ("weight-matching", "frank-wolfe", "merge-many", "cycle-consistent", "average")
@@ -225,7 +226,7 @@ def _aligned(
         name = checkpoint.path.name
         bars(f"matching {name}, sweep", 0, None)
         if method == "average" or checkpoint.state is first:
-            similarity = 1.0 if checkpoint.state is first else Vectors(spec).cosine(first, checkpoint.state)
+            similarity = 1.0 if checkpoint.state is first else cosine(first, checkpoint.state, spec.voting(first))
             alignment = Alignment(Permutation.identity(spec), similarity, History((), 0.0, True, "left as it is"))
         else:
             matcher = WeightMatching(
@@ -260,7 +261,7 @@ def _aligner(method: str, seed: int) -> Aligner:
 
 def _cosines_to_mean(spec: PermutationSpec, states: Sequence[State], weights: Sequence[float] | None) -> list[float]:
     mean = fedrebasin.average(({key: state[key] for key in spec.voting(state)} for state in states), weights)
-    return [Vectors(spec).cosine(mean, state) for state in states]
+    return [cosine(mean, state) for state in states]
 
 
 def _or_none(permutation: Permutation) -> Permutation | None:

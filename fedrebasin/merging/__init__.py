@@ -6,7 +6,7 @@ from fedrebasin.merging.cycle_consistent import CycleConsistent
 from fedrebasin.merging.identity import Identity
 from fedrebasin.merging.in_pieces import MeanInPieces
 from fedrebasin.merging.medoid import medoid
-from fedrebasin.merging.merge import Aligner, Merge, Vectors, cosine
+from fedrebasin.merging.merge import Aligner, Merge, cosine
 from fedrebasin.merging.merge_many import MergeMany
 from fedrebasin.merging.started_from import started_from
 
@@ -18,7 +18,6 @@ __all__ = [
     "MeanInPieces",
     "Merge",
     "MergeMany",
-    "Vectors",
     "average",
     "cosine",
     "medoid",

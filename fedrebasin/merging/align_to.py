@@ -12,9 +12,9 @@ from fedrebasin.errors import MergeError
 from fedrebasin.matching import Alignment, History, Matcher, State, WeightMatching
 from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.medoid import medoid
-from fedrebasin.merging.merge import Merge, Vectors, collected, unmoved
+from fedrebasin.merging.merge import Merge, collected, unmoved
 from fedrebasin.spec import PermutationSpec, warn_of_gaps
-from fedrebasin.state import demand_numbers, demand_same_kinds
+from fedrebasin.state import demand_numbers, demand_same_kinds, distance
 from fedrebasin.threads import ahead
 
 Reference = Literal["auto", "medoid"] | int | State
@@ -56,10 +56,10 @@ class AlignTo:
 
         def aligned() -> Iterator[State]:
             for alignment, state, result, reference, bound in self._each(spec, states):
-                vectors = Vectors(bound)
+                voting = bound.voting(state)
                 alignments.append(alignment)
-                before.append(vectors.squared_distance(reference, state))
-                after.append(vectors.squared_distance(reference, result))
+                before.append(distance(reference, state, voting) ** 2)
+                after.append(distance(reference, result, voting) ** 2)
                 if self.keep_states:
                     kept.append(result)
                 yield result

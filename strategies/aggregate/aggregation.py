@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import QFedAvg, Strategy
 from torch import Tensor
 
 from fedrebasin import Merge
+from fedrebasin.state import Mean
 
 from ..replies import (
     Reply,
@@ -28,10 +29,9 @@ from ..replies import (
     moving_integers,
     strangers,
 )
-from .flower_mean import flower_mean
-from .running_mean import RunningMean, folded, is_the_mean, mean_metrics, needs_only_the_mean
 from .stage import Stage
 from .tally import Tally
+from .weighted_mean import flower_mean, is_the_mean, mean_metrics, mean_reply, needs_only_the_mean
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Aggregation:
                 arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
             return Aggregate(_with(arrays, integers), metrics, tuple(good), merge, self._measured(tally))
         if mean is None:
-            mean = flower_mean([reply.state for reply in good], (reply.num_examples for reply in good))
+            mean = flower_mean([reply.state for reply in good], [reply.num_examples for reply in good])
         return self._of_the_mean(good, {**mean, **integers}, merge, tally, integers)
 
     def one_by_one(self, replies: Iterable[Message], workers: int) -> Aggregate:
@@ -106,7 +106,7 @@ class Aggregation:
         """
         if not needs_only_the_mean(self.strategy):
             return self.at_once(replies)
-        mean, tally = RunningMean(), Tally()
+        mean, tally = Mean("averaged"), Tally()
         kept: list[Reply] = []
         integers: State = {}
         aligned = self.stage.one_by_one(
@@ -144,7 +144,7 @@ class Aggregation:
             self.screener.set_aside(replies[position].node_id, reason)
         kept = [position for position in range(len(replies)) if position not in found]
         states = tuple(merge.states[position] for position in kept)
-        mean = flower_mean(states, [replies[position].num_examples for position in kept])
+        mean = flower_mean(states, [replies[position].num_examples for position in kept]) if kept else {}
         alignments = tuple(merge.alignments[position] for position in kept)
         return [replies[position] for position in kept], Merge(states, alignments, mean, merge.history)
 
@@ -162,7 +162,7 @@ class Aggregation:
             log(INFO, "aggregate_train: Received %d results and %d failures", len(replies), failed)
             mean_arrays = _with(self.template.encode_mean(mean), integers)
             return Aggregate(mean_arrays, metrics, tuple(replies), merge, measured)
-        message = folded(replies, mean, self.template, self.strategy, metrics)
+        message = mean_reply(replies, mean, self.template, self.strategy, metrics)
         arrays, _ = self.strategy.aggregate_train(self.server_round, [message, *self.screener.errors])
         return Aggregate(_with(arrays, integers), metrics, tuple(replies), merge, measured)
 

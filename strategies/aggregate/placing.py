@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fedrebasin import (
@@ -24,6 +22,7 @@ from fedrebasin import (
     medoid,
     started_from,
 )
+from fedrebasin.state import distance
 
 from ..replies import State
 from ..run import Frames
@@ -86,7 +85,7 @@ class Placing:
             history = History((), 0.0, True, "every unit is nearest to its own")
             return Alignment(Permutation.identity(self.spec), close.similarity, history), close.distance
         alignment = self.matcher(self.spec, reference=self.reference, candidate=state)
-        return alignment, distance(self.spec, self.reference, alignment.apply(state))
+        return alignment, distance(self.reference, alignment.apply(state), self.spec.voting(state))
 
     def merge(self, aligned: Sequence[State], alignments: Sequence[Alignment], mean: State) -> Merge:
         """What an aligner would return."""
@@ -101,16 +100,10 @@ class Placing:
         if self.frames.rematch_below is not None and similarity < self.frames.rematch_below:
             return None
         alignment = Alignment(permutation, similarity, History((), 0.0, True, "the node's own permutation"))
-        return alignment, distance(self.spec, self.reference, mapped)
+        return alignment, distance(self.reference, mapped, self.spec.voting(mapped))
 
 
 def matcher_of(aligner: Aligner) -> Matcher:
     """What an aligner matches pairs with."""
     matcher: Matcher = getattr(aligner, "matcher", None) or WeightMatching()
     return matcher
-
-
-def distance(spec: PermutationSpec, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """The Euclidean distance of two models' voting tensors."""
-    apart = (float(torch.linalg.vector_norm(a[key].float() - b[key].float())) for key in spec.voting(a))
-    return math.sqrt(math.fsum(one**2 for one in apart))

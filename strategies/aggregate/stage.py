@@ -14,11 +14,11 @@ from flwr.common import log
 
 from fedrebasin import Aligner, Alignment, AlignTo, Identity, Merge, PermutationSpec, RebasinError, ahead
 from fedrebasin.devices import move
+from fedrebasin.state import Mean, distance
 
 from ..replies import Reply, State, alike, dissent, moving_integers, of_usual_length
 from ..run import Frames
-from .flower_mean import FlowerMean
-from .placing import Placing, distance, matcher_of
+from .placing import Placing, matcher_of
 from .tally import Tally
 
 LOOKED_AT = 8  # replies that decide the reference when the others have yet to come
@@ -65,15 +65,15 @@ class Stage:
         started = time.perf_counter()
         states = [move(reply.state, self.device) for reply in replies]
         weights = [reply.num_examples for reply in replies]
-        mean = FlowerMean(weights)
+        mean = Mean("averaged", total=sum(weights))
         placing = self._placing(replies, states, move(global_state, self.device), server_round)
         if placing is None:
             merge = self.aligner(self.spec, of_usual_length(alike(self.spec, states)), weights)
             merge = replace(merge, states=tuple(a.apply(s) for a, s in zip(merge.alignments, states, strict=True)))
             for reply, alignment, state in zip(replies, merge.alignments, merge.states, strict=True):
                 self._learn(reply, alignment)
-                tally.add(alignment, distance(self.spec, merge.merged, state))
-                mean.add(state)
+                tally.add(alignment, distance(merge.merged, state, self.spec.voting(state)))
+                mean.add(state, reply.num_examples)
         else:
             aligned, alignments = [], []
             for reply, state in zip(replies, states, strict=True):
@@ -82,10 +82,10 @@ class Stage:
                 tally.add(alignment, away)
                 aligned.append(state if alignment.permutation.is_identity else alignment.apply(state))
                 alignments.append(alignment)
-                mean.add(aligned[-1])
-            merge = placing.merge(aligned, alignments, mean.sums)
+                mean.add(aligned[-1], reply.num_examples)
+            merge = placing.merge(aligned, alignments, mean.finish())
         tally.seconds = time.perf_counter() - started
-        return merge, mean.sums
+        return merge, mean.finish()
 
     def one_by_one(
         self,
