@@ -35,7 +35,7 @@ class Mean:
     Args:
         integers: which of these.
         total: the sum of all weights, where it is known. Each model is multiplied by its share of it and added up in
-            its own precision then; identity: bit for bit what Flower's strategies make of the same models.
+            its own precision then; identity: bit for bit what Flower's strategies make of float32 and float64.
     """
 
     def __init__(self, integers: Integers = "equal", total: float | None = None) -> None:
