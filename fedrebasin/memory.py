@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ _LARGE_BYTES = 2**20
 _CACHED = 2**16
 
 
-def pieces(*tensors: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one shape as vectors, so many entries of each at a time.
+def pieces(*tensors: Tensor, size: int | None = None) -> Iterable[tuple[Tensor, ...]]:
+    """Tensors of one shape as vectors, so many entries of each at a time; those that have no more come as they are.
 
     Args:
         tensors: all are copied whole that do not lie in one piece of memory; of the others the pieces are views.
@@ -26,10 +26,9 @@ def pieces(*tensors: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, 
     """
     if size is None:
         size = min(LARGE, _CACHED * torch.get_num_threads()) if tensors[0].device.type == "cpu" else LARGE
-    vectors = tuple(tensor.reshape(-1) for tensor in tensors)
-    if len(vectors[0]) <= size:
-        return iter((vectors,))
-    return zip(*(torch.split(vector, size) for vector in vectors), strict=True)
+    if tensors[0].numel() <= size:
+        return (tensors,)
+    return zip(*(torch.split(tensor.reshape(-1), size) for tensor in tensors), strict=True)
 
 
 def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

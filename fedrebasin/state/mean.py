@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedrebasin.errors import MergeError, RebasinError, one_line
 from fedrebasin.memory import pieces, room
-from fedrebasin.state.kinds import State, demand_numbers, demand_same_kinds, has_mean, is_counter, wide
+from fedrebasin.state.kinds import State, computable, demand_numbers, demand_same_kinds, has_mean, is_counter, wide
 
 #: What becomes of integer and bool tensors, which have no mean.
 Integers = Literal["equal", "averaged"]
@@ -126,13 +126,13 @@ class Mean:
             dtype = torch.complex128 if tensor.is_complex() else torch.float64
             self._sums[key] = room(tensor.shape, tensor.dtype if own else dtype, tensor.device)
         for total, part in pieces(self._sums[key], tensor):
-            term = part.to(total.device) if own else wide(part.to(total.device))
+            term = part.to(total.device)
             if is_first:
-                torch.mul(term, share, out=total)
-            elif self._total is not None:
-                total.add_(term * share)
+                torch.mul(term if own else wide(term), share, out=total)
+            elif self._total is None:
+                total.add_(computable(term), alpha=share)  # in the precision of the total
             else:
-                total.add_(term, alpha=share)
+                total.add_((term if own else wide(term)) * share)
 
     def _divided(self, key: str, total: float) -> Tensor:
         sums, like = self._sums[key], self._like[key]

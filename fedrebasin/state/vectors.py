@@ -96,7 +96,7 @@ def gram(states: Sequence[State], columns: Sequence[int], keys: Iterable[str] | 
     for key in _counting(states[0], keys):
         device = states[0][key].device
         for parts in pieces(*(state[key].detach() for state in states), size=_COLUMN):
-            vectors = real(torch.stack([part.to(device) for part in parts])).flatten(1)
+            vectors = real(torch.stack([part.to(device).flatten() for part in parts])).flatten(1)
             total += (vectors @ vectors[columns].mT).cpu()
     return total
 
