@@ -234,6 +234,13 @@ def test_integers_are_equal_or_averaged():
     assert (int(mean["steps"]), mean["mask"].tolist(), mean["mask"].dtype) == (4, [True, False], torch.bool)
     with pytest.raises(MergeError, match=r"^mask: 1 of 2 entries of model 2 "):
         average([a, b])
+    refused = Mean()
+    refused.add(a)
+    for other in (b, {**same, "w": torch.ones(3)}, {**same, "w": torch.ones(2, dtype=torch.complex64)}, {}):
+        with pytest.raises(MergeError):
+            refused.add(other, 5)
+    refused.add(same)
+    assert refused.finish()["w"].tolist() == [0.5, 0.5]
     with pytest.raises(MergeError, match=r"^mask: 1 of 2 entries of model 7 "):
         demand_equal("mask", a["mask"], b["mask"], 7)
     for total in (None, 4.0):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedrebasin.calibration import fit_temperature, recalibrate_batch_norm
 from fedrebasin.errors import MergeError
 from fedrebasin.running import Batch, State, demand_reiterable
-from fedrebasin.state import computable, cosine, demand_numbers, demand_same_kinds, has_mean, length
+from fedrebasin.state import computable, cosine, demand_numbers, demand_same_form, has_mean, length
 from fedrebasin.sums import evaluate, logits_of
 
 Definition = Literal["git-re-basin", "simultaneous"]
@@ -61,14 +61,9 @@ def demand_alike(a: State, b: State) -> None:
     Raises:
         MergeError: if keys or shapes differ, or an entry has no numbers.
     """
-    if set(a) != set(b):
-        raise MergeError(f"the models differ in the keys {', '.join(sorted(set(a) ^ set(b)))}")
     for state in (a, b):
         demand_numbers(state)
-    for key in a:
-        if a[key].shape != b[key].shape:
-            raise MergeError(f"{key}: shapes {tuple(a[key].shape)} and {tuple(b[key].shape)} differ")
-    demand_same_kinds(a, b)
+    demand_same_form(a, b)
 
 
 def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "linear") -> dict[str, Tensor]:

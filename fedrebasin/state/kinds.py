@@ -71,6 +71,20 @@ def demand_numbers(state: State, kind: type[RebasinError] = MergeError) -> None:
         raise kind(f"{empty} has no numbers: it is on the meta device")
 
 
+def demand_same_form(a: State, b: State) -> None:
+    """Refuse two state dicts of other keys, shapes or kinds of numbers.
+
+    Raises:
+        MergeError: naming the keys, or the first tensor.
+    """
+    if a.keys() != b.keys():
+        raise MergeError(f"the models differ in the keys {', '.join(sorted(a.keys() ^ b.keys()))}")
+    for key, tensor in a.items():
+        if tensor.shape != b[key].shape:
+            raise MergeError(f"{key}: shapes {tuple(tensor.shape)} and {tuple(b[key].shape)} differ")
+    demand_same_kinds(a, b)
+
+
 def demand_same_kinds(a: State, b: State, kind: type[RebasinError] = MergeError) -> None:
     """Refuse two state dicts where a tensor is real in one and complex or of integers in the other.
 

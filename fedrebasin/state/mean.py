@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedrebasin.errors import MergeError, RebasinError, one_line
 from fedrebasin.memory import pieces, room
-from fedrebasin.state.kinds import State, computable, demand_numbers, demand_same_kinds, has_mean, is_counter, wide
+from fedrebasin.state.kinds import State, computable, demand_numbers, demand_same_form, has_mean, is_counter, wide
 
 #: What becomes of integer and bool tensors, which have no mean.
 Integers = Literal["equal", "averaged"]
@@ -54,20 +54,18 @@ class Mean:
             weight: not negative.
 
         Raises:
-            MergeError: if keys or shapes differ, or integers that have to be equal, or the weight cannot be used, or a
-                dtype has no sums.
+            MergeError: if keys or shapes differ, or integers that have to be equal, or the weight cannot be used: the
+                mean stays as it was; if a dtype has no sums.
         """
         if not 0 <= weight < math.inf:
             raise MergeError(f"the weight {weight} must be finite and not negative")
-        self._count += 1
         self._demand_alike(state)
+        self._count += 1
         share = self._share(weight)
         for key, tensor in state.items():
-            with naming(key):
-                if self._is_averaged(key):
+            if self._is_averaged(key):
+                with naming(key):
                     self._add(key, tensor.detach(), share)
-                else:
-                    demand_equal(key, self._like[key], tensor, self._count)
 
     def finish(self) -> dict[str, Tensor]:
         """The mean of the models so far: a new state dict.
@@ -89,18 +87,14 @@ class Mean:
         return mean
 
     def _demand_alike(self, state: State) -> None:
-        like = self._like
-        if like and like.keys() != state.keys():
-            raise MergeError(f"the models differ in the keys {', '.join(sorted(like.keys() ^ state.keys()))}")
         demand_numbers(state)
-        if not like:
-            like.update({key: t if not has_mean(t) else torch.empty_like(t, device="meta") for key, t in state.items()})
-        demand_same_kinds(like, state)
-        for key, tensor in like.items():
-            if tensor.shape != state[key].shape:
-                raise MergeError(
-                    f"{key}: shapes {tuple(tensor.shape)} and {tuple(state[key].shape)} in models to merge"
-                )
+        if not self._count:
+            self._like = {key: torch.empty_like(t, device="meta") if has_mean(t) else t for key, t in state.items()}
+        demand_same_form(self._like, state)
+        for key, like in self._like.items():
+            if not self._is_averaged(key):
+                with naming(key):
+                    demand_equal(key, like, state[key], self._count + 1)
 
     def _is_averaged(self, key: str) -> bool:
         return self._integers == "averaged" or has_mean(self._like[key])
