@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,22 @@ from torch import Tensor
 LARGE = 2**22
 
 _LARGE_BYTES = 2**20
+_CACHED = 2**16
+
+
+def pieces(*tensors: Tensor, size: int | None = None) -> Iterable[tuple[Tensor, ...]]:
+    """Tensors of one shape as vectors, so many entries of each at a time; those that have no more come as they are.
+
+    Args:
+        tensors: all are copied whole that do not lie in one piece of memory; of the others the pieces are views.
+        size: entries of a piece. By default as many as stay in the caches of the processor's cores, in float64: what is
+            made of them need not go through the memory then, which takes five times as long. A GPU wants many at once.
+    """
+    if size is None:
+        size = min(LARGE, _CACHED * torch.get_num_threads()) if tensors[0].device.type == "cpu" else LARGE
+    if tensors[0].numel() <= size:
+        return (tensors,)
+    return zip(*(torch.split(tensor.reshape(-1), size) for tensor in tensors), strict=True)
 
 
 def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fedrebasin.calibration import fit_temperature, recalibrate_batch_norm
 from fedrebasin.errors import MergeError
 from fedrebasin.running import Batch, demand_reiterable
-from fedrebasin.state import State, computable, demand_numbers, demand_same_kinds, has_mean, real
+from fedrebasin.state import State, computable, cosine, demand_numbers, has_mean, length
 from fedrebasin.sums import evaluate, logits_of
 
 Definition = Literal["git-re-basin", "simultaneous"]
@@ -60,14 +61,9 @@ def demand_alike(a: State, b: State) -> None:
     Raises:
         MergeError: if keys or shapes differ, or an entry has no numbers.
     """
-    if set(a) != set(b):
-        raise MergeError(f"the models differ in the keys {', '.join(sorted(set(a) ^ set(b)))}")
     for state in (a, b):
         demand_numbers(state)
-    for key in a:
-        if a[key].shape != b[key].shape:
-            raise MergeError(f"{key}: shapes {tuple(a[key].shape)} and {tuple(b[key].shape)} differ")
-    demand_same_kinds(a, b)
+    demand_same_form(a, b)
 
 
 def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "linear") -> dict[str, Tensor]:
@@ -90,14 +86,9 @@ def interpolate(a: State, b: State, lam: float, interpolation: Interpolation = "
     keys = {key for key, tensor in a.items() if has_mean(tensor) and not is_statistic(key)}
     line = arc = (1 - lam, lam)
     if interpolation == "spherical":
-        products = torch.zeros(3, dtype=torch.float64)
-        for key in keys:
-            x, y = (real(state[key].to(a[key].device)).flatten() for state in (a, b))
-            products += torch.stack([x @ x, x @ y, y @ y]).cpu()
-        angle = torch.arccos((products[1] / (products[0] * products[2]).sqrt()).clamp(-1, 1))
-        if float(torch.sin(angle)) > 1e-6:
-            weights = torch.sin(torch.stack([(1 - lam) * angle, lam * angle])) / torch.sin(angle)
-            arc = (float(weights[0]), float(weights[1]))
+        angle = math.acos(cosine(a, b, keys))
+        if math.sin(angle) > 1e-6 and length(a, keys) > 0 < length(b, keys):
+            arc = (math.sin((1 - lam) * angle) / math.sin(angle), math.sin(lam * angle) / math.sin(angle))
     result = {}
     for key, tensor in a.items():
         shares = arc if key in keys else line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +14,7 @@ from fedrebasin.calibration import fit_temperature
 from fedrebasin.errors import MergeError
 from fedrebasin.running import Batch, demand_reiterable
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import State, computable
+from fedrebasin.state import State, computable, distance, length
 from fedrebasin.sums import evaluate, logits_of
 
 Measured = Literal["tensor", "model"]
@@ -42,14 +41,12 @@ def step_of_equal_length(
         raise MergeError(f"by {by!r} is neither 'tensor' nor 'model'")
     keys = [key for key, tensor in a.items() if tensor.is_floating_point() and not is_statistic(key)]
     steps = {key: torch.randn(a[key].shape, generator=generator, dtype=torch.float64) for key in keys}
-    ways = {key: float((b[key].double() - a[key].double().to(b[key].device)).norm()) for key in keys}
-    lengths = {key: float(step.norm()) for key, step in steps.items()}
-    whole = math.hypot(*ways.values()) / max(math.hypot(*lengths.values()), 1e-300)
+    parts = [keys] if by == "model" else [[key] for key in keys]
+    scales = {key: distance(a, b, part) / max(length(steps, part), 1e-300) for part in parts for key in part}
     moved = dict(a)
     for key, step in steps.items():
-        scale = ways[key] / max(lengths[key], 1e-300) if by == "tensor" else whole
         there = computable(a[key])
-        moved[key] = (there + (lam * scale * step).to(there)).to(a[key].dtype)
+        moved[key] = (there + (lam * scales[key] * step).to(there)).to(a[key].dtype)
     return moved
 
 

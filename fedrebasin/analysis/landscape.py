@@ -12,7 +12,7 @@ from fedrebasin.analysis.barrier import demand_alike, is_statistic
 from fedrebasin.calibration import recalibrate_batch_norm
 from fedrebasin.errors import MergeError
 from fedrebasin.running import Batch, demand_reiterable
-from fedrebasin.state import State
+from fedrebasin.state import State, inner, length
 from fedrebasin.sums import evaluate
 
 
@@ -70,19 +70,20 @@ def loss_plane(
         if iterable is not None:
             demand_reiterable(iterable, "a plane")
     keys = [key for key, tensor in a.items() if tensor.is_floating_point()]
+    parameters = [key for key in keys if not is_statistic(key)]
     u = {key: b[key].double() - a[key].double() for key in keys}
     w = {key: c[key].double() - a[key].double() for key in keys}
-    length = _inner(u, u) ** 0.5
-    if length == 0:
+    way = length(u, parameters)
+    if way == 0:
         raise MergeError("A and B are one model: they span no plane")
-    u = {key: tensor / length for key, tensor in u.items()}
-    along = _inner(w, u)
+    u = {key: tensor / way for key, tensor in u.items()}
+    along = inner(w, u, parameters)
     v = {key: w[key] - along * u[key] for key in keys}
-    height = _inner(v, v) ** 0.5
-    if height < 1e-9 * max(length, abs(along)):
+    height = length(v, parameters)
+    if height < 1e-9 * max(way, abs(along)):
         raise MergeError("the three models lie on one line: they span no plane")
     v = {key: tensor / height for key, tensor in v.items()}
-    models = torch.tensor([[0.0, 0.0], [length, 0.0], [along, height]], dtype=torch.float64)
+    models = torch.tensor([[0.0, 0.0], [way, 0.0], [along, height]], dtype=torch.float64)
     x, y = (_axis(models[:, dim], points, margin) for dim in (0, 1))
     losses, accuracies = torch.zeros(2, points, points, dtype=torch.float64)
     for row, up in enumerate(y.tolist()):
@@ -96,10 +97,6 @@ def loss_plane(
             score = evaluate(model, state, batches)
             losses[row, column], accuracies[row, column] = score.loss, score.accuracy
     return Landscape(x, y, losses, accuracies, models)
-
-
-def _inner(x: dict[str, Tensor], y: dict[str, Tensor]) -> float:
-    return sum(float((x[key] * y[key]).sum()) for key in x if not is_statistic(key))
 
 
 def _moved(key: str, tensor: Tensor, by: Tensor) -> Tensor:

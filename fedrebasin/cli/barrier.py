@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from rich.table import Table
 from fedrebasin.cli import options as opt
 from fedrebasin.cli.bars import Bars
 from fedrebasin.cli.options import DATA_HELP, MODEL_HELP
-from fedrebasin.cli.show import AsJson, finite, leaving, print_json, print_table, say
+from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
+from fedrebasin.writing import json_text, written_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -185,5 +185,6 @@ def _content(opened: CheckpointSet, data: Data, curves: dict[str, Barrier], simi
 
 def _write(folder: Path, content: dict[str, Any]) -> Path:
     file = folder / "barrier.json"
-    file.write_text(json_format.dumps(finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with written_atomically(file) as partial:
+        partial.write_text(json_text(content), encoding="utf-8")
     return file

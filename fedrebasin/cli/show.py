@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from fedrebasin.writing import json_text
 
 AsJson = typer.Option("--json", help="Print JSON, and nothing else, to standard output.")
 
@@ -39,7 +39,7 @@ def leaving(what: Callable[[], str]) -> Iterator[None]:
 
 def print_json(content: Any) -> None:
     """Write JSON to standard output; numbers that it has no form for become null."""
-    sys.stdout.write(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+    sys.stdout.write(json_text(content))
 
 
 def print_table(table: Table, lines: Sequence[str] = ()) -> None:
@@ -53,12 +53,3 @@ def print_table(table: Table, lines: Sequence[str] = ()) -> None:
 def say(line: str) -> None:
     """A line on standard error."""
     print(line, file=sys.stderr, flush=True)
-
-
-def finite(value: Any) -> Any:
-    """Plain data in which numbers that JSON has no form for are None."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

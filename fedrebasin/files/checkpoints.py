@@ -23,6 +23,7 @@ from torch import Tensor
 from fedrebasin.errors import DataError
 from fedrebasin.files.mapped import MappedState
 from fedrebasin.state import demand_numbers, flaws
+from fedrebasin.writing import written_atomically
 
 #: What wrappers put before every key: DistributedDataParallel, torch.compile, trainers.
 PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -204,22 +205,17 @@ def save_checkpoint(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for key in order:
-                start = file.tell()
-                for part in [like[key]] if pieces is None else pieces(key):
-                    if part.dtype != like[key].dtype:
-                        raise DataError(f"{key}: {part.dtype} where {like[key].dtype} was announced")
-                    flat = part.detach().cpu().resolve_conj().contiguous().reshape(-1)
-                    file.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-                    if written is not None:
-                        written(file.tell())
-                if file.tell() - start != like[key].nbytes:
-                    raise DataError(f"{key}: {file.tell() - start} bytes where {like[key].nbytes} were announced")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_atomically(path) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for key in order:
+            start = file.tell()
+            for part in [like[key]] if pieces is None else pieces(key):
+                if part.dtype != like[key].dtype:
+                    raise DataError(f"{key}: {part.dtype} where {like[key].dtype} was announced")
+                flat = part.detach().cpu().resolve_conj().contiguous().reshape(-1)
+                file.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+                if written is not None:
+                    written(file.tell())
+            if file.tell() - start != like[key].nbytes:
+                raise DataError(f"{key}: {file.tell() - start} bytes where {like[key].nbytes} were announced")
     return path

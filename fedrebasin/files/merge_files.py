@@ -24,12 +24,12 @@ from fedrebasin.merging import (
     MeanInPieces,
     MergeMany,
     TwoStepAligner,
-    Vectors,
     average,
     normalised,
     unmoved,
 )
 from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import cosine
 
 METHODS = ("weight-matching", "frank-wolfe", "merge-many", "cycle-consistent", "average")
 #: The methods that align to one model, which may be a base; they hold one model's pages at a time.
@@ -231,7 +231,7 @@ def _aligned(
 
     def match(spec: PermutationSpec, reference: State, candidate: State) -> Alignment:
         if method == "average":
-            return unmoved(spec, Vectors(spec).cosine(reference, candidate), "left as it is")
+            return unmoved(spec, cosine(reference, candidate, spec.voting(reference)), "left as it is")
         matcher = WeightMatching(
             method="frank-wolfe" if method == "frank-wolfe" else "auto" if _relaxable(spec) else "coordinate",
             seed=seed,
@@ -278,7 +278,7 @@ def _before(alignment: Alignment) -> float:
 
 def _cosines_to_mean(spec: PermutationSpec, states: Sequence[State], weights: Sequence[float] | None) -> list[float]:
     mean = average(({key: state[key] for key in spec.voting(state)} for state in states), weights)
-    return [Vectors(spec).cosine(mean, state) for state in states]
+    return [cosine(mean, state, spec.voting(state)) for state in states]
 
 
 def _or_none(permutation: Permutation) -> Permutation | None:

@@ -1,11 +1,10 @@
 """Matching: from a pair of models to the permutation that aligns them."""
 
 from fedrebasin.matching.activation import ActivationMatching, match_relations
-from fedrebasin.matching.alignment import Alignment, History, Matcher, State, Step, cosines_by_layer
+from fedrebasin.matching.alignment import Alignment, History, Matcher, State, Step
 from fedrebasin.matching.already_aligned import AlreadyAligned
 from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.frank_wolfe import relaxable
-from fedrebasin.matching.prepared import as_real
 from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.starts import orders_by_signatures
 from fedrebasin.matching.steps import WarmAssignment, assign
@@ -28,9 +27,7 @@ __all__ = [
     "StraightThrough",
     "WarmAssignment",
     "WeightMatching",
-    "as_real",
     "assign",
-    "cosines_by_layer",
     "match_relations",
     "orders_by_signatures",
     "relaxable",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -88,25 +87,3 @@ class Matcher(Protocol):
             MatchingError: if a weight is not finite.
         """
         ...
-
-
-def cosines_by_layer(products: Mapping[str, float], a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    """The cosines of two models' layers; 1 where both are zero.
-
-    Args:
-        products: the inner product of every tensor that votes, by its key.
-        a: the norms of the first model's tensors.
-        b: those of the second model's.
-    """
-    layers: dict[str, list[str]] = {}
-    for key in products:
-        layers.setdefault(key.rpartition(".")[0] or key, []).append(key)
-    found = {}
-    for layer, keys in layers.items():
-        lengths = math.hypot(*(a[key] for key in keys)), math.hypot(*(b[key] for key in keys))
-        if 0 in lengths:
-            found[layer] = 1.0 if lengths[0] == lengths[1] else 0.0
-        else:
-            cosine = sum(products[key] / lengths[0] / lengths[1] for key in keys)
-            found[layer] = max(-1.0, min(1.0, cosine))
-    return found

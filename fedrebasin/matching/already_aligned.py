@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import MatchingError
-from fedrebasin.matching.alignment import Alignment, History, Matcher, State, cosines_by_layer
+from fedrebasin.matching.alignment import Alignment, History, Matcher, State
 from fedrebasin.matching.prepared import as_real
 from fedrebasin.spec import Axis, Permutation, PermutationSpec
-from fedrebasin.state import demand_numbers, demand_same_kinds
+from fedrebasin.state import cosine_of, cosines_by_layer, demand_numbers, demand_same_kinds
 
 #: Entries of each unit that a first, cheap bound on the units' distances is taken from.
 FEW = 128
@@ -117,12 +117,10 @@ class _Reference:
         # 2 <a, b> = |a|^2 + |b|^2 - |a - b|^2
         products = {key: (square + theirs[key] - apart[key]) / 2 for key, square in self._squares.items()}
         norms = [{key: math.sqrt(square) for key, square in found.items()} for found in (self._squares, theirs)]
-        lengths = math.hypot(*norms[0].values()) * math.hypot(*norms[1].values())
-        cosine = sum(products.values()) / lengths if lengths else 1.0
         distance = math.sqrt(sum(apart.values()))
         if not math.isfinite(distance):
             return None
-        return max(-1.0, min(1.0, cosine)), distance, cosines_by_layer(products, *norms)
+        return cosine_of(products, *norms), distance, cosines_by_layer(products, *norms)
 
     def _within(self, away: dict[str, Tensor], entries: int) -> bool:
         if entries not in self._radii:

@@ -5,7 +5,7 @@ from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.cycle_consistent import CycleConsistent
 from fedrebasin.merging.identity import Identity
 from fedrebasin.merging.in_pieces import MeanInPieces
-from fedrebasin.merging.merge import Merge, Vectors, cosine, unmoved
+from fedrebasin.merging.merge import Merge, cosine, unmoved
 from fedrebasin.merging.merge_many import MergeMany
 from fedrebasin.merging.protocol import Aligner, Placer, TwoStepAligner, two_step
 from fedrebasin.merging.reference import medoid, started_from
@@ -20,7 +20,6 @@ __all__ = [
     "MergeMany",
     "Placer",
     "TwoStepAligner",
-    "Vectors",
     "average",
     "cosine",
     "medoid",

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from fedrebasin.matching import History, State
 from fedrebasin.merging.average import average, normalised
-from fedrebasin.merging.merge import Merge, Vectors, collected, unmoved
+from fedrebasin.merging.merge import Merge, collected, unmoved
 from fedrebasin.merging.protocol import Placer, Together, TwoStepAligner
 from fedrebasin.spec import PermutationSpec
+from fedrebasin.state import cosine, distance
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Identity(TwoStepAligner):
 
 def _averaged(spec: PermutationSpec, states: Sequence[State], weights: Sequence[float] | None) -> Merge:
     bound, held = collected(spec, states)
-    vectors, merged = Vectors(bound), average(held, weights)
+    voting, merged = bound.voting(held[0]), average(held, weights)
     shares = normalised(weights, len(held))
-    spread = sum(share * vectors.squared_distance(state, merged) for share, state in zip(shares, held, strict=True))
-    alignments = tuple(unmoved(bound, vectors.cosine(merged, state), "left as it is") for state in held)
+    spread = sum(share * distance(state, merged, voting) ** 2 for share, state in zip(shares, held, strict=True))
+    alignments = tuple(unmoved(bound, cosine(merged, state, voting), "left as it is") for state in held)
     return Merge(held, alignments, merged, History((spread,), 0.0, True, "nothing was to be aligned"))

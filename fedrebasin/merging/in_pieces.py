@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import MergeError
-from fedrebasin.matching import State
-from fedrebasin.merging.average import demand_equal, in_range, naming, normalised
+from fedrebasin.merging.average import normalised
 from fedrebasin.spec import Permutation
-from fedrebasin.state import has_mean, is_counter, wide
+from fedrebasin.state import Mean, State, demand_equal, has_mean, is_counter, naming, wide
 
 # Entries of a piece: a few megabytes each, which allocators give back, for tensors of any size.
 _PIECE = 2**20
@@ -106,21 +105,23 @@ class MeanInPieces:
     def _averaged(self, key: str, like: Tensor) -> Iterator[Tensor]:
         tensors = [state[key].detach().reshape(like.shape or (1,)) for state in self.states]
         rows = max(1, _PIECE * len(tensors[0]) // max(1, tensors[0].numel()))
-        parts = [
-            permuted_rows(permutation, key, tensor, rows)
-            for permutation, tensor in zip(self.permutations, tensors, strict=True)
-        ]
-        base = None if self.base is None else iter(torch.split(like.detach().reshape(like.shape or (1,)), rows))
-        for pieces in zip(*parts, strict=True):
-            terms = [wide(piece) for piece in pieces]
-            yield self._mean(terms, None if base is None else wide(next(base))).to(like.dtype).reshape(-1)
-
-    def _mean(self, pieces: Sequence[Tensor], base: Tensor | None) -> Tensor:
-        if base is not None:
-            weights = self.weights or (1 / len(pieces),) * len(pieces)
-            return base + sum(weight * (piece - base) for weight, piece in zip(weights, pieces, strict=True))
-        weights = in_range(self.weights or (1.0,) * len(pieces))
-        total = pieces[0] * weights[0]
-        for weight, piece in zip(weights[1:], pieces[1:], strict=True):
-            total.add_(piece, alpha=weight)
-        return total / math.fsum(weights)
+        parts = zip(
+            *(
+                permuted_rows(permutation, key, tensor, rows)
+                for permutation, tensor in zip(self.permutations, tensors, strict=True)
+            ),
+            strict=True,
+        )
+        if self.base is None:
+            weights = self.weights or (1.0,) * len(self.states)
+            for pieces in parts:
+                mean = Mean()
+                for piece, weight in zip(pieces, weights, strict=True):
+                    mean.add({key: piece}, weight)
+                yield mean.finish()[key].reshape(-1)
+        else:
+            weights = self.weights or (1 / len(self.states),) * len(self.states)
+            for base, pieces in zip(torch.split(like.detach().reshape(like.shape or (1,)), rows), parts, strict=True):
+                start = wide(base)
+                steps = (weight * (wide(piece) - start) for weight, piece in zip(weights, pieces, strict=True))
+                yield (start + sum(steps)).to(like.dtype).reshape(-1)

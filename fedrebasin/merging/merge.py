@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from fedrebasin.errors import MergeError, deprecated
-from fedrebasin.matching import Alignment, History, State, as_real, cosines_by_layer
-from fedrebasin.memory import LARGE
+from fedrebasin.matching import Alignment, History
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import demand_numbers, demand_same_kinds
+from fedrebasin.state import State, cosines, demand_numbers, demand_same_kinds
 
 
 @dataclass(frozen=True)
@@ -39,53 +34,6 @@ class Merge:
         """The name of ``history`` in 0.1."""
         deprecated("Merge.trace", "Merge.history")
         return self.history
-
-
-class Vectors:
-    """The voting tensors of models as vectors: inner products and distances, in float64.
-
-    Args:
-        spec: which tensors vote.
-    """
-
-    def __init__(self, spec: PermutationSpec) -> None:
-        self._spec = spec
-
-    def of(self, state: State) -> dict[str, Tensor]:
-        """The tensors of a state dict that vote, in float64."""
-        return {key: as_real(state[key].detach()).double() for key in self._spec.voting(state)}
-
-    def products(self, a: State, b: State) -> dict[str, float]:
-        """The inner product of every voting tensor."""
-        return {key: sum(float(torch.sum(x * y)) for x, y in pieces) for key, pieces in self._pairs(a, b)}
-
-    def inner(self, a: State, b: State) -> float:
-        """``<vec(a), vec(b)>`` over the voting tensors."""
-        return sum(self.products(a, b).values())
-
-    def cosine(self, a: State, b: State) -> float:
-        """The cosine of two models; 1 where both are zero."""
-        return self.cosines(a, b)[0]
-
-    def cosines(self, a: State, b: State) -> tuple[float, dict[str, float]]:
-        """The cosine of two models, and that of every layer."""
-        products = self.products(a, b)
-        norms = [{key: math.sqrt(square) for key, square in self.products(x, x).items()} for x in (a, b)]
-        lengths = [math.hypot(*found.values()) for found in norms]
-        layers = cosines_by_layer(products, *norms)
-        if 0 in lengths:
-            return (1.0 if lengths[0] == lengths[1] else 0.0), layers
-        return max(-1.0, min(1.0, sum(products.values()) / lengths[0] / lengths[1])), layers
-
-    def squared_distance(self, a: State, b: State) -> float:
-        """``|vec(a) - vec(b)|^2`` over the voting tensors."""
-        return sum(float(torch.sum((x - y) ** 2)) for _, pieces in self._pairs(a, b) for x, y in pieces)
-
-    def _pairs(self, a: State, b: State) -> Iterator[tuple[str, Iterator[tuple[Tensor, Tensor]]]]:
-        """The voting tensors of two models in float64, one after the other, the large ones in pieces."""
-        for key in self._spec.voting(a):
-            left, right = (torch.split(as_real(state[key].detach()).flatten(), LARGE) for state in (a, b))
-            yield key, ((x.double(), y.to(x.device).double()) for x, y in zip(left, right, strict=True))
 
 
 def collected(spec: PermutationSpec, states: Iterable[State]) -> tuple[PermutationSpec, tuple[State, ...]]:
@@ -126,4 +74,4 @@ def cosine(spec: PermutationSpec, a: State, b: State) -> float:
         spec.bind(state)
         demand_numbers(state)
     demand_same_kinds(a, b)
-    return Vectors(spec).cosine(a, b)
+    return cosines(a, b, spec.voting(a))[0]

@@ -12,8 +12,9 @@ from typing import Protocol, cast
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Alignment, History, State
 from fedrebasin.merging.average import average, normalised
-from fedrebasin.merging.merge import Merge, Vectors
+from fedrebasin.merging.merge import Merge
 from fedrebasin.spec import PermutationSpec, warn_of_gaps
+from fedrebasin.state import distance
 from fedrebasin.threads import ahead
 
 
@@ -183,11 +184,11 @@ def _merged(
         for state, alignment in ahead(lambda state: (state, placer.place(state)), states, threads):
             if alignment is None or placer.reference is None:
                 continue
-            vectors = Vectors(alignment.permutation.spec)
+            voting = alignment.permutation.spec.voting(state)
             result = state if alignment.permutation.is_identity else alignment.apply(state)
             alignments.append(alignment)
-            before.append(vectors.squared_distance(placer.reference, state))
-            after.append(before[-1] if result is state else vectors.squared_distance(placer.reference, result))
+            before.append(distance(placer.reference, state, voting) ** 2)
+            after.append(before[-1] if result is state else distance(placer.reference, result, voting) ** 2)
             if aligner.keep_states:
                 kept.append(result)
             yield result

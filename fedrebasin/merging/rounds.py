@@ -18,9 +18,9 @@ from fedrebasin.matching import (
     orders_by_signatures,
 )
 from fedrebasin.merging.average import average
-from fedrebasin.merging.merge import Merge, Vectors
+from fedrebasin.merging.merge import Merge
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import has_mean
+from fedrebasin.state import cosines, has_mean, inner, real
 
 # A gain that is float64's rounding, as a share of what is added up.
 _NOTHING = 1e-12
@@ -53,9 +53,9 @@ class Rounds:
     converged: bool = False
 
     def __post_init__(self) -> None:
-        self._vectors = Vectors(self.spec)
+        self._voting = self.spec.voting(self.held[0])
         self._norms = sum(
-            share * self._vectors.inner(state, state) for share, state in zip(self.shares, self.held, strict=True)
+            share * inner(state, state, self._voting) for share, state in zip(self.shares, self.held, strict=True)
         )
         self.restart(self.permutations)
 
@@ -63,10 +63,7 @@ class Rounds:
         """Stand somewhere else, and record the spread there."""
         self.permutations = list(permutations)
         self.states = [p.apply(state) for p, state in zip(self.permutations, self.held, strict=True)]
-        self._sum: dict[str, Tensor] = {}
-        for share, state in zip(self.shares, self.states, strict=True):
-            for key, tensor in self._vectors.of(state).items():
-                self._sum[key] = self._sum[key].add_(tensor, alpha=share) if key in self._sum else tensor * share
+        self._sum = average(map(self._vector, self.states), self.shares)
         self.spreads.append(self.spread)
 
     def start_by_signatures(self) -> bool:
@@ -89,7 +86,7 @@ class Rounds:
     @property
     def spread(self) -> float:
         """The weighted mean of the squared distances to the weighted mean."""
-        return max(0.0, self._norms - sum(float(tensor.square().sum()) for tensor in self._sum.values()))
+        return max(0.0, self._norms - inner(self._sum, self._sum))
 
     def run(self, step: Step, generator: torch.Generator, max_rounds: int) -> None:
         """Visit all models in seeded orders until none can be improved.
@@ -115,7 +112,7 @@ class Rounds:
                 break
 
     def _improve(self, k: int, step: Step) -> bool:
-        own = self._vectors.of(self.states[k])
+        own = self._vector(self.states[k])
         others = {key: self._sum[key] - self.shares[k] * tensor for key, tensor in own.items()}
         scale = 1 - self.shares[k]
         # Running statistics do not vote, but a matcher that runs the model needs them; masks need not agree yet.
@@ -130,7 +127,7 @@ class Rounds:
         if permutation == self.permutations[k]:
             return False
         state = permutation.apply(self.held[k])
-        new = self._vectors.of(state)
+        new = self._vector(state)
         gain = sum(float((others[key] * (new[key] - own[key])).sum()) for key in others)
         if gain <= _NOTHING * self._norms:  # small units in a model of large ones: what do they gain themselves?
             size = sum(float((others[key] * (new[key] - own[key])).abs().sum()) for key in others)
@@ -139,6 +136,10 @@ class Rounds:
         self.permutations[k], self.states[k] = permutation, state
         self._sum = {key: others[key].add_(tensor, alpha=self.shares[k]) for key, tensor in new.items()}
         return True
+
+    def _vector(self, state: State) -> dict[str, Tensor]:
+        """The tensors of a model that vote, in float64."""
+        return {key: real(state[key].detach()) for key in self._voting}
 
     def merge(self) -> Merge:
         """The result as it stands."""
@@ -150,16 +151,16 @@ class Rounds:
         else:
             reason = "stopped before the models settled"
         history = History(tuple(self.spreads), self.control.elapsed, self.converged, reason)
-        cosines = [self._vectors.cosines(merged, state) for state in self.states]
+        found = [cosines(merged, state, self._voting) for state in self.states]
         alignments = tuple(
             Alignment(permutation, similarity, history, by_layer)
-            for permutation, (similarity, by_layer) in zip(self.permutations, cosines, strict=True)
+            for permutation, (similarity, by_layer) in zip(self.permutations, found, strict=True)
         )
         return Merge(tuple(self.states), alignments, merged, history)
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
-    """Values from :meth:`Vectors.of` in the tensor's dtype."""
+    """The numbers of :func:`fedrebasin.state.real` in the tensor's dtype."""
     return (torch.view_as_complex(values) if tensor.is_complex() else values).to(tensor.dtype)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from fedrebasin.writing import json_text, written_atomically
 
 VERSION = 1
 
@@ -168,12 +168,13 @@ class Record:
         """Write ``folder/NAME.json``; its path. Numbers that JSON has no form for become null."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{self.name}.json"
-        content = _plain(asdict(self))
+        content = asdict(self)
         for figure, found in zip(content["result"]["figures"], self.result.figures, strict=True):
-            figure |= {"mean": _plain(found.mean), "deviation": _plain(found.deviation)}
+            figure |= {"mean": found.mean, "deviation": found.deviation}
         for claim, said in zip(content["result"]["claims"], self.result.claims, strict=True):
             claim["verdict"] = said.verdict
-        file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        with written_atomically(file) as partial:
+            partial.write_text(json_text(content), encoding="utf-8")
         return file
 
 
@@ -230,11 +231,3 @@ def by_width_chart(
 ) -> Chart:
     """A curve for each entry of ``lines`` against width, on a logarithmic axis."""
     return Chart(title, x, y, tuple(curve(label, widths, rows) for label, rows in lines.items()), log_x=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from fedrebasin.analysis import Barrier
 from fedrebasin.errors import RebasinError
+from fedrebasin.writing import json_text, written_atomically
 
 from ..config import SimulationConfig
 from .comparison import Comparison
@@ -40,10 +40,9 @@ def write_results(folder: Path, study: Study) -> Path:
         "comparisons": [_comparison_to_json(comparison) for comparison in study.comparisons],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    file, half = folder / FILE, folder / f"{FILE}.new"
-    half.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(half, file)
-    return file
+    with written_atomically(folder / FILE) as partial:
+        partial.write_text(json_text(content), encoding="utf-8")
+    return folder / FILE
 
 
 def read_results(file: Path) -> Study:
@@ -120,11 +119,3 @@ def _barrier(content: Mapping[str, Any]) -> Barrier:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

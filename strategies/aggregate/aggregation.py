@@ -14,6 +14,7 @@ from torch import Tensor
 from fedrebasin import History, Merge
 from fedrebasin.devices import move
 from fedrebasin.merging import two_step
+from fedrebasin.state import Mean
 
 from ..replies import (
     RecordError,
@@ -30,9 +31,8 @@ from ..replies import (
 )
 from ..traits import Traits, expecting_fewer, traits_of
 from .alignment import ReplyAlignment
-from .flower_mean import FlowerMean, flower_mean
-from .running_mean import RunningMean, folded, mean_metrics
 from .tally import Tally
+from .weighted_mean import flower_mean, mean_metrics, mean_reply
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Aggregation:
                 arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
             return Aggregate(_with(arrays, integers), metrics, tuple(good), merge, self._measured(tally))
         if mean is None:
-            mean = flower_mean([reply.state for reply in good], (reply.num_examples for reply in good))
+            mean = flower_mean([reply.state for reply in good], [reply.num_examples for reply in good])
         return self._of_the_mean(good, {**mean, **integers}, merge, tally, integers)
 
     def one_by_one(self, replies: Iterable[Message], workers: int) -> Aggregate:
@@ -138,7 +138,7 @@ class Aggregation:
         """
         if self.traits.needs_all:
             return self.at_once(replies)
-        mean, tally = RunningMean(), Tally()
+        mean, tally = Mean("averaged"), Tally()
         kept: list[Reply] = []
         integers: State = {}
         for reply, state in self._arriving(replies, workers, tally):
@@ -156,13 +156,13 @@ class Aggregation:
             or self.traits.needs_all
             or bool(self._moving_integers(replies[0].state))
         )
-        mean, alignments, states = FlowerMean(reply.num_examples for reply in replies), [], []
-        for _, state, alignment in self.alignment.aligned(replies, self.global_state, self.server_round, tally):
-            mean.add(state)
+        mean, alignments, states = Mean("averaged", sum(reply.num_examples for reply in replies)), [], []
+        for reply, state, alignment in self.alignment.aligned(replies, self.global_state, self.server_round, tally):
+            mean.add(state, reply.num_examples)
             alignments.append(alignment)
             if keep_states:
                 states.append(state)
-        return Merge(tuple(states), tuple(alignments), mean.sums, History((), tally.seconds, True, "aligned"))
+        return Merge(tuple(states), tuple(alignments), mean.finish(), History((), tally.seconds, True, "aligned"))
 
     def _arriving(self, replies: Iterable[Message], workers: int, tally: Tally) -> Iterator[tuple[Reply, State]]:
         """Each good reply and its aligned model, as replies arrive."""
@@ -200,7 +200,7 @@ class Aggregation:
             self.screener.set_aside(replies[position].node_id, reason)
         kept = [position for position in range(len(replies)) if position not in found]
         states = tuple(merge.states[position] for position in kept)
-        mean = flower_mean(states, [replies[position].num_examples for position in kept])
+        mean = flower_mean(states, [replies[position].num_examples for position in kept]) if kept else {}
         alignments = tuple(merge.alignments[position] for position in kept)
         return [replies[position] for position in kept], Merge(states, alignments, mean, merge.history)
 
@@ -218,7 +218,7 @@ class Aggregation:
             log(INFO, "aggregate_train: Received %d results and %d failures", len(replies), failed)
             mean_arrays = _with(self.template.encode_mean(mean), integers)
             return Aggregate(mean_arrays, metrics, tuple(replies), merge, measured)
-        message = folded(replies, mean, self.template, self.strategy, metrics)
+        message = mean_reply(replies, mean, self.template, self.strategy, metrics)
         arrays, _ = self.strategy.aggregate_train(self.server_round, [message, *self.screener.errors])
         return Aggregate(_with(arrays, integers), metrics, tuple(replies), merge, measured)
 

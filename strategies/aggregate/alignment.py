@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 from fedrebasin import Aligner, Alignment, AlignTo, History, PermutationSpec, WeightMatching
 from fedrebasin.devices import move
 from fedrebasin.merging import Placer, TwoStepAligner, cosine, two_step
+from fedrebasin.state import distance
 from fedrebasin.threads import ahead
 
 from ..replies import Reply, State, alike, dissent, moving_integers, of_usual_length
@@ -78,7 +78,9 @@ class ReplyAlignment:
             if self.frames is not None:
                 self.frames.learn(reply.node_id, alignment.permutation)
             known = alignment.distance
-            tally.add(alignment, distance(alignment.permutation.spec, goal, result) if known is None else known)
+            tally.add(
+                alignment, distance(goal, result, alignment.permutation.spec.voting(result)) if known is None else known
+            )
             yield reply, result, alignment
 
     def _placed(
@@ -143,9 +145,3 @@ def _chained(first: deque[tuple[Reply, State]], rest: Iterable[tuple[Reply, Stat
     while first:
         yield first.popleft()
     yield from rest
-
-
-def distance(spec: PermutationSpec, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """The Euclidean distance of two models' voting tensors."""
-    apart = (float(torch.linalg.vector_norm(a[key].float() - b[key].float())) for key in spec.voting(a))
-    return math.sqrt(math.fsum(one**2 for one in apart))

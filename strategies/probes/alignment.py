@@ -8,9 +8,10 @@ from statistics import fmean
 
 import torch
 
+from fedrebasin import average
 from fedrebasin.analysis import fixed_points
 from fedrebasin.spec import Permutation
-from fedrebasin.state import State
+from fedrebasin.state import State, distance, has_mean, inner, wide
 
 from ..round import Round, need_models
 from .schedule import Schedule
@@ -70,13 +71,9 @@ class AlignmentProbe:
 
 def _spread(states: Sequence[State], device: torch.device) -> float:
     """The root mean square distance to the mean over the mean's length; one tensor of two models is held at a time."""
-    squares, length = 0.0, 0.0
-    for key, tensor in states[0].items():
-        if not tensor.is_floating_point():
-            continue
-        mean = torch.zeros(tensor.shape, dtype=torch.float64, device=device)
-        for state in states:
-            mean += state[key].to(device, torch.float64) / len(states)
-        squares += sum(float((state[key].to(device) - mean).square().sum()) for state in states) / len(states)
-        length += float(mean.square().sum())
+    squares = length = 0.0
+    for key in (key for key, tensor in states[0].items() if has_mean(tensor)):
+        mean = average({key: wide(state[key].to(device))} for state in states)
+        squares += fmean(distance(mean, state, [key]) ** 2 for state in states)
+        length += inner(mean, mean)
     return math.sqrt(squares / length) if length else 0.0

@@ -7,7 +7,6 @@ not, and robust strategies, which look at one coordinate or one distance at a ti
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin import Alignment, PermutationSpec
+from fedrebasin.state import gram, length
 
 from .records import State
 
@@ -62,19 +62,15 @@ def outliers(
 
 def _agreement(spec: PermutationSpec, states: Sequence[Mapping[str, Tensor]]) -> list[float]:
     """The median cosine of each model to the others, as they are, or to some of them where there are many."""
-    keys = spec.voting(states[0])
-    flat = [[state[key].float().flatten() for key in keys] for state in states]  # views, no copies
-
-    def inner(a: list[Tensor], b: list[Tensor]) -> float:
-        return sum(float(torch.dot(x, y)) for x, y in zip(a, b, strict=True))
-
-    def cosine(a: int, b: int) -> float:
-        found = inner(flat[a], flat[b]) / norms[a] / norms[b]
-        return found if math.isfinite(found) else 0.0  # numbers too large for products agree with nothing
-
-    norms = [max(inner(model, model) ** 0.5, 1e-30) for model in flat]
-    judges = torch.randperm(len(flat), generator=torch.Generator().manual_seed(len(flat)))[:JUDGES].tolist()
-    return [median(cosine(position, judge) for judge in judges if judge != position) for position in range(len(flat))]
+    keys, count = spec.voting(states[0]), len(states)
+    judges = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:JUDGES].tolist()
+    lengths = torch.tensor([length(state, keys) for state in states], dtype=torch.float64).clamp(min=1e-30)
+    cosines = gram(states, judges, keys) / lengths[:, None] / lengths[judges]
+    cosines = cosines.nan_to_num(0.0, 0.0, 0.0)  # numbers too large for products agree with nothing
+    return [
+        median(cosine for judge, cosine in zip(judges, row, strict=True) if judge != position)
+        for position, row in enumerate(cosines.tolist())
+    ]
 
 
 def of_usual_length(states: Sequence[State]) -> list[State]:
@@ -91,9 +87,3 @@ def of_usual_length(states: Sequence[State]) -> list[State]:
         else state
         for state, size in zip(states, lengths, strict=True)
     ]
-
-
-def length(state: Mapping[str, Tensor]) -> float:
-    """The Euclidean length of a model, of all that are floats."""
-    floats = (tensor for tensor in state.values() if tensor.is_floating_point())
-    return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in floats))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedrebasin import RebasinError
+from fedrebasin.writing import written_atomically
 
 VERSION = 1
 KEPT = 2
@@ -63,7 +63,6 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         CheckpointError: if the folder cannot be written.
     """
     final = folder / f"round-{checkpoint.server_round:06d}"
-    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     flat = {
         f"{section}/{key}": tensor.detach().cpu().contiguous()
         for section, tensors in checkpoint.tensors.items()
@@ -79,14 +78,11 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         "random-state": dict(checkpoint.random_state),
     }
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_flushed(temporary / ARRAYS, data)
-        _write_flushed(temporary / META, json.dumps(meta).encode())
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _flush_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_atomically(final, durable=True) as partial:
+            partial.mkdir()
+            (partial / ARRAYS).write_bytes(data)
+            (partial / META).write_text(json.dumps(meta), encoding="utf-8")
         for old in _newest_first(folder)[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
@@ -162,18 +158,3 @@ def _read(path: Path) -> Checkpoint:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-[0-9]*"), reverse=True)
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,9 +1,7 @@
 """What the tensors of a state dict are: which are averaged, which only counted, and which cannot be worked with.
 
-Floating-point and complex tensors are averaged. Integer and bool tensors never are. A single one of them is a counter
-or a switch (``num_batches_tracked``) and the first model's; one with more entries (masks, integer weights, indices)
-moves with its units and has to be equal in all models then, or the merge is refused with its key. So it is in every way
-of merging; Flower's strategies keep to Flower's ways with counters and with what no group moves.
+What becomes of those that have no mean is said by :class:`fedrebasin.state.Mean`: in merging they move with their units
+and have to be equal in all models; Flower's strategies keep to Flower's ways with what no group moves.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ def computable(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
-def flaws(state: Mapping[str, Tensor]) -> list[str]:
+def flaws(state: State) -> list[str]:
     """What keeps the entries of a state dict from being worked with, a sentence each: only dense tensors can be."""
     found = []
     for key, tensor in state.items():
@@ -58,7 +56,7 @@ def flaws(state: Mapping[str, Tensor]) -> list[str]:
     return found
 
 
-def demand_numbers(state: Mapping[str, Tensor], kind: type[RebasinError] = MergeError) -> None:
+def demand_numbers(state: State, kind: type[RebasinError] = MergeError) -> None:
     """Refuse a state dict that holds anything but dense tensors with numbers in them.
 
     Args:
@@ -74,7 +72,21 @@ def demand_numbers(state: Mapping[str, Tensor], kind: type[RebasinError] = Merge
         raise kind(f"{empty} has no numbers: it is on the meta device")
 
 
-def demand_same_kinds(a: Mapping[str, Tensor], b: Mapping[str, Tensor], kind: type[RebasinError] = MergeError) -> None:
+def demand_same_form(a: State, b: State) -> None:
+    """Refuse two state dicts of other keys, shapes or kinds of numbers.
+
+    Raises:
+        MergeError: naming the keys, or the first tensor.
+    """
+    if a.keys() != b.keys():
+        raise MergeError(f"the models differ in the keys {', '.join(sorted(a.keys() ^ b.keys()))}")
+    for key, tensor in a.items():
+        if tensor.shape != b[key].shape:
+            raise MergeError(f"{key}: shapes {tuple(tensor.shape)} and {tuple(b[key].shape)} differ")
+    demand_same_kinds(a, b)
+
+
+def demand_same_kinds(a: State, b: State, kind: type[RebasinError] = MergeError) -> None:
     """Refuse two state dicts where a tensor is real in one and complex or of integers in the other.
 
     Args:

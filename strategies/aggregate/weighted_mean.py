@@ -1,45 +1,35 @@
-"""Folding: replies become one, where the inner strategy needs no more of them than their weighted mean.
+"""Inner strategies that need no more of the replies than their weighted mean, and the one reply that carries it.
 
 FedAvg and the strategies built on its mean give the same aggregate for the replies and for a single reply that
-carries their mean and their total weight. Taking the mean here saves a copy of every model, and lets replies be folded
-in one by one, while others still train.
+carries their mean and their total weight. Taking the mean here saves a copy of every model, and lets replies be added
+one by one, while others still train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor
 
+from fedrebasin.state import Mean
+
 from ..replies import Reply, Template
 from ..traits import find_attribute
 
 
-@dataclass
-class RunningMean:
-    """The weighted mean of models that come one by one: two models' memory, however many there are.
+def flower_mean(states: Iterable[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """The weighted mean of models, bit for bit as Flower's strategies take it.
 
-    Sums are kept in float64, so that the order of arrival moves the mean by less than its rounding.
+    Args:
+        states: state dicts with the same keys.
+        weights: one for each.
     """
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    total: float = 0.0
-
-    def add(self, state: Mapping[str, Tensor], weight: float) -> None:
-        """Fold in one model."""
-        for key, tensor in state.items():
-            if key in self.sums:
-                self.sums[key].add_(tensor, alpha=weight)
-            else:
-                self.sums[key] = tensor.double() * weight
-        self.total += weight
-
-    def finish(self) -> dict[str, Tensor]:
-        """The mean, in float64."""
-        return {key: tensor / self.total for key, tensor in self.sums.items()}
+    mean = Mean("averaged", total=sum(weights))
+    for state, weight in zip(states, weights, strict=True):
+        mean.add(state, weight)
+    return mean.finish()
 
 
 def mean_metrics(replies: Sequence[Reply], strategy: Strategy) -> MetricRecord:
@@ -49,7 +39,7 @@ def mean_metrics(replies: Sequence[Reply], strategy: Strategy) -> MetricRecord:
     return metrics
 
 
-def folded(
+def mean_reply(
     replies: Sequence[Reply], mean: Mapping[str, Tensor], template: Template, strategy: Strategy, metrics: MetricRecord
 ) -> Message:
     """One message that stands for all replies.

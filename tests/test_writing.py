@@ -1,0 +1,54 @@
+"""Files that are whole or not there, and JSON without NaN."""
+
+import json
+import math
+
+import pytest
+
+from fedrebasin.writing import finite, json_text, written_atomically
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path, durable):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with written_atomically(path, durable) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_folder_replaces_the_one_before(tmp_path, durable):
+    path = tmp_path / "round-000001"
+    path.mkdir()
+    (path / "old").touch()
+    with written_atomically(path, durable) as partial:
+        (partial / "inside").mkdir(parents=True)
+        (partial / "inside" / "new").write_text("1")
+    assert [one.name for one in sorted(path.rglob("*"))] == ["inside", "new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_fails_leaves_all_as_it_was(tmp_path, folder):
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def fail():
+        with written_atomically(path) as partial:
+            partial.mkdir() if folder else partial.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_without_a_form_become_null_and_tuples_lists():
+    content = {"a": (1.5, math.nan, [math.inf, -math.inf]), 2: {"b": True, "c": None, "d": "text"}}
+    assert finite(content) == {"a": [1.5, None, [None, None]], "2": {"b": True, "c": None, "d": "text"}}
+    assert json.loads(json_text(content)) == finite(content)
+    assert json_text({"a": [1]}) == '{\n "a": [\n  1\n ]\n}\n'
