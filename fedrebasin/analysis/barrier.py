@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedrebasin.calibration import fit_temperature, recalibrate_batch_norm
 from fedrebasin.errors import MergeError
 from fedrebasin.running import Batch, demand_reiterable
-from fedrebasin.state import State, computable, cosine, demand_numbers, has_mean, length
+from fedrebasin.state import State, computable, cosine, demand_numbers, demand_same_form, has_mean, length
 from fedrebasin.sums import evaluate, logits_of
 
 Definition = Literal["git-re-basin", "simultaneous"]
