@@ -97,7 +97,7 @@ def demand_same_kinds(a: State, b: State, kind: type[RebasinError] = MergeError)
     Raises:
         RebasinError: naming the first such tensor.
     """
-    for key in (key for key in a if key in b and a[key].numel() > 1):
+    for key in (key for key in a if key in b and a[key].dtype != b[key].dtype and a[key].numel() > 1):
         if (has_mean(a[key]), a[key].is_complex()) != (has_mean(b[key]), b[key].is_complex()):
             raise kind(
                 f"{key} is {_dtype(a[key])} in one model and {_dtype(b[key])} in another: bring them to one dtype"
