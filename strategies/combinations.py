@@ -61,8 +61,7 @@ def check_parts(parts: Parts) -> None:
         raise SpecError(f"{type(parts).__name__} needs spec=, as in PermutationSpec.trace(model, example_inputs)")
     if aligner.needs_all and not aligner.idle and parts.streaming and needs_only_the_mean(parts.strategy):
         raise RebasinError(
-            f"{type(parts.aligner).__name__} needs all models at once: use AlignTo, whose reference is no position, or "
-            "streaming=False"
+            f"{type(parts.aligner).__name__} needs all models at once, as it is set: use AlignTo(), or streaming=False"
         )
     inner = type(parts.strategy).__name__
     if any(isinstance(getattr(layer, "stage", None), ReplyAlignment) for layer in unwrap(parts.strategy)):
