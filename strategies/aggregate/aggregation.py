@@ -162,7 +162,10 @@ class Aggregation:
             alignments.append(alignment)
             if keep_states:
                 states.append(state)
-        return Merge(tuple(states), tuple(alignments), mean.finish(), History((), tally.seconds, True, "aligned"))
+        together = alignments[0].history  # of all models, where they were aligned at the same time
+        if any(alignment.history is not together for alignment in alignments):
+            together = History((), tally.seconds, True, "aligned to one reference")
+        return Merge(tuple(states), tuple(alignments), mean.finish(), together)
 
     def _arriving(self, replies: Iterable[Message], workers: int, tally: Tally) -> Iterator[tuple[Reply, State]]:
         """Each good reply and its aligned model, as replies arrive."""

@@ -77,10 +77,10 @@ class ReplyAlignment:
                 continue
             if self.frames is not None:
                 self.frames.learn(reply.node_id, alignment.permutation)
-            known = alignment.distance
-            tally.add(
-                alignment, distance(goal, result, alignment.permutation.spec.voting(result)) if known is None else known
-            )
+            away = alignment.distance
+            if away is None:
+                away = distance(goal, result, alignment.permutation.spec.voting(result))
+            tally.add(alignment, away)
             yield reply, result, alignment
 
     def _placed(

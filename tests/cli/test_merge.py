@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from fedrebasin import AlignTo, MergeMany, WeightMatching, average
 from fedrebasin.cli import main
-from fedrebasin.cli import merge as merge_command
 from tests.cli.pairs import convolutions, pair, write_mlps
 
 MLP = "tests.cli.pairs:mlp"
@@ -130,7 +129,7 @@ def test_interrupted_it_leaves_nothing_and_says_so(tmp_path, monkeypatch, capsys
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merge_command, "merge_files", interrupted)
+    monkeypatch.setattr("fedrebasin.files.merge_files", interrupted)
     assert main(["merge", "a.safetensors", "b.pt", "-o", "m.safetensors"]) == 130
     assert "interrupted: nothing was written to m.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "m.safetensors").exists()
