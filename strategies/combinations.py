@@ -45,7 +45,8 @@ def check_parts(
     one_by_one = streaming and not traits.needs_all
     if one_by_one and not idle and steps.needs_all:
         raise RebasinError(
-            f"{_name(aligner)} needs all models at once: use AlignTo, whose reference is no position, or streaming=False"
+            f"{_name(aligner)} needs all models at once: use AlignTo, whose reference is no position, or "
+            "streaming=False"
         )
     if needing := [_name(part) for part in calibrators if getattr(part, "needs_all", False)]:
         if idle:
