@@ -105,14 +105,14 @@ class Aligned(Strategy):
         return self._run.spec
 
     @property
-    def stage(self) -> ReplyAlignment:
+    def alignment(self) -> ReplyAlignment:
         """What aligns, to what, and where."""
         return ReplyAlignment(self._run.spec, self.aligner, self._run.frames, self.device, self._private)
 
     @property
     def is_transparent(self) -> bool:
         """Whether nothing is aligned, calibrated or measured."""
-        return self.stage.idle and not (self.calibrators or self.probes)
+        return self.alignment.idle and not (self.calibrators or self.probes)
 
     @property
     def beta(self) -> float | None:
@@ -137,7 +137,7 @@ class Aligned(Strategy):
             self._frames.forget()
         self._run = run = Run(self._spec, self._frames)
         run.see(initial_arrays)
-        if not self.stage.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
+        if not self.alignment.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
             log(WARNING, "%s: %s", type(self).__name__, missing)
         arrays = initial_arrays
         if self._checkpoints is not None and self.resume:
@@ -177,11 +177,11 @@ class Aligned(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen the replies, align the good ones, aggregate, calibrate, measure, write down."""
-        run, stage = self._run, self.stage
+        run, alignment = self._run, self.alignment
         server_round = run.number(server_round)
         screener = Screener(run.template, self.strategy, run.asked)
         global_state = {} if self.is_transparent else to_state(run.arrays)
-        aggregation = Aggregation(stage, self.strategy, screener, run.template, global_state, server_round)
+        aggregation = Aggregation(alignment, self.strategy, screener, run.template, global_state, server_round)
         taken = aggregation.aggregate(replies, self.workers if self.streaming else None)
         arrays, measured = taken.arrays, dict(taken.measured)
         if arrays is not None and (self.calibrators or self.probes):

@@ -246,7 +246,7 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
         assert strategy.resume
         assert strategy.workers == 3
         assert strategy.query_type == "train"
-        assert strategy.stage.frames is not None
+        assert strategy.alignment.frames is not None
         assert any(isinstance(calibrator, Doubling) for calibrator in strategy.calibrators)
 
 

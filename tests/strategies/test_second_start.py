@@ -111,7 +111,7 @@ def test_a_second_run_may_be_of_a_model_of_another_size():
     go(strategy, run=0, width=16)
     assert strategy.spec.shape("P") == (16,)
     go(strategy, run=1, width=10)
-    assert strategy.spec.shape("P") == strategy.stage.spec.shape("P") == (10,)
+    assert strategy.spec.shape("P") == strategy.alignment.spec.shape("P") == (10,)
 
 
 def test_results_stay_to_be_looked_at_until_the_next_run():
@@ -140,7 +140,7 @@ def test_permutations_that_were_given_are_there_in_every_run():
 
 def test_settings_cannot_be_changed():
     strategy = Aligned(STRATEGIES["FedAvg"](), spec=SPEC)
-    for name in ("strategy", "aligner", "calibrators", "probes", "streaming", "spec", "beta", "stage"):
+    for name in ("strategy", "aligner", "calibrators", "probes", "streaming", "spec", "beta", "alignment"):
         with pytest.raises(AttributeError):
             setattr(strategy, name, None)
     strategy.aggregate_train = strategy.aggregate_train  # methods may be watched

@@ -168,7 +168,7 @@ NEED_ALL = {
 
 @pytest.mark.parametrize("name", NEED_ALL)
 def test_streaming_refuses_an_aligner_that_needs_all_models(name):
-    with pytest.raises(RebasinError, match=rf"^{name} needs all models at once, .*streaming=False$"):
+    with pytest.raises(RebasinError, match=rf"^{name} needs all models at once: .*streaming=False$"):
         Aligned(spec=SPEC, aligner=NEED_ALL[name], streaming=True)
     Aligned(FedMedian(), spec=SPEC, aligner=NEED_ALL[name], streaming=True)  # which gets all replies anyway
 
