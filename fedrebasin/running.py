@@ -12,8 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedrebasin.errors import CalibrationError, RebasinError, one_line
-from fedrebasin.state import State as State
-from fedrebasin.state import demand_numbers, has_mean
+from fedrebasin.state import State, demand_numbers, has_mean
 
 #: ``(inputs, labels)``, or the inputs alone where no labels are needed. Inputs are a tensor, a tuple of positional
 #: or a dict of keyword arguments of the model.

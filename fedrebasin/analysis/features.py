@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, forward
+from fedrebasin.running import Batch, forward
 from fedrebasin.spec import PermutationSpec
-from fedrebasin.state import demand_numbers
+from fedrebasin.state import State, demand_numbers
 from fedrebasin.watching import Activation, LayerRun, module_named, watch, watching
 
 Found = TypeVar("Found")

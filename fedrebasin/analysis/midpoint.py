@@ -12,7 +12,8 @@ from fedrebasin.analysis.connectivity import FeatureLaw, LayerConnectivity
 from fedrebasin.analysis.features import layers_of
 from fedrebasin.analysis.orthogonality import Orthogonality, Reciprocity
 from fedrebasin.analysis.pairs import Pair, by_layer, demand_layers, sums_of_batch
-from fedrebasin.running import Batch, State
+from fedrebasin.running import Batch
+from fedrebasin.state import State
 from fedrebasin.sums import Sums, demand_data
 
 _FEATURES, _COMMUTATION, _RECIPROCITY = FeatureLaw(), Commutation(), Reciprocity()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fedrebasin.analysis.barrier import Barrier, barrier_value, interpolate
 from fedrebasin.analysis.pairs import ROWS_PER_EXAMPLE
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State
+from fedrebasin.running import Batch
+from fedrebasin.state import State
 from fedrebasin.sums import Evaluation, Sums, demand, demand_data
 
 _MOST_POINTS = 1000

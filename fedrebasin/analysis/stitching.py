@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.features import demand_runs, layers_of
 from fedrebasin.analysis.streams import each_batch
-from fedrebasin.running import Batch, State, forward, mode_of, number_of_examples
+from fedrebasin.running import Batch, forward, mode_of, number_of_examples
+from fedrebasin.state import State
 from fedrebasin.sums import Evaluation, Score, add_sums
 from fedrebasin.watching import LayerRun, watching
 

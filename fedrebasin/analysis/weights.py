@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from fedrebasin.analysis.features import PARAMETRIZED, first_tensor
-from fedrebasin.running import State
+from fedrebasin.state import State
 from fedrebasin.watching import module_named
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, demand_reiterable
+from fedrebasin.running import Batch, demand_reiterable
+from fedrebasin.state import State
 from fedrebasin.sums import BatchNormMoments, Moments, collect_sums
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import MergeError
-from fedrebasin.running import State
+from fedrebasin.state import State
 from fedrebasin.sums import Sums
 from fedrebasin.watching import bias_of, with_affine_matrix
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import MergeError
-from fedrebasin.running import State
-from fedrebasin.state import demand_numbers
+from fedrebasin.state import State, demand_numbers
 from fedrebasin.watching import affine_matrix, with_affine_matrix
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, logits_and_labels
+from fedrebasin.running import Batch, logits_and_labels
+from fedrebasin.state import State
 from fedrebasin.sums import EXAMPLES, Sums, check_logits, demand, demand_data
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fedrebasin.calibration.batch_norm import recalibrate_batch_norm
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, demand_reiterable, mode_of, number_of_examples
+from fedrebasin.running import Batch, demand_reiterable, mode_of, number_of_examples
 from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import State
 from fedrebasin.sums import Moments, PreActivationMoments, collect_sums, correction, unit_order
 from fedrebasin.watching import Norm, Product, affine_matrix, bias_of, watch, with_affine_matrix
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fedrebasin.calibration.regression import solve_symmetric
 from fedrebasin.errors import MergeError
-from fedrebasin.running import Batch, State, demand_reiterable, number_of_examples
+from fedrebasin.running import Batch, demand_reiterable, number_of_examples
+from fedrebasin.state import State
 from fedrebasin.sums import LayerRegression, Sums, add_sums, collect_sums
 from fedrebasin.watching import affine_matrix, affine_weights, with_affine_matrix
 

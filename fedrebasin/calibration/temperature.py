@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import State
 from fedrebasin.spec import PermutationSpec
-from fedrebasin.state import computable, demand_numbers
+from fedrebasin.state import State, computable, demand_numbers
 from fedrebasin.sums import Temperature, check_logits, loss_terms
 from fedrebasin.watching import bias_of
 

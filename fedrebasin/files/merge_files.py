@@ -17,7 +17,7 @@ from fedrebasin.errors import MergeError, choose
 from fedrebasin.files.calibrate import Calibration, Data, Progress, calibrated
 from fedrebasin.files.checkpoint_set import CheckpointSet, open_checkpoints
 from fedrebasin.files.checkpoints import load_checkpoint, save_checkpoint
-from fedrebasin.matching import Alignment, State, WeightMatching
+from fedrebasin.matching import Alignment, WeightMatching
 from fedrebasin.merging import (
     AlignTo,
     CycleConsistent,
@@ -29,7 +29,7 @@ from fedrebasin.merging import (
     unmoved,
 )
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import cosine
+from fedrebasin.state import State, cosine
 
 METHODS = ("weight-matching", "frank-wolfe", "merge-many", "cycle-consistent", "average")
 #: The methods that align to one model, which may be a base; they hold one model's pages at a time.

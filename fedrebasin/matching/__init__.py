@@ -1,7 +1,7 @@
 """Matching: from a pair of models to the permutation that aligns them."""
 
 from fedrebasin.matching.activation import ActivationMatching, match_relations
-from fedrebasin.matching.alignment import Alignment, History, Matcher, State, Step
+from fedrebasin.matching.alignment import Alignment, History, Matcher, Step
 from fedrebasin.matching.already_aligned import AlreadyAligned
 from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.frank_wolfe import relaxable
@@ -22,7 +22,6 @@ __all__ = [
     "MethodName",
     "Problem",
     "Progress",
-    "State",
     "Step",
     "StraightThrough",
     "WarmAssignment",

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import MatchingError
-from fedrebasin.matching.alignment import Alignment, State
+from fedrebasin.matching.alignment import Alignment
 from fedrebasin.matching.problem import Problem
 from fedrebasin.matching.weight import WeightMatching
 from fedrebasin.running import Batch, demand_batches, number_of_examples
 from fedrebasin.spec import Axis, Factor, Group, Layout, Permutation, PermutationSpec
+from fedrebasin.state import State
 from fedrebasin.sums import ActivationCorrelation, collect_sums, mean_products
 from fedrebasin.watching import unit_places
 

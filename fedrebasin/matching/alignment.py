@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedrebasin.errors import deprecated
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import State as State
+from fedrebasin.state import State
 
 #: From a candidate's number, a reference, and where the candidate stands, to a better permutation of it.
 Step = Callable[[int, State, Permutation], Permutation]

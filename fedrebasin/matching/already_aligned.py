@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import MatchingError
-from fedrebasin.matching.alignment import Alignment, History, Matcher, State
+from fedrebasin.matching.alignment import Alignment, History, Matcher
 from fedrebasin.matching.prepared import as_real
 from fedrebasin.spec import Axis, Permutation, PermutationSpec
-from fedrebasin.state import cosine_of, cosines_by_layer, demand_numbers, demand_same_kinds
+from fedrebasin.state import State, cosine_of, cosines_by_layer, demand_numbers, demand_same_kinds
 
 #: Entries of each unit that a first, cheap bound on the units' distances is taken from.
 FEW = 128

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import MatchingError
-from fedrebasin.matching.alignment import State
 from fedrebasin.matching.prepared import Prepared, dot, scaled
 from fedrebasin.memory import LARGE
 from fedrebasin.spec import Axis, Permutation, PermutationSpec
-from fedrebasin.state import cosines_by_layer, demand_numbers, demand_same_kinds
+from fedrebasin.state import State, cosines_by_layer, demand_numbers, demand_same_kinds
 
 Indices = dict[str, Tensor]
 

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedrebasin.matching.alignment import State
 from fedrebasin.matching.prepared import Totals, totals
 from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.signatures import pair_by_signature
 from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import State
 
 #: The certificate of an exact copy.
 EXACT = "the candidate is the reference, permuted"

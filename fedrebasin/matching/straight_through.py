@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedrebasin.errors import CalibrationError, MatchingError, one_line
-from fedrebasin.matching.alignment import Alignment, History, State
+from fedrebasin.matching.alignment import Alignment, History
 from fedrebasin.matching.problem import Problem
 from fedrebasin.matching.weight import WeightMatching
 from fedrebasin.running import Batch, demand_reiterable, described, device_of, labels_of, mode_of, outputs_of
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import computable, has_mean
+from fedrebasin.state import State, computable, has_mean
 
 
 @dataclass(frozen=True, eq=False)

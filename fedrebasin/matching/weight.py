@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from fedrebasin.errors import MatchingError
-from fedrebasin.matching.alignment import Alignment, State, Step
+from fedrebasin.matching.alignment import Alignment, Step
 from fedrebasin.matching.control import Control, Progress
 from fedrebasin.matching.coordinate import CoordinateAscent, climb
 from fedrebasin.matching.frank_wolfe import FrankWolfe, relaxable
@@ -19,6 +19,7 @@ from fedrebasin.matching.problem import Indices, Problem
 from fedrebasin.matching.starts import EXACT, is_exact, order_by_signatures
 from fedrebasin.matching.steps import WarmAssignment
 from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import State
 
 # In a step among many models: the others move before the next one, so that an ascent need not run to its end.
 _SWEEPS = 2

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedrebasin.errors import MergeError
-from fedrebasin.matching import Alignment, AlreadyAligned, Matcher, State, WeightMatching
+from fedrebasin.matching import Alignment, AlreadyAligned, Matcher, WeightMatching
 from fedrebasin.merging.merge import Merge, collected, unmoved
 from fedrebasin.merging.protocol import Placer, Together, TwoStepAligner
 from fedrebasin.merging.reference import medoid, started_from
 from fedrebasin.spec import PermutationSpec
-from fedrebasin.state import demand_numbers, demand_same_kinds
+from fedrebasin.state import State, demand_numbers, demand_same_kinds
 
 Reference = Literal["auto", "medoid"] | int | State
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from fedrebasin.matching import Control, Problem, Progress, State, WeightMatching, relaxable
+from fedrebasin.matching import Control, Problem, Progress, WeightMatching, relaxable
 from fedrebasin.merging.average import normalised
 from fedrebasin.merging.frank_wolfe import relax_together
 from fedrebasin.merging.merge import Merge, collected
 from fedrebasin.merging.protocol import Placer, Together, TwoStepAligner
 from fedrebasin.merging.rounds import Rounds, steps_of
 from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import State
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedrebasin.matching import History, State
+from fedrebasin.matching import History
 from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.merge import Merge, collected, unmoved
 from fedrebasin.merging.protocol import Placer, Together, TwoStepAligner
 from fedrebasin.spec import PermutationSpec
-from fedrebasin.state import cosine, distance
+from fedrebasin.state import State, cosine, distance
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedrebasin.matching import Control, Matcher, Progress, State, WeightMatching
+from fedrebasin.matching import Control, Matcher, Progress, WeightMatching
 from fedrebasin.merging.average import normalised
 from fedrebasin.merging.merge import Merge, collected
 from fedrebasin.merging.protocol import Placer, Together, TwoStepAligner
 from fedrebasin.merging.rounds import Rounds, steps_of
 from fedrebasin.spec import Permutation, PermutationSpec
+from fedrebasin.state import State
 
 
 @dataclass(frozen=True)

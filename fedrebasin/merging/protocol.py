@@ -10,11 +10,11 @@ from itertools import chain, islice
 from typing import Protocol, cast
 
 from fedrebasin.errors import MergeError
-from fedrebasin.matching import Alignment, History, State
+from fedrebasin.matching import Alignment, History
 from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.merge import Merge
 from fedrebasin.spec import PermutationSpec, warn_of_gaps
-from fedrebasin.state import distance
+from fedrebasin.state import State, distance
 from fedrebasin.threads import ahead
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import MergeError
-from fedrebasin.matching import Matcher, State, WeightMatching
+from fedrebasin.matching import Matcher, WeightMatching
 from fedrebasin.spec import Axis, Group, PermutationSpec
-from fedrebasin.state import demand_numbers, demand_same_kinds
+from fedrebasin.state import State, demand_numbers, demand_same_kinds
 
 #: Up to so many models every one is a candidate and every one is asked.
 ALL = 12

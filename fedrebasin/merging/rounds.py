@@ -8,19 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedrebasin.matching import (
-    Alignment,
-    Control,
-    History,
-    Matcher,
-    State,
-    Step,
-    orders_by_signatures,
-)
+from fedrebasin.matching import Alignment, Control, History, Matcher, Step, orders_by_signatures
 from fedrebasin.merging.average import average
 from fedrebasin.merging.merge import Merge
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import cosines, has_mean, inner, real
+from fedrebasin.state import State, cosines, has_mean, inner, real
 
 # A gain that is float64's rounding, as a share of what is added up.
 _NOTHING = 1e-12

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, demand_batches, mode_of, number_of_examples, without_single_examples
+from fedrebasin.running import Batch, demand_batches, mode_of, number_of_examples, without_single_examples
+from fedrebasin.state import State
 
 Result = TypeVar("Result", covariant=True)
 Sums = Mapping[str, Tensor]

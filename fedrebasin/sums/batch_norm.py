@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fedrebasin.running import Batch, State
+from fedrebasin.running import Batch
+from fedrebasin.state import State
 from fedrebasin.sums.algebra import Sums, add_sums, demand_data
 from fedrebasin.sums.moments import Moments, demand_moments, moment_sums, moments_by_name
 from fedrebasin.watching import Norm, watch

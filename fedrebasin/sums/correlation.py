@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State
+from fedrebasin.running import Batch
+from fedrebasin.state import State
 from fedrebasin.sums.algebra import EXAMPLES, Sums, demand, demand_data
 from fedrebasin.sums.moments import moments
 from fedrebasin.watching import unit_activations

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, demand_batches, demand_classes, logits_and_labels, mode_of
-from fedrebasin.state import has_mean
+from fedrebasin.running import Batch, demand_batches, demand_classes, logits_and_labels, mode_of
+from fedrebasin.state import State, has_mean
 from fedrebasin.sums.algebra import Sums, collect_sums, demand, demand_data
 
 

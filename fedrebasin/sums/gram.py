@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State
+from fedrebasin.running import Batch
 from fedrebasin.spec import Permutation
+from fedrebasin.state import State
 from fedrebasin.sums.algebra import EXAMPLES, Sums, demand, demand_data
 from fedrebasin.watching import Product, watch
 

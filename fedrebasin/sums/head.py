@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, labels_of
+from fedrebasin.running import Batch, labels_of
+from fedrebasin.state import State
 from fedrebasin.sums.algebra import Sums, demand, demand_data
 from fedrebasin.sums.gram import demand_positive
 from fedrebasin.watching import Product, watch

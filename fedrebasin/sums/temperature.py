@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, demand_classes, logits_and_labels
+from fedrebasin.running import Batch, demand_classes, logits_and_labels
+from fedrebasin.state import State
 from fedrebasin.sums.algebra import Sums, demand, demand_data
 
 

@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, forward
+from fedrebasin.running import Batch, forward
+from fedrebasin.state import State
 from fedrebasin.watching.operators import Weights, tied_parameters
 from fedrebasin.watching.products import Product
 

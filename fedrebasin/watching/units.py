@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.running import Batch, State, mode_of
+from fedrebasin.running import Batch, mode_of
 from fedrebasin.spec import Axis, PermutationSpec
+from fedrebasin.state import State
 from fedrebasin.watching.observer import watch
 from fedrebasin.watching.products import Product
 

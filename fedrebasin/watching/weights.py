@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, State, mode_of
+from fedrebasin.running import Batch, mode_of
+from fedrebasin.state import State
 from fedrebasin.watching.observer import watch
 from fedrebasin.watching.products import Product
 

@@ -14,13 +14,12 @@ from torch import Tensor
 from fedrebasin import History, Merge
 from fedrebasin.devices import move
 from fedrebasin.merging import two_step
-from fedrebasin.state import Mean
+from fedrebasin.state import Mean, State
 
 from ..replies import (
     RecordError,
     Reply,
     Screener,
-    State,
     Template,
     agreed,
     carrying,

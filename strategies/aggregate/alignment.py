@@ -16,10 +16,10 @@ from torch import Tensor
 from fedrebasin import Aligner, Alignment, AlignTo, History, PermutationSpec, WeightMatching
 from fedrebasin.devices import move
 from fedrebasin.merging import Placer, TwoStepAligner, cosine, two_step
-from fedrebasin.state import distance
+from fedrebasin.state import State, distance
 from fedrebasin.threads import ahead
 
-from ..replies import Reply, State, alike, dissent, moving_integers, of_usual_length
+from ..replies import Reply, alike, dissent, moving_integers, of_usual_length
 from ..run import Frames
 from .tally import Tally
 

@@ -10,8 +10,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from fedrebasin import AlignTo, Matcher, PermutationSpec, RebasinError, WeightMatching
 from fedrebasin.devices import move, pick_device
+from fedrebasin.state import State
 
-from ..replies import RecordError, State, Template, to_state
+from ..replies import RecordError, Template, to_state
 
 #: Where a strategy writes the norm that its clients are to clip to, and clipping mods read it.
 CLIPPING_NORM = "clipping_norm"

@@ -2,7 +2,7 @@
 
 from .integers import agreed, alike, dissent, moving_integers
 from .outliers import of_usual_length, outliers
-from .records import FLOATS, Form, RecordError, State, Template, decode_array, to_state
+from .records import FLOATS, Form, RecordError, Template, decode_array, to_state
 from .screening import MAX_EXAMPLES, Reply, Screener, SetAside, carrying, form_of
 from .streaming import StreamingGrid, send_and_stream
 
@@ -14,7 +14,6 @@ __all__ = [
     "Reply",
     "Screener",
     "SetAside",
-    "State",
     "StreamingGrid",
     "Template",
     "agreed",

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin import Alignment, PermutationSpec
-from fedrebasin.state import gram, length
-
-from .records import State
+from fedrebasin.state import State, gram, length
 
 UNUSUAL = 3.0  # times as long as the median model
 FEWEST = 5  # models among which the usual spread can be told

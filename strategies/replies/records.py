@@ -22,7 +22,6 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from fedrebasin.errors import RebasinError
-from fedrebasin.state import State as State
 
 with warnings.catch_warnings():  # torch warns once that such memory must not be written to: nothing here does
     warnings.simplefilter("ignore")

@@ -13,8 +13,10 @@ from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 from flwr.common import log
 from flwr.serverapp.strategy import Strategy
 
+from fedrebasin.state import State
+
 from ..traits import find_attribute
-from .records import RecordError, State, Template
+from .records import RecordError, Template
 
 MAX_EXAMPLES = 10**12
 

@@ -11,8 +11,9 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedrebasin import CalibrationError, Merge, PermutationSpec
+from fedrebasin.state import State
 
-from ..replies import Reply, State
+from ..replies import Reply
 from ..sums import QUERY
 
 
