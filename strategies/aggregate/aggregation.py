@@ -24,7 +24,6 @@ from ..replies import (
     agreed,
     carrying,
     dissent,
-    form_of,
     moving_integers,
     outliers,
 )
@@ -100,6 +99,8 @@ class Aggregation:
             log(ERROR, "aggregate_train: %s; the last good global model is kept", error)
             arrays = None
         counted = {"replies-set-aside": float(bad)} if taken.measured or bad else {}
+        if self.screener.capped:
+            counted["weights-capped"] = float(self.screener.capped)
         return replace(taken, arrays=arrays, measured={**taken.measured, **counted})
 
     def at_once(self, replies: Iterable[Message]) -> Aggregate:
@@ -168,7 +169,7 @@ class Aggregation:
 
     def _arriving(self, replies: Iterable[Message], workers: int, tally: Tally) -> Iterator[tuple[Reply, State]]:
         """Each good reply and its aligned model, as replies arrive."""
-        good = self._admitted(replies)
+        good = self.screener.arriving(replies)
         if self.alignment.idle:
             return ((reply, move(reply.state, self.alignment.device)) for reply in good)
         aligned = self.alignment.aligned(
@@ -229,22 +230,6 @@ class Aggregation:
         if measured and self.alignment.frames is not None:
             measured["fixed-points"] = self.alignment.frames.fixed_points()
         return measured
-
-    def _admitted(self, replies: Iterable[Message]) -> Iterator[Reply]:
-        """The good replies as they come; the first one's form is the form."""
-        form: tuple[object, ...] | None = None
-        for message in replies:
-            reply = self.screener.admit(message)
-            if reply is None:
-                continue
-            form = form_of(message.content) if form is None else form
-            if form_of(message.content) != form:
-                self.screener.set_aside(
-                    reply.node_id, "its records or metrics are named otherwise than the first reply's"
-                )
-                continue
-            del message
-            yield reply
 
     def _messages(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
         """What the inner strategy gets: the replies with aligned arrays, in the global key order."""
