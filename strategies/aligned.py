@@ -31,7 +31,8 @@ class Aligned(Strategy):
     """Wraps a Flower strategy: replies are checked and aligned, then the strategy aggregates as it always does.
 
     With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy,
-    bit for bit but for the dtypes, which are the global model's again. Its attributes are settings and cannot be
+    bit for bit but for the dtypes, which are the global model's again, and for replies that are not of its form or not
+    finite, which are set aside; nothing else is judged or capped. Its attributes are settings and cannot be
     changed; what lasts for one run begins anew with each ``start``, the memory of the inner strategy excepted.
 
     Args:

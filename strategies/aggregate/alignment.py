@@ -67,7 +67,7 @@ class ReplyAlignment:
         """Each reply with its aligned model and how it was aligned, in the order given.
 
         Whatever an aligner or a matcher raises about a model sets its reply aside. An error about all of them at once
-        is blamed on the longest model, and the others are tried again, until half of them are gone; then all are.
+        is blamed on the longest model, and the others are tried again, until half of them are gone: then all are.
 
         Args:
             replies: at least one.

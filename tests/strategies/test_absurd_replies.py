@@ -229,3 +229,13 @@ def test_privacy_caps_no_weight_and_judges_by_the_global_model():
     assert "rebasin-weights-capped" not in claims
     assert claims["rebasin-replies-set-aside"] == 0.0
     assert result(KINDS["3e38"], 10).train_metrics_clientapp[1]["rebasin-replies-set-aside"] == 1.0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("inner", INNER)
+def test_a_tensor_that_begins_at_zero_is_free_to_grow(inner, streaming):
+    start = {**START, "3.weight": torch.zeros_like(START["3.weight"])}
+    honest = final(made("FedRebasin", inner, streaming), federation(None), 2, start)
+    assert honest.train_metrics_clientapp[1]["rebasin-replies-set-aside"] == 0.0
+    spoiled = final(made("FedRebasin", inner, streaming), federation(filled(1e7, "3.weight")), 2, start)
+    assert spoiled.train_metrics_clientapp[1]["rebasin-replies-set-aside"] == 1.0
