@@ -20,18 +20,19 @@ from fedrebasin.spec import coverage_gaps
 
 from .aggregate import Aggregation, ReplyAlignment
 from .combinations import check_parts, inside_another
-from .replies import Screener, StreamingGrid, to_state
+from .replies import Proportions, Screener, StreamingGrid, demand_ratio, to_state
 from .round import Calibrator, Probe, Round, calibrate, measure, with_metrics
 from .run import Checkpoints, Frames, Run
 from .sums import QUERY
-from .traits import traits_of
+from .traits import traits_of, weighted_by
 
 
 class Aligned(Strategy):
     """Wraps a Flower strategy: replies are checked and aligned, then the strategy aggregates as it always does.
 
     With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy,
-    bit for bit but for the dtypes, which are the global model's again. Its attributes are settings and cannot be
+    bit for bit but for the dtypes, which are the global model's again, and for replies that are not of its form or not
+    finite, which are set aside; nothing else is judged or capped. Its attributes are settings and cannot be
     changed; what lasts for one run begins anew with each ``start``, the memory of the inner strategy excepted.
 
     Args:
@@ -49,6 +50,8 @@ class Aligned(Strategy):
         streaming: take replies as they arrive and let go of each: memory for a few models, however many replies there
             are. Strategies that need all replies get them all; probes and calibrators see no single models.
         workers: matchings that run at the same time while streaming.
+        max_weight_ratio: how many times the median of the others' examples a reply may count for; None for any number.
+            No weight is capped where nothing is aligned or calibrated, nor with differential privacy inside.
         checkpoint: a folder to write a checkpoint to after each round.
         resume: go on from the newest checkpoint in that folder.
         query_type: the message type of the requests for sums. ``"train"`` reaches clients whose app has only
@@ -72,6 +75,7 @@ class Aligned(Strategy):
         frame: Literal["server", "client"] | Frames = "server",
         streaming: bool = False,
         workers: int = 2,
+        max_weight_ratio: float | None = 1000.0,
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
         query_type: str = QUERY,
@@ -83,6 +87,7 @@ class Aligned(Strategy):
         self.device = pick_device(device)
         self.streaming = streaming
         self.workers = workers
+        self.max_weight_ratio = max_weight_ratio
         self.resume = resume
         self.query_type = query_type
         self._spec = spec
@@ -92,6 +97,7 @@ class Aligned(Strategy):
         check_parts(
             type(self).__name__, self.strategy, spec, self.aligner, self.calibrators, self.probes, self.streaming
         )
+        demand_ratio(max_weight_ratio)
         self._run = Run(spec, self._frames)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -179,8 +185,12 @@ class Aligned(Strategy):
         """Screen the replies, align the good ones, aggregate, calibrate, measure, write down."""
         run, alignment = self._run, self.alignment
         server_round = run.number(server_round)
-        screener = Screener(run.template, self.strategy, run.asked)
         global_state = {} if self.is_transparent else to_state(run.arrays)
+        proportions = None
+        if self.calibrators or not alignment.idle:
+            weights = weighted_by(self.strategy), self.max_weight_ratio
+            proportions = Proportions(global_state, *weights, private=self._private)
+        screener = Screener(run.template, self.strategy, run.asked, proportions)
         aggregation = Aggregation(alignment, self.strategy, screener, run.template, global_state, server_round)
         taken = aggregation.aggregate(replies, self.workers if self.streaming else None)
         arrays, measured = taken.arrays, dict(taken.measured)
@@ -234,4 +244,15 @@ class Aligned(Strategy):
 
 
 #: What cannot be changed once it is set.
-SETTINGS = ("strategy", "aligner", "calibrators", "probes", "device", "streaming", "workers", "resume", "query_type")
+SETTINGS = (
+    "strategy",
+    "aligner",
+    "calibrators",
+    "probes",
+    "device",
+    "streaming",
+    "workers",
+    "max_weight_ratio",
+    "resume",
+    "query_type",
+)

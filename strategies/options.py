@@ -21,6 +21,7 @@ class Options(TypedDict, total=False):
     frame: Literal["server", "client"] | Frames
     streaming: bool
     workers: int
+    max_weight_ratio: float | None
     checkpoint: str | os.PathLike[str] | None
     resume: bool
     query_type: str

@@ -119,6 +119,12 @@ def find_attribute(strategy: object, name: str, default: Any) -> Any:
     return next((getattr(layer, name) for layer in unwrap(strategy) if hasattr(layer, name)), default)
 
 
+def weighted_by(strategy: object) -> str:
+    """The metric by which replies are weighed."""
+    name: str = find_attribute(strategy, "weighted_by_key", "num-examples")
+    return name
+
+
 @contextmanager
 def expecting_fewer(strategy: Strategy, set_aside: int, left: int) -> Iterator[None]:
     """Bulyan gives up a round of fewer than 4 f + 3 replies; attackers that were set aside are not to be expected.

@@ -24,7 +24,6 @@ from ..replies import (
     agreed,
     carrying,
     dissent,
-    form_of,
     moving_integers,
     outliers,
 )
@@ -100,6 +99,8 @@ class Aggregation:
             log(ERROR, "aggregate_train: %s; the last good global model is kept", error)
             arrays = None
         counted = {"replies-set-aside": float(bad)} if taken.measured or bad else {}
+        if self.screener.capped:
+            counted["weights-capped"] = float(self.screener.capped)
         return replace(taken, arrays=arrays, measured={**taken.measured, **counted})
 
     def at_once(self, replies: Iterable[Message]) -> Aggregate:
@@ -112,7 +113,9 @@ class Aggregation:
         tally = Tally()
         integers: State = {}
         if not self.alignment.idle:
-            merge = self._merge(good, tally)
+            good, merge = self._merge(good, tally)
+            if self._mostly_failed(good, tally):
+                return self._nothing()
             good, merge, integers = self._agreeing(good, merge)
             if good and self.traits.robust:
                 good, merge = self._without_outliers(good, merge)
@@ -144,35 +147,54 @@ class Aggregation:
             integers = {key: state[key] for key in self._moving_integers(state)}
             mean.add(state, reply.num_examples)
             kept.append(_without_arrays(reply))
-        return (
-            self._of_the_mean(kept, {**mean.finish(), **integers}, None, tally, integers) if kept else self._nothing()
-        )
+        if not kept or self._mostly_failed(kept, tally):
+            return self._nothing()
+        return self._of_the_mean(kept, {**mean.finish(), **integers}, None, tally, integers)
 
-    def _merge(self, replies: Sequence[Reply], tally: Tally) -> Merge:
-        """All replies' models, aligned, and their mean as Flower takes it."""
+    def _mostly_failed(self, kept: Sequence[Reply], tally: Tally) -> bool:
+        """Whether more replies could not be aligned than could, so that these are set aside as well.
+
+        One of these may be the reference that the others cannot be aligned to. With privacy it never is.
+        """
+        if self.alignment.private or tally.failed <= len(kept):
+            return False
+        for reply in kept:
+            self.screener.set_aside(reply.node_id, f"{tally.failed} other replies could not be aligned with it")
+        return True
+
+    def _merge(self, replies: Sequence[Reply], tally: Tally) -> tuple[list[Reply], Merge]:
+        """The replies that can be aligned; their models, aligned, and the mean of these as Flower takes it."""
         keep_states = (
             two_step(self.alignment.aligner).keep_states
             or self.traits.needs_all
             or bool(self._moving_integers(replies[0].state))
         )
-        mean, alignments, states = Mean("averaged", sum(reply.num_examples for reply in replies)), [], []
-        for reply, state, alignment in self.alignment.aligned(replies, self.global_state, self.server_round, tally):
+        total = sum(reply.num_examples for reply in replies)
+        mean, kept, alignments, states = Mean("averaged", total), [], [], []
+        for reply, state, alignment in self.alignment.aligned(
+            replies, self.global_state, self.server_round, tally, self.screener.set_aside
+        ):
             mean.add(state, reply.num_examples)
+            kept.append(reply)
             alignments.append(alignment)
             if keep_states:
                 states.append(state)
-        together = alignments[0].history  # of all models, where they were aligned at the same time
+        merged = mean.finish() if kept else {}
+        if 0 < len(kept) < len(replies):  # the shares of the others go to these
+            rest = total / sum(reply.num_examples for reply in kept)
+            merged = {key: tensor * rest for key, tensor in merged.items()}
+        together = alignments[0].history if kept else History((), tally.seconds, True, "nothing was aligned")
         if any(alignment.history is not together for alignment in alignments):
             together = History((), tally.seconds, True, "aligned to one reference")
-        return Merge(tuple(states), tuple(alignments), mean.finish(), together)
+        return kept, Merge(tuple(states), tuple(alignments), merged, together)
 
     def _arriving(self, replies: Iterable[Message], workers: int, tally: Tally) -> Iterator[tuple[Reply, State]]:
         """Each good reply and its aligned model, as replies arrive."""
-        good = self._admitted(replies)
+        good = self.screener.arriving(replies)
         if self.alignment.idle:
             return ((reply, move(reply.state, self.alignment.device)) for reply in good)
         aligned = self.alignment.aligned(
-            good, self.global_state, self.server_round, tally, workers, self.screener.set_aside
+            good, self.global_state, self.server_round, tally, self.screener.set_aside, workers, equal_integers=True
         )
         return ((reply, state) for reply, state, _ in aligned)
 
@@ -181,7 +203,7 @@ class Aggregation:
 
     def _agreeing(self, replies: Sequence[Reply], merge: Merge) -> tuple[list[Reply], Merge, State]:
         """The replies whose integers along groups are those of most, or with privacy the global model's; and these."""
-        keys = self._moving_integers(replies[0].state)
+        keys = self._moving_integers(replies[0].state) if replies else ()
         if not keys:
             return list(replies), merge, {}
         states = [] if self.alignment.private else [dict(state) for state in merge.states]
@@ -229,22 +251,6 @@ class Aggregation:
         if measured and self.alignment.frames is not None:
             measured["fixed-points"] = self.alignment.frames.fixed_points()
         return measured
-
-    def _admitted(self, replies: Iterable[Message]) -> Iterator[Reply]:
-        """The good replies as they come; the first one's form is the form."""
-        form: tuple[object, ...] | None = None
-        for message in replies:
-            reply = self.screener.admit(message)
-            if reply is None:
-                continue
-            form = form_of(message.content) if form is None else form
-            if form_of(message.content) != form:
-                self.screener.set_aside(
-                    reply.node_id, "its records or metrics are named otherwise than the first reply's"
-                )
-                continue
-            del message
-            yield reply
 
     def _messages(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
         """What the inner strategy gets: the replies with aligned arrays, in the global key order."""

@@ -7,21 +7,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from logging import INFO
+from logging import INFO, WARNING
+from typing import TypeVar
 
 import torch
 from flwr.common import log
 from torch import Tensor
 
-from fedrebasin import Aligner, Alignment, AlignTo, History, PermutationSpec, WeightMatching
+from fedrebasin import Aligner, Alignment, AlignTo, History, Merge, MergeError, PermutationSpec, WeightMatching
 from fedrebasin.devices import move
+from fedrebasin.errors import RebasinError, one_line
 from fedrebasin.merging import Placer, TwoStepAligner, cosine, two_step
-from fedrebasin.state import State, distance
+from fedrebasin.state import State, distance, length
 from fedrebasin.threads import ahead
 
 from ..replies import Reply, alike, dissent, moving_integers, of_usual_length
 from ..run import Frames
 from .tally import Tally
+
+Models = deque[tuple[Reply, State]]
+Done = TypeVar("Done")
 
 LOOKED_AT = 8  # replies that decide the reference when the others have yet to come
 
@@ -55,72 +60,116 @@ class ReplyAlignment:
         global_state: State,
         server_round: int,
         tally: Tally,
+        set_aside: Callable[[int, str], None],
         workers: int = 0,
-        set_aside: Callable[[int, str], None] | None = None,
+        equal_integers: bool = False,
     ) -> Iterator[tuple[Reply, State, Alignment]]:
         """Each reply with its aligned model and how it was aligned, in the order given.
+
+        Whatever an aligner or a matcher raises about a model sets its reply aside. An error about all of them at once
+        is blamed on the longest model, and the others are tried again, until half of them are gone: then all are.
 
         Args:
             replies: at least one.
             global_state: the model that the server sent out.
             server_round: Flower's round.
             tally: what was done is counted there.
+            set_aside: is told of replies that cannot be aligned, by node and reason.
             workers: matchings that run at the same time while replies arrive: at most one model more is held, and a
                 reference is chosen from the first few. 0 where all replies are at hand.
-            set_aside: is told of models whose integers along groups are not the reference's; None lets them pass.
+            equal_integers: set models aside whose integers along groups are not the reference's.
         """
-        for reply, state, alignment, goal in self._placed(replies, global_state, server_round, tally, workers):
-            result = state if alignment.permutation.is_identity else alignment.apply(state)
-            integers = moving_integers(self.spec, state) if set_aside is not None else ()
-            if set_aside is not None and (reason := dissent({key: goal[key] for key in integers}, result)):
+
+        def failed(node_id: int, reason: str) -> None:
+            tally.failed += 1
+            set_aside(node_id, reason)
+
+        for reply, state, alignment, goal in self._placed(replies, global_state, server_round, tally, workers, failed):
+            try:
+                result = state if alignment.permutation.is_identity else alignment.apply(state)
+                away = alignment.distance
+                if away is None:
+                    away = distance(goal, result, alignment.permutation.spec.voting(result))
+            except Exception as error:
+                failed(reply.node_id, _reason(error))
+                continue
+            integers = moving_integers(self.spec, state) if equal_integers else ()
+            if reason := dissent({key: goal[key] for key in integers}, result):
                 set_aside(reply.node_id, reason)
                 continue
             if self.frames is not None:
                 self.frames.learn(reply.node_id, alignment.permutation)
-            away = alignment.distance
-            if away is None:
-                away = distance(goal, result, alignment.permutation.spec.voting(result))
             tally.add(alignment, away)
             yield reply, result, alignment
 
     def _placed(
-        self, replies: Iterable[Reply], global_state: State, server_round: int, tally: Tally, workers: int
+        self,
+        replies: Iterable[Reply],
+        global_state: State,
+        server_round: int,
+        tally: Tally,
+        workers: int,
+        failed: Callable[[int, str], None],
     ) -> Iterator[tuple[Reply, State, Alignment, Mapping[str, Tensor]]]:
         """Each reply with its model, how that is aligned, and to what."""
         assert self.spec is not None
-        start = move(global_state, self.device)
+        spec, start = self.spec, move(global_state, self.device)
         aligner = self._aligner(start)
         arriving: Iterator[tuple[Reply, State]] = ((reply, move(reply.state, self.device)) for reply in replies)
         wanted = None if aligner.needs_all else aligner.looks_at
         first = deque(islice(arriving, LOOKED_AT if wanted is None and workers else wanted))
         started = time.perf_counter()
         if aligner.needs_all:
-            seen = of_usual_length(alike(self.spec, [state for _, state in first]))
+            seen = of_usual_length(alike(spec, [state for _, state in first]))
             first = deque(zip([reply for reply, _ in first], seen, strict=True))
-        placer = aligner.begin(self.spec, start, () if self.private else [state for _, state in first])
+
+        def begin(models: Models) -> Placer:
+            return aligner.begin(spec, start, () if self.private else [state for _, state in models])
+
+        begun = _without_the_longest(begin, first, failed)
+        tally.seconds += time.perf_counter() - started
+        if begun is None:
+            for reply, _ in arriving:
+                failed(reply.node_id, "there is no reference to align it to")
+            return
+        placer = begun
         if placer.reference is not None and wanted != 0:
             chosen = "the global model" if placer.reference is start else "one of the clients' models"
             log(INFO, "aggregate_train: the reference is %s", chosen)
-        tally.seconds += time.perf_counter() - started
 
-        def place(pair: tuple[Reply, State]) -> tuple[Reply, State, Alignment | None, float]:
+        def place(pair: tuple[Reply, State]) -> tuple[Reply, State, Alignment | Exception | None, float]:
             started = time.perf_counter()
-            return *pair, self._place(placer, *pair, server_round), time.perf_counter() - started
+            try:
+                placed: Alignment | Exception | None = self._place(placer, *pair, server_round)
+            except Exception as error:  # a stranger's numbers may be anything, and so may what a matcher says of them
+                placed = error
+            return *pair, placed, time.perf_counter() - started
 
-        held = []
+        held: Models = deque()
         threads = 1 if placer.reference is None else max(workers, aligner.threads)
         for reply, state, alignment, seconds in ahead(place, _chained(first, arriving), threads, int(workers > 0)):
             tally.seconds += seconds
-            if alignment is None or placer.reference is None:
-                held.append(reply)
+            if isinstance(alignment, Exception):
+                failed(reply.node_id, _reason(alignment))
+            elif alignment is None or placer.reference is None:
+                held.append((reply, state))
             else:
                 own = move(reply.state, self.device) if aligner.needs_all else state
                 yield reply, own, alignment, placer.reference
-        if held:
-            started = time.perf_counter()
-            merge = placer.finish([reply.num_examples for reply in held])
-            tally.seconds += time.perf_counter() - started
-            for reply, alignment in zip(held, merge.alignments, strict=True):
+        count = len(held)
+
+        def finish(models: Models) -> Merge:
+            holding = placer if len(models) == count else _holding(begin(models), models)
+            merge = holding.finish([reply.num_examples for reply, _ in models])
+            if len(merge.alignments) != len(models):
+                raise MergeError(f"the aligner gives {len(merge.alignments)} alignments of {len(models)} models")
+            return merge
+
+        started = time.perf_counter()
+        merge = _without_the_longest(finish, held, failed) if held else None
+        tally.seconds += time.perf_counter() - started
+        if merge is not None:
+            for (reply, _), alignment in zip(held, merge.alignments, strict=True):
                 yield reply, move(reply.state, self.device), alignment, merge.merged
 
     def _aligner(self, global_state: State) -> TwoStepAligner:
@@ -138,6 +187,47 @@ class ReplyAlignment:
         if self.frames.rematch_below is not None and similarity < self.frames.rematch_below:
             return placer.place(state)
         return Alignment(own, similarity, History((), 0.0, True, "the node's own permutation"))
+
+
+def _without_the_longest(
+    done: Callable[[Models], Done], models: Models, set_aside: Callable[[int, str], None]
+) -> Done | None:
+    """What is done with all models at once; while that fails, without the longest of them.
+
+    Args:
+        done: with the models that are left.
+        models: those that are left: it is changed.
+        set_aside: is told of the others.
+
+    Returns:
+        None where half of the models are not enough: all are set aside.
+    """
+    fewest = len(models) // 2
+    while True:
+        try:
+            return done(models)
+        except Exception as error:
+            reason = _reason(error)
+        log(WARNING, "aggregate_train: %d models cannot be aligned: %s", len(models), reason)
+        if len(models) - 1 < max(fewest, 1):
+            for reply, _ in models:
+                set_aside(reply.node_id, reason)
+            models.clear()
+            return None
+        worst = max(range(len(models)), key=lambda at: length(models[at][0].state))
+        set_aside(models[worst][0].node_id, f"{reason}, and it is the longest of {len(models)} models")
+        del models[worst]
+
+
+def _holding(placer: Placer, models: Models) -> Placer:
+    """A placer that was shown all models again."""
+    for _, state in models:
+        placer.place(state)
+    return placer
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, RebasinError) else one_line(error)
 
 
 def _chained(first: deque[tuple[Reply, State]], rest: Iterable[tuple[Reply, State]]) -> Iterator[tuple[Reply, State]]:

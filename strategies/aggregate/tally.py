@@ -13,6 +13,7 @@ class Tally:
 
     Args:
         seconds: of the alignment; where models are aligned in several threads, of all of them together.
+        failed: models that could not be aligned.
     """
 
     seconds: float = 0.0
@@ -21,6 +22,7 @@ class Tally:
     distance: float = 0.0
     units: int = 0
     moved: int = 0
+    failed: int = 0
 
     def add(self, alignment: Alignment, distance: float) -> None:
         """Count one model.

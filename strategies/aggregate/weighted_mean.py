@@ -16,7 +16,7 @@ from torch import Tensor
 from fedrebasin.state import Mean
 
 from ..replies import Reply, Template
-from ..traits import find_attribute
+from ..traits import find_attribute, weighted_by
 
 
 def flower_mean(states: Iterable[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -35,7 +35,7 @@ def flower_mean(states: Iterable[Mapping[str, Tensor]], weights: Sequence[float]
 def mean_metrics(replies: Sequence[Reply], strategy: Strategy) -> MetricRecord:
     """The replies' metrics, aggregated as the inner strategy does it."""
     aggregate = find_attribute(strategy, "train_metrics_aggr_fn", FedAvg().train_metrics_aggr_fn)
-    metrics: MetricRecord = aggregate([reply.message.content for reply in replies], _weighted_by(strategy))
+    metrics: MetricRecord = aggregate([reply.message.content for reply in replies], weighted_by(strategy))
     return metrics
 
 
@@ -55,10 +55,5 @@ def mean_reply(
     (array_name,) = first.content.array_records
     (metric_name,) = first.content.metric_records
     combined = MetricRecord(dict(metrics))
-    combined[_weighted_by(strategy)] = float(sum(reply.num_examples for reply in replies))
+    combined[weighted_by(strategy)] = float(sum(reply.num_examples for reply in replies))
     return Message(RecordDict({array_name: template.encode_mean(mean), metric_name: combined}), reply_to=first)
-
-
-def _weighted_by(strategy: Strategy) -> str:
-    name: str = find_attribute(strategy, "weighted_by_key", "num-examples")
-    return name

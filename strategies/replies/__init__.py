@@ -1,15 +1,18 @@
 """Bytes to state dicts and back: decoded without trust, screened, streamed."""
 
 from .integers import agreed, alike, dissent, moving_integers
+from .norms import Proportions, demand_ratio
 from .outliers import of_usual_length, outliers
 from .records import FLOATS, Form, RecordError, Template, decode_array, to_state
-from .screening import MAX_EXAMPLES, Reply, Screener, SetAside, carrying, form_of
+from .reply import Reply, carrying
+from .screening import MAX_EXAMPLES, Screener, SetAside
 from .streaming import StreamingGrid, send_and_stream
 
 __all__ = [
     "FLOATS",
     "MAX_EXAMPLES",
     "Form",
+    "Proportions",
     "RecordError",
     "Reply",
     "Screener",
@@ -20,8 +23,8 @@ __all__ = [
     "alike",
     "carrying",
     "decode_array",
+    "demand_ratio",
     "dissent",
-    "form_of",
     "moving_integers",
     "of_usual_length",
     "outliers",

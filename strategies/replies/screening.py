@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from logging import WARNING
 
-from flwr.app import ArrayRecord, Message, Metadata, RecordDict
+from flwr.app import Message, Metadata, RecordDict
 from flwr.common import log
 from flwr.serverapp.strategy import Strategy
 
 from fedrebasin.state import State
 
-from ..traits import find_attribute
+from ..traits import find_attribute, weighted_by
+from .norms import Proportions
 from .records import RecordError, Template
+from .reply import Reply
 
 MAX_EXAMPLES = 10**12
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A reply that may take part: its model and its weight."""
-
-    message: Message
-    node_id: int
-    state: State
-    num_examples: float
-
-    def arrays(self, template: Template) -> ArrayRecord:
-        """The arrays as they came, in the global key order: Krum, Bulyan and others pair them by position."""
-        (record,) = self.message.content.array_records.values()
-        return ArrayRecord({key: record[key] for key in template.forms})
+FIRST = 3  # replies that wait for one another while they arrive: fewer cannot be judged by the others
 
 
 @dataclass(frozen=True)
@@ -51,11 +39,19 @@ class Screener:
         template: the form of the global model.
         strategy: the inner strategy, whose keys and needs count.
         asked: the messages that were sent this round, by node: of their metadata, the ids that the grid gave them.
+        proportions: what is usual, where replies are aligned or calibrated.
     """
 
-    def __init__(self, template: Template, strategy: Strategy, asked: Mapping[int, Metadata]) -> None:
+    def __init__(
+        self,
+        template: Template,
+        strategy: Strategy,
+        asked: Mapping[int, Metadata],
+        proportions: Proportions | None = None,
+    ) -> None:
         self._template = template
-        self._weighted_by: str = find_attribute(strategy, "weighted_by_key", "num-examples")
+        self._weighted_by = weighted_by(strategy)
+        self._proportions = proportions
         self._loss_key = find_attribute(strategy, "train_loss_key", None)
         self._asked = asked
         self._seen: set[int] = set()
@@ -88,31 +84,58 @@ class Screener:
         self.bad.append(SetAside(node_id, reason))
         log(WARNING, "aggregate_train: set aside the reply of node %d: %s", node_id, reason)
 
+    @property
+    def capped(self) -> int:
+        """Replies that count for less than they claim."""
+        return 0 if self._proportions is None else self._proportions.capped
+
     def majority(self, replies: Iterable[Message]) -> list[Reply]:
         """The good ones of all replies.
 
         Flower ends the run when their records' names or metrics differ: the form of most of them counts.
         """
         good = [reply for message in replies if (reply := self.admit(message)) is not None]
-        forms = [form_of(reply.message.content) for reply in good]
-        if len(set(forms)) < 2:
-            return good
-        (usual, _), *_ = Counter(forms).most_common()
+        forms = Counter(form_of(reply.message.content) for reply in good)
+        return self._in_proportion(self._of_form(good, forms.most_common(1)[0][0], "most replies'")) if good else []
+
+    def arriving(self, replies: Iterable[Message]) -> Iterator[Reply]:
+        """The good replies as they come; the first one's form is the form, and its others are those before it."""
+        form: tuple[object, ...] | None = None
+        waiting: list[Reply] = []
+        enough = 1 if self._proportions is None else FIRST
+        for message in chain(replies, [None]):
+            reply = None if message is None else self.admit(message)
+            if message is not None and reply is not None:
+                form = form_of(message.content) if form is None else form
+                waiting += self._of_form([reply], form, "the first reply's")
+            if message is None or len(waiting) >= enough:
+                ready, waiting, enough = self._in_proportion(waiting), [], 1
+                del message, reply
+                while ready:
+                    yield ready.pop(0)
+
+    def _of_form(self, replies: Sequence[Reply], form: tuple[object, ...], whose: str) -> list[Reply]:
         kept = []
-        for reply, form in zip(good, forms, strict=True):
-            if form == usual:
+        for reply in replies:
+            if form_of(reply.message.content) == form:
                 kept.append(reply)
             else:
-                self.set_aside(reply.node_id, "its records or metrics are named otherwise than most replies'")
+                self.set_aside(reply.node_id, f"its records or metrics are named otherwise than {whose}")
         return kept
 
-
-def carrying(message: Message, arrays: ArrayRecord) -> Message:
-    """A copy of a message that carries another model; the message itself is left alone."""
-    (name,) = message.content.array_records
-    twin = copy.copy(message)
-    twin.content = RecordDict({key: arrays if key == name else record for key, record in message.content.items()})
-    return twin
+    def _in_proportion(self, replies: Sequence[Reply]) -> list[Reply]:
+        """The replies that are in proportion to one another and to those before them."""
+        if self._proportions is None:
+            return list(replies)
+        for reply in replies:
+            self._proportions.see(reply)
+        kept = []
+        for reply in replies:
+            try:
+                kept.append(self._proportions.judge(reply))
+            except RecordError as error:
+                self.set_aside(reply.node_id, str(error))
+        return kept
 
 
 def _read(content: RecordDict, template: Template, weighted_by: str, loss_key: str | None) -> tuple[State, float]:

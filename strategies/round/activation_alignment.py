@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from flwr.common import log
 from torch import nn
 
-from fedrebasin.errors import CalibrationError, MatchingError
+from fedrebasin.errors import CalibrationError
 from fedrebasin.matching import Alignment, match_relations
 from fedrebasin.merging import average, cosine
 from fedrebasin.sums import ActivationCorrelation
@@ -62,7 +62,7 @@ class ActivationAlignment:
                 continue
             try:
                 step = match_relations(spec, statistic.finish(sums))
-            except MatchingError as error:
+            except Exception as error:  # a stranger's sums
                 log(WARNING, "activation alignment: left out node %d: %s", round_.replies[at].node_id, error)
                 continue
             left_out.discard(at)

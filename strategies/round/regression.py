@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord
 from flwr.common import log
 from torch import nn
 
-from fedrebasin import CalibrationError, Merge, MergeError, ridge_head
+from fedrebasin import CalibrationError, Merge, ridge_head
 from fedrebasin.calibration import RegressionMean, regressed_layer
 from fedrebasin.running import mode_of
 from fedrebasin.sums import GramMatrices, HeadSums, LayerRegression, add_sums
@@ -62,7 +62,7 @@ class RegMean:
             fold = folds.get(shapes, RegressionMean(self.correlation, self.ridge))
             try:
                 fold.add(merge.states[position], statistic.finish(sums))
-            except MergeError as error:
+            except Exception as error:  # a stranger's sums
                 log(WARNING, "RegMean: left out node %d: %s", round_.replies[position].node_id, error)
                 continue
             folds[shapes] = fold

@@ -231,7 +231,14 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
     assert set(inspect.signature(Aligned).parameters) - own == set(Options.__annotations__)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     spec = PermutationSpec.trace(model, torch.zeros(2, 4))
-    options = {"probes": (Failing(),), "device": "cpu", "frame": "client", "streaming": True, "workers": 3}
+    options = {
+        "probes": (Failing(),),
+        "device": "cpu",
+        "frame": "client",
+        "streaming": True,
+        "workers": 3,
+        "max_weight_ratio": None,
+    }
     options |= {"checkpoint": tmp_path, "resume": True, "query_type": "train", "calibrators": (Doubling(),)}
     assert set(options) == set(Options.__annotations__)
     named = [

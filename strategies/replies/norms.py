@@ -1,0 +1,111 @@
+"""What is out of all proportion: numbers that would overflow in products, and claims of far more examples than others'.
+
+Bounds this wide are no defence against attackers, who need much less: they keep one reply from ending a round, or from
+owning a mean. Where nothing is aligned or calibrated nothing is judged here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
+from logging import WARNING
+
+from flwr.common import log
+
+from fedrebasin.errors import RebasinError
+from fedrebasin.state import State, has_mean, length
+
+from .records import RecordError
+from .reply import Reply
+
+#: How many times the usual root mean square the numbers of a tensor may have, where the usual one is no less than
+#: TINY: the others' median or the global model's, whichever is larger.
+ABSURD = 1e6
+TINY = 1e-6  # a tensor of the others that has barely left zero says nothing of what is usual
+#: The root mean square that no tensor may have: products of two such tensors of float32 are far from overflow.
+LARGEST = 1e15
+
+
+class Proportions:
+    """What is usual among the replies of a round, and which of them are out of all proportion.
+
+    Args:
+        global_state: the model that was sent out.
+        weighted_by: the metric that weighs a reply.
+        max_weight_ratio: how many times the median of the others' examples count; None for any number.
+        private: no reply is judged by others, so that bounds are those of the global model, and no weight is capped.
+    """
+
+    def __init__(
+        self, global_state: State, weighted_by: str, max_weight_ratio: float | None, private: bool = False
+    ) -> None:
+        self._expected = _sizes(global_state)
+        self._weighted_by = weighted_by
+        self._max_weight_ratio = None if private else max_weight_ratio
+        self._private = private
+        self._own: dict[int, Mapping[str, float]] = {}
+        self._sizes: dict[str, list[float]] = {key: [] for key in self._expected}
+        self._weights: list[float] = []
+        self.capped = 0
+
+    def see(self, reply: Reply) -> None:
+        """Let a reply count among the others."""
+        self._own[reply.node_id] = sizes = _sizes(reply.state)
+        if not self._private:
+            for key, size in sizes.items():
+                insort(self._sizes[key], size)
+            insort(self._weights, reply.num_examples)
+
+    def judge(self, reply: Reply) -> Reply:
+        """A reply that was seen, its weight capped.
+
+        Raises:
+            RecordError: naming a tensor whose numbers are absurd.
+        """
+        for key, size in self._own.pop(reply.node_id).items():
+            usual = max(self._expected[key], median_of_others(self._sizes[key], size))
+            most = min(ABSURD * max(usual, TINY), LARGEST) if usual else LARGEST
+            if not size <= most:
+                raise RecordError(f"{key}: numbers of about {size:.1e}, where {most:.1e} would be absurd already")
+        return self._weighing_less(reply)
+
+    def _weighing_less(self, reply: Reply) -> Reply:
+        usual = median_of_others(self._weights, reply.num_examples)
+        if self._max_weight_ratio is None or not usual or reply.num_examples <= self._max_weight_ratio * usual:
+            return reply
+        most = self._max_weight_ratio * usual
+        self.capped += 1
+        log(
+            WARNING,
+            "aggregate_train: node %d claims %g examples, others about %g: it counts as %g (max_weight_ratio)",
+            *(reply.node_id, reply.num_examples, usual, most),
+        )
+        return reply.weighing(most, self._weighted_by)
+
+
+def demand_ratio(ratio: float | None) -> None:
+    """Refuse a cap below what is usual.
+
+    Raises:
+        RebasinError: if it is less than 1.
+    """
+    if ratio is not None and not ratio >= 1:
+        raise RebasinError(f"max_weight_ratio {ratio}: it must be at least 1, or None for no cap")
+
+
+def median_of_others(ordered: Sequence[float], own: float) -> float:
+    """The median of numbers in ascending order without one of them; 0 where there is no other."""
+    others, at = len(ordered) - 1, bisect_left(ordered, own)
+    if others < 1:
+        return 0.0
+    low, high = (ordered[rank + (rank >= at)] for rank in ((others - 1) // 2, others // 2))
+    return low + (high - low) / 2
+
+
+def _sizes(state: State) -> dict[str, float]:
+    """The root mean square of each tensor of floats."""
+    return {
+        key: length(state, [key]) / tensor.numel() ** 0.5
+        for key, tensor in state.items()
+        if has_mean(tensor) and tensor.numel()
+    }

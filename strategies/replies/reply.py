@@ -1,0 +1,45 @@
+"""A reply that may take part in a round, and copies of messages that carry something else."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+
+from fedrebasin.state import State
+
+from .records import Template
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply that may take part: its model and its weight."""
+
+    message: Message
+    node_id: int
+    state: State
+    num_examples: float
+
+    def arrays(self, template: Template) -> ArrayRecord:
+        """The arrays as they came, in the global key order: Krum, Bulyan and others pair them by position."""
+        (record,) = self.message.content.array_records.values()
+        return ArrayRecord({key: record[key] for key in template.forms})
+
+    def weighing(self, num_examples: float, metric: str) -> Reply:
+        """The reply as if it had claimed another number of examples, under this metric."""
+        ((name, metrics),) = self.message.content.metric_records.items()
+        record = MetricRecord({**metrics, metric: float(num_examples)})
+        return replace(self, message=_with(self.message, name, record), num_examples=float(num_examples))
+
+
+def carrying(message: Message, arrays: ArrayRecord) -> Message:
+    """A copy of a message that carries another model; the message itself is left alone."""
+    (name,) = message.content.array_records
+    return _with(message, name, arrays)
+
+
+def _with(message: Message, name: str, instead: ArrayRecord | MetricRecord) -> Message:
+    twin = copy.copy(message)
+    twin.content = RecordDict({key: instead if key == name else record for key, record in message.content.items()})
+    return twin
