@@ -1,0 +1,381 @@
+"""A checkpoint folder belongs to one run, and whatever happens to its files, a resume ends in a model or in one line."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fedrebasin.strategies.run import checkpoint as files
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAvg, FedAvgM
+from safetensors.torch import load_file, save_file
+
+from fedrebasin import PermutationSpec
+from fedrebasin.strategies import Aligned, CheckpointError, FedRebasin
+from tests.compatibility.nets import CLIENTS as OLD_CLIENTS
+from tests.compatibility.nets import clients, mlp, random_state
+from tests.strategies.helpers import AXES, COMMON, STRATEGIES, make_state
+from tests.strategies.test_runs import SPEC, assert_same, make_app, run
+
+OLD = Path(__file__).parents[1] / "compatibility" / "written_by_0_1" / "run"
+ROOT = Path(__file__).resolve().parents[2]
+DEEP = "[" * 100_000 + "]" * 100_000
+#: What a field of JSON may be instead of what it should be.
+WRONG = (None, True, -1, 10**400, 1.5, float("inf"), "x", [], [[]], {}, {"x": {}}, [None] * 5)
+
+
+def aligned(folder, inner="FedAvgM", **options):
+    return Aligned(STRATEGIES[inner](), **{"spec": SPEC, "frame": "client", "checkpoint": folder, **options})
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def identity(folder, name):
+    return json.loads((folder / name / files.META).read_text())["made-by"]["run"]
+
+
+def rewrite(path, change):
+    """Change the meta data of a checkpoint, and its checksums with it."""
+    meta = json.loads((path / files.META).read_text())
+    meta = change(meta) or meta
+    text = json.dumps(meta)
+    (path / files.META).write_text(text)
+    sums(path)
+
+
+def sums(path):
+    if (path / files.SUMS).exists():
+        lines = [f"{hashlib.sha256((path / n).read_bytes()).hexdigest()}  {n}\n" for n in (files.ARRAYS, files.META)]
+        (path / files.SUMS).write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder after three rounds, and what the run gave."""
+    folder = tmp_path_factory.mktemp("written") / "run"
+    return folder, run(aligned(folder), make_state(0, width=24), rounds=3, app=make_app(own_order=True))
+
+
+def resumed(folder, rounds=3, **options):
+    strategy = aligned(folder, resume=True, **options)
+    return run(strategy, make_state(0, width=24), rounds=rounds, app=make_app(own_order=True))
+
+
+# -- whose folder it is --
+
+
+def test_a_folder_that_holds_another_run_is_refused_and_left_as_it_is(tmp_path):
+    app = make_app()
+    run(aligned(tmp_path, frame="server"), make_state(0), rounds=5)
+    before, holder = names(tmp_path), identity(tmp_path, "round-000005")
+    with pytest.raises(
+        CheckpointError, match=rf"holds checkpoints of run {holder}, the last round-000005: resume=True"
+    ):
+        run(aligned(tmp_path, frame="server"), make_state(1), rounds=3, app=app)
+    assert not app.seen
+    assert names(tmp_path) == before
+
+
+def test_a_run_that_was_resumed_keeps_its_identity_and_two_runs_have_two(tmp_path):
+    for folder in ("a", "b"):
+        run(aligned(tmp_path / folder, "FedAvg"), make_state(0), rounds=1)
+    run(aligned(tmp_path / "a", "FedAvg", resume=True), make_state(0), rounds=2)
+    first, second = (identity(tmp_path / "a", f"round-00000{number}") for number in (1, 2))
+    assert first == second != identity(tmp_path / "b", "round-000001")
+
+
+def test_the_checkpoint_that_was_written_last_is_never_removed(tmp_path):
+    """A strategy without a loop of its own, in a folder with later rounds of others."""
+    run(aligned(tmp_path, "FedAvg"), make_state(0), rounds=5)
+    newest = files.read(tmp_path / "round-000005")
+    for number in (1, 2, 3):
+        files.write(tmp_path, files.Checkpoint(number, newest.tensors, newest.settings, {}, newest.random_state, {}))
+        assert f"round-00000{number}" in names(tmp_path)
+    assert names(tmp_path) == ["round-000002", "round-000003", "round-000004", "round-000005"]
+
+
+def test_rounds_are_counted_as_numbers(tmp_path):
+    for number in (999_999, 1_000_000, 1_000_001):
+        files.write(tmp_path, files.Checkpoint(number, {}, {}, {}, {}, {}))
+    assert [path.name for path in files.newest_first(tmp_path)] == ["round-1000001", "round-1000000"]
+
+
+def test_a_resume_past_the_rounds_that_are_asked_for_says_so(written, tmp_path, caplog):
+    folder, whole = written
+    shutil.copytree(folder, tmp_path / "run")
+    assert_same(whole, resumed(tmp_path / "run", rounds=2))
+    assert "2 rounds were asked for and 3 are done: their model is the result" in caplog.text
+
+
+def test_two_runs_at_once_are_kept_apart(tmp_path):
+    class Second(FedAvg):
+        def configure_train(self, *arguments):
+            with pytest.raises(CheckpointError, match="another run is writing there"):
+                run(aligned(tmp_path, "FedAvg", resume=True), make_state(0), rounds=1)
+            tried.append(1)
+            return super().configure_train(*arguments)
+
+    tried: list[int] = []
+    run(Aligned(Second(**COMMON), spec=SPEC, checkpoint=tmp_path), make_state(0), rounds=2)
+    assert len(tried) == 2
+    assert names(tmp_path) == ["round-000001", "round-000002"]
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from fedrebasin.strategies.run.lock import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(600)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env=environment, text=True
+    ) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(CheckpointError, match="another run is writing there"):
+                run(aligned(tmp_path, "FedAvg"), make_state(0), rounds=1)
+        finally:
+            os.kill(holder.pid, signal.SIGKILL)
+    assert names(tmp_path) == [".lock"]
+    run(aligned(tmp_path, "FedAvg"), make_state(0), rounds=1)
+    assert names(tmp_path) == ["round-000001"]
+
+
+# -- what is in a checkpoint --
+
+
+def test_another_strategy_spec_and_newer_format_are_refused_by_name(written, tmp_path):
+    folder = shutil.copytree(written[0], tmp_path / "run")
+    with pytest.raises(
+        CheckpointError, match=r"round-000003: a checkpoint of another strategy \(FedAvgM instead of FedA"
+    ):
+        resumed(folder, inner="FedAdam")
+    other = PermutationSpec.from_axes({**AXES, "3.weight": ("Q", "P"), "3.bias": ("Q",)})
+    with pytest.raises(CheckpointError, match=r"another spec \(it differs in the groups .*Q"):
+        resumed(folder, spec=other)
+    rewrite(folder / "round-000003", lambda meta: meta.update(version=3))
+    with pytest.raises(CheckpointError, match="round-000003: a checkpoint of format 3"):
+        resumed(folder)
+
+
+def test_settings_that_differ_are_named(written, tmp_path, caplog):
+    folder = shutil.copytree(written[0], tmp_path / "run")
+    inner = FedAvgM(**COMMON, server_momentum=0.8, server_learning_rate=0.5)
+    run(Aligned(inner, spec=SPEC, frame="client", checkpoint=folder, resume=True), make_state(0, width=24), rounds=3)
+    assert "the run had server_momentum=0.9, it goes on with 0.8" in caplog.text
+
+
+@pytest.mark.parametrize("name", [files.ARRAYS, files.META, files.SUMS])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "a folder", "flipped"])
+def test_any_damage_to_any_file_falls_back_to_the_checkpoint_before(written, tmp_path, name, damage):
+    folder, whole = written
+    folder = shutil.copytree(folder, tmp_path / "run")
+    file = folder / "round-000003" / name
+    data = file.read_bytes()
+    if damage == "flipped":
+        generator = torch.Generator().manual_seed(len(name))
+        for position in torch.randint(0, 8 * len(data), (40,), generator=generator).tolist():
+            flipped = bytearray(data)
+            flipped[position // 8] ^= 1 << position % 8
+            file.write_bytes(flipped)
+            assert files.read_newest(folder, lambda found: found.server_round) == 2, position
+    else:
+        file.unlink()
+        if damage == "a folder":
+            file.mkdir()
+        elif damage != "missing":
+            file.write_bytes(data[: -len(data) // 3] if damage == "truncated" else b"")
+    assert_same(whole, resumed(folder))
+
+
+def fields(content, way=()):
+    """The way to every entry of JSON data; of a long list, to its first only."""
+    yield way
+    if isinstance(content, dict):
+        entries = list(content.items())
+    else:
+        entries = list(enumerate(content[:1] if len(content) > 5 else content)) if isinstance(content, list) else []
+    for key, entry in entries:
+        yield from fields(entry, (*way, key))
+
+
+def replaced(content, way, value):
+    if not way:
+        return value
+    content[way[0]] = replaced(content[way[0]], way[1:], value)
+    return content
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: repr(value)[:12])
+def test_whatever_a_field_is_the_checkpoint_is_read_or_passed_over(written, tmp_path, value):
+    """The checksums are right, as a forger would make them: nothing but one of the two models, or one line."""
+    folder = shutil.copytree(written[0], tmp_path / "run")
+    text = (folder / "round-000003" / files.META).read_text()
+    app = make_app()
+    for way in list(fields(json.loads(text))):
+        rewrite(folder / "round-000003", lambda meta, way=way: replaced(json.loads(text), way, value))
+        strategy = aligned(folder, resume=True)
+        before = vars(strategy.strategy).keys()
+        try:
+            run(strategy, make_state(0, width=24), rounds=2, app=app)
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+        assert vars(strategy.strategy).keys() == before, way
+        assert strategy.strategy.min_train_nodes == COMMON["min_train_nodes"]
+    assert not app.seen
+
+
+@pytest.mark.parametrize("text", [DEEP, DEEP.replace("[", '{"a":').replace("]", "1}"), "1" * 5000, "1e999", "nul", ""])
+def test_json_that_no_parser_likes_is_damage(written, tmp_path, text):
+    folder, whole = written
+    folder = shutil.copytree(folder, tmp_path / "run")
+    (folder / "round-000003" / files.META).write_text(text)
+    sums(folder / "round-000003")
+    assert_same(whole, resumed(folder))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "form"),
+    [
+        ("0.min_train_nodes_", None),
+        ("0.__class__", None),
+        ("0.strategy", "dict"),
+        ("0.train_metrics_aggr_fn", "dict"),
+        ("1.momentum_vector", "list"),
+        ("0.server_momentum", "list"),
+    ],
+)
+def test_attributes_that_were_not_declared_are_not_set(written, tmp_path, attribute, form):
+    folder, whole = written
+    folder = shutil.copytree(folder, tmp_path / "run")
+
+    def forge(meta):
+        inner = meta["settings"]["inner"]
+        inner["numbers"] |= {} if form else {attribute: 1}
+        inner["arrays"] |= {attribute: {"kind": form, "keys": []}} if form else {}
+
+    rewrite(folder / "round-000003", forge)
+    assert_same(whole, resumed(folder))
+    assert files.read_newest(folder, lambda found: found.server_round) == 3, "it was refused for what it would set"
+
+
+@pytest.mark.parametrize("section", ["global", "inner", "frames"])
+def test_arrays_of_another_form_are_not_restored(written, tmp_path, section):
+    folder, whole = written
+    folder = shutil.copytree(folder, tmp_path / "run")
+    file = folder / "round-000003" / files.ARRAYS
+    arrays = load_file(file)
+    key = next(key for key in arrays if key.startswith(f"{section}/") and arrays[key].dim())
+    save_file({**arrays, key: torch.zeros(3)}, file)
+    sums(folder / "round-000003")
+    if section == "global":
+        with pytest.raises(CheckpointError, match="another model"):
+            resumed(folder)
+    else:
+        assert_same(whole, resumed(folder))
+
+
+def test_arrays_that_a_strategy_has_from_its_first_round_only_are_named(tmp_path, caplog):
+    class Late(FedAvg):
+        def configure_train(self, *arguments):
+            self.late = [torch.zeros(3).numpy()]
+            return super().configure_train(*arguments)
+
+    run(Aligned(Late(**COMMON), spec=SPEC, checkpoint=tmp_path), make_state(0), rounds=2)
+    assert caplog.text.count("0.late is not in checkpoints") == 1
+
+
+# -- 0.1.0's --
+
+
+def old_run(folder):
+    strategy = FedRebasin(
+        FedAvgM(
+            fraction_evaluate=0.0, min_train_nodes=OLD_CLIENTS, min_available_nodes=OLD_CLIENTS, server_momentum=0.9
+        ),
+        spec=PermutationSpec.trace(mlp(), torch.zeros(2, 5)),
+        frame="client",
+        checkpoint=folder,
+        resume=True,
+    )
+    return run(strategy, ArrayRecord(random_state(mlp, 0)), rounds=2, app=clients())
+
+
+def test_what_0_1_wrote_is_read_with_a_warning_that_names_what_nobody_can_know(tmp_path, caplog):
+    result = old_run(shutil.copytree(OLD, tmp_path / "run"))
+    expected = load_file(OLD / "round-000002" / files.ARRAYS)
+    assert all(torch.equal(t, expected[f"global/{key}"]) for key, t in result.arrays.to_torch_state_dict().items())
+    (warning,) = (record.getMessage() for record in caplog.records if "0.1" in record.getMessage())
+    for unknown in ("run", "spec", "strategy", "round", "metrics", "numbers", "random state", "could not be verified"):
+        assert unknown in warning
+
+
+@pytest.mark.parametrize("value", WRONG[1:7], ids=lambda value: repr(value)[:12])
+def test_fields_of_0_1_without_a_checksum_are_checked_one_by_one(tmp_path, value):
+    folder = shutil.copytree(OLD, tmp_path / "run")
+    text = (folder / "round-000002" / files.META).read_text()
+    for way in list(fields(json.loads(text))):
+        rewrite(folder / "round-000002", lambda meta, way=way: replaced(json.loads(text), way, value))
+        try:
+            old_run(folder)
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+
+
+# -- disks --
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_first_round(tmp_path):
+    (tmp_path / "file").write_text("")
+    app = make_app()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CheckpointError, match="checkpoints cannot be written"):
+            run(aligned(folder), make_state(0), rounds=1, app=app)
+    assert not app.seen
+
+
+def test_a_full_disk_is_noticed_before_the_first_round(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    app = make_app()
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(CheckpointError, match="checkpoints cannot be written: OSError.*No space left"):
+        run(aligned(tmp_path), make_state(0), rounds=1, app=app)
+    assert not app.seen
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("room", [0, 100, 10_000])
+def test_a_disk_that_fills_up_in_a_run_leaves_the_whole_checkpoints(tmp_path, monkeypatch, room):
+    run(aligned(tmp_path), make_state(0, width=24), rounds=2, app=make_app(own_order=True))
+    write_bytes = Path.write_bytes
+
+    def full(path, data):
+        write_bytes(path, data[:room])
+        if len(data) > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(CheckpointError, match="the checkpoint cannot be written: OSError.*No space left"):
+            resumed(tmp_path, rounds=3)
+    assert names(tmp_path) == ["round-000001", "round-000002"]
+    assert files.read_newest(tmp_path, lambda found: found.server_round) == 2
+
+
+def test_what_a_killed_process_has_begun_is_removed(tmp_path):
+    begun = tmp_path / ".round-000001.123.partial"
+    begun.mkdir()
+    (begun / files.ARRAYS).write_bytes(b"half")
+    run(aligned(tmp_path, "FedAvg"), make_state(0), rounds=1)
+    assert names(tmp_path) == ["round-000001"]
