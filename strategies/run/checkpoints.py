@@ -128,6 +128,8 @@ class Checkpoints:
         if different := _differing(theirs, model):
             raise CheckpointError(f"a checkpoint of another model (it differs in {', '.join(different[:5])})")
         identity = run.identity if found.made_by is None else self._checked_identity(run, found.made_by)
+        had = self._settings if found.made_by is None else dict(found.made_by["settings"])
+        changed = _differing(had, self._settings)
         arrays = run.template.encode(found.tensors["global"])
         beta = found.settings["beta"]
         if beta is not None and not (isinstance(beta, int | float) and 0 < float(beta) < float("inf")):
@@ -146,8 +148,9 @@ class Checkpoints:
                     "could not be verified",
                     self.folder,
                 )
-            else:
-                self._warn_of_settings(found.made_by["settings"])
+            for where in changed:
+                before, now = had.get(where), self._settings.get(where)
+                log(WARNING, "%s: the run had %s=%r, it goes on with %r", self.folder, where, before, now)
             inner_state.restore(self.strategy, values)
             if run.frames is not None and run.spec is not None:
                 run.frames.by_node = by_node
@@ -177,13 +180,7 @@ class Checkpoints:
             raise CheckpointError(f"a checkpoint of another spec (it differs in the groups {', '.join(different[:5])})")
         if not re.fullmatch("[0-9a-f]{16}", theirs["run"]):
             raise ValueError(f"run {theirs['run']!r}")
-        dict(theirs["settings"])
         return str(theirs["run"])
-
-    def _warn_of_settings(self, theirs: Mapping[str, Any]) -> None:
-        for where in _differing(theirs, self._settings):
-            name, before, now = where.partition(".")[2], theirs.get(where), self._settings.get(where)
-            log(WARNING, "%s: the run had %s=%r, it goes on with %r", self.folder, name, before, now)
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
