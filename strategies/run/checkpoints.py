@@ -191,6 +191,8 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 def _digests(spec: PermutationSpec | None) -> dict[str, str]:
     """A checksum of each group of a spec; none where there is no spec."""
     groups = [] if spec is None else spec_json.encode(spec)["groups"]
+    for group in groups:
+        group["axes"].sort(key=json.dumps)
     return {group["name"]: hashlib.sha256(json.dumps(group).encode()).hexdigest() for group in groups}
 
 

@@ -25,8 +25,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def plain_settings(strategy: Strategy) -> dict[str, Any]:
-    """The numbers and texts among the attributes of a strategy and of those that it wraps."""
-    return {where: value for where, value in attributes(strategy) if isinstance(value, bool | int | float | str)}
+    """The numbers among the attributes of a strategy and of those that it wraps; no texts, which may be secrets."""
+    return {where: value for where, value in attributes(strategy) if isinstance(value, bool | int | float)}
 
 
 def attributes(strategy: Strategy) -> Iterator[tuple[str, Any]]:

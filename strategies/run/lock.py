@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging import WARNING
 from pathlib import Path
 
@@ -47,12 +47,13 @@ def _open_locked(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
         except OSError as error:
-            if error.errno not in TAKEN:
-                log(WARNING, "%s: no locks on this file system: let no second run use the folder (%s)", path, error)
+            if error.errno in TAKEN:
+                os.close(descriptor)
+                raise BlockingIOError(*error.args) from None
+            log(WARNING, "%s: no locks on this file system: let no second run use the folder (%s)", path, error)
+            return descriptor
+        with suppress(FileNotFoundError):  # who held it before has removed the file: it is another one now, or none
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
-            os.close(descriptor)
-            raise BlockingIOError(*error.args) from None
         os.close(descriptor)

@@ -57,6 +57,14 @@ def resumed(folder, rounds=3, **options):
     return run(strategy, make_state(0, width=24), rounds=rounds, app=make_app(own_order=True))
 
 
+def assert_falls_back(folder, whole, caplog):
+    """The last round is done again, from the checkpoint before."""
+    caplog.clear()
+    assert_same(whole, resumed(folder))
+    assert "round-000003 is damaged" in caplog.text
+    assert "after round 2" in caplog.text
+
+
 def test_another_strategy_spec_and_newer_format_are_refused_by_name(written, tmp_path):
     folder = shutil.copytree(written[0], tmp_path / "run")
     with pytest.raises(
@@ -80,7 +88,7 @@ def test_settings_that_differ_are_named(written, tmp_path, caplog):
 
 @pytest.mark.parametrize("name", [files.ARRAYS, files.META, files.SUMS])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "a folder", "flipped"])
-def test_any_damage_to_any_file_falls_back_to_the_checkpoint_before(written, tmp_path, name, damage):
+def test_any_damage_to_any_file_falls_back_to_the_checkpoint_before(written, tmp_path, name, damage, caplog):
     folder, whole = written
     folder = shutil.copytree(folder, tmp_path / "run")
     file = folder / "round-000003" / name
@@ -98,7 +106,7 @@ def test_any_damage_to_any_file_falls_back_to_the_checkpoint_before(written, tmp
             file.mkdir()
         elif damage != "missing":
             file.write_bytes(data[: -len(data) // 3] if damage == "truncated" else b"")
-    assert_same(whole, resumed(folder))
+    assert_falls_back(folder, whole, caplog)
 
 
 def fields(content, way=()):
@@ -140,12 +148,12 @@ def test_whatever_a_field_is_the_checkpoint_is_read_or_passed_over(written, tmp_
 
 
 @pytest.mark.parametrize("text", [DEEP, DEEP.replace("[", '{"a":').replace("]", "1}"), "1" * 5000, "1e999", "nul", ""])
-def test_json_that_no_parser_likes_is_damage(written, tmp_path, text):
+def test_json_that_no_parser_likes_is_damage(written, tmp_path, text, caplog):
     folder, whole = written
     folder = shutil.copytree(folder, tmp_path / "run")
     (folder / "round-000003" / files.META).write_text(text)
     sums(folder / "round-000003")
-    assert_same(whole, resumed(folder))
+    assert_falls_back(folder, whole, caplog)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +167,7 @@ def test_json_that_no_parser_likes_is_damage(written, tmp_path, text):
         ("0.server_momentum", "list"),
     ],
 )
-def test_attributes_that_were_not_declared_are_not_set(written, tmp_path, attribute, form):
+def test_attributes_that_were_not_declared_are_not_set(written, tmp_path, attribute, form, caplog):
     folder, whole = written
     folder = shutil.copytree(folder, tmp_path / "run")
 
@@ -169,12 +177,26 @@ def test_attributes_that_were_not_declared_are_not_set(written, tmp_path, attrib
         inner["arrays"] |= {attribute: {"kind": form, "keys": []}} if form else {}
 
     rewrite(folder / "round-000003", forge)
-    assert_same(whole, resumed(folder))
+    assert_falls_back(folder, whole, caplog)
     assert files.read_newest(folder, lambda found: found.server_round) == 3, "it was refused for what it would set"
 
 
+def test_what_is_no_permutation_is_not_a_frame(written, tmp_path, caplog):
+    folder, whole = written
+    folder = shutil.copytree(folder, tmp_path / "run")
+    file = folder / "round-000003" / files.ARRAYS
+    arrays = load_file(file)
+    key = next(key for key in arrays if key.startswith("frames/"))
+    for wrong in (torch.zeros(24, dtype=torch.int64), torch.arange(24) - 1, torch.arange(24) * 2.0, torch.eye(24)):
+        save_file({**arrays, key: wrong}, file)
+        sums(folder / "round-000003")
+        assert_falls_back(folder, whole, caplog)
+        shutil.rmtree(folder)
+        shutil.copytree(written[0], folder)
+
+
 @pytest.mark.parametrize("section", ["global", "inner", "frames"])
-def test_arrays_of_another_form_are_not_restored(written, tmp_path, section):
+def test_arrays_of_another_form_are_not_restored(written, tmp_path, section, caplog):
     folder, whole = written
     folder = shutil.copytree(folder, tmp_path / "run")
     file = folder / "round-000003" / files.ARRAYS
@@ -186,7 +208,7 @@ def test_arrays_of_another_form_are_not_restored(written, tmp_path, section):
         with pytest.raises(CheckpointError, match="another model"):
             resumed(folder)
     else:
-        assert_same(whole, resumed(folder))
+        assert_falls_back(folder, whole, caplog)
 
 
 def test_arrays_that_a_strategy_has_from_its_first_round_only_are_named(tmp_path, caplog):

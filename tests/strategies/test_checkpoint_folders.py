@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fedrebasin.strategies.run import checkpoint as files
+from fedrebasin.strategies.run import lock
 from flwr.serverapp.strategy import FedAvg
 
 from fedrebasin.strategies import Aligned, CheckpointError
@@ -105,6 +106,20 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     assert names(tmp_path) == [".lock"]
     run(aligned(tmp_path, "FedAvg"), make_state(0), rounds=1)
     assert names(tmp_path) == ["round-000001"]
+
+
+@pytest.mark.parametrize("broken", ["no fcntl", "no locks"])
+def test_where_there_are_no_locks_a_run_goes_on_without(tmp_path, monkeypatch, caplog, broken):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if broken == "no fcntl":
+        monkeypatch.setattr(lock, "fcntl", None)
+    else:
+        monkeypatch.setattr(lock.fcntl, "flock", flock)
+    run(aligned(tmp_path, "FedAvg"), make_state(0), rounds=1)
+    assert names(tmp_path) == ["round-000001"]
+    assert ("no locks on this file system" in caplog.text) == (broken == "no locks")
 
 
 # -- disks --
