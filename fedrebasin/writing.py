@@ -41,6 +41,16 @@ def written_atomically(path: Path, durable: bool = False) -> Iterator[Path]:
         _remove(partial)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all: see :func:`written_atomically`.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with written_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def json_text(content: Any) -> str:
     """Plain data as JSON text that ends in a new line: see :func:`finite`."""
     return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"

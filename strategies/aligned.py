@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -52,8 +53,9 @@ class Aligned(Strategy):
         workers: matchings that run at the same time while streaming.
         max_weight_ratio: how many times the median of the others' examples a reply may count for; None for any number.
             No weight is capped where nothing is aligned or calibrated, nor with differential privacy inside.
-        checkpoint: a folder to write a checkpoint to after each round.
-        resume: go on from the newest checkpoint in that folder.
+        checkpoint: a folder to write a checkpoint to after each round. It belongs to one run, which holds a lock on it:
+            a folder with checkpoints of another is refused.
+        resume: go on with the run whose checkpoints are in that folder, from the newest that is whole.
         query_type: the message type of the requests for sums. ``"train"`` reaches clients whose app has only
             :class:`StatisticsMod` and no query handler: Flower runs mods only around functions that the app has.
 
@@ -145,24 +147,28 @@ class Aligned(Strategy):
         run.see(initial_arrays)
         if not self.alignment.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
             log(WARNING, "%s: %s", type(self).__name__, missing)
-        arrays = initial_arrays
-        if self._checkpoints is not None and self.resume:
-            arrays = self._checkpoints.resume(run, initial_arrays)
         evaluate = None if evaluate_fn is None else lambda number, model: evaluate_fn(run.number(number), model)
-        run.started = True
-        try:
-            result = super().start(
-                StreamingGrid(grid) if self.streaming else grid,
-                arrays,
-                max(num_rounds - run.done, 0),
-                timeout,
-                train_config,
-                evaluate_config,
-                evaluate,
-            )
-            return result if self._checkpoints is None else run.completed(result, arrays)
-        finally:
-            run.started = False
+        with (
+            nullcontext(initial_arrays)
+            if self._checkpoints is None
+            else self._checkpoints.opened(run, initial_arrays, self.resume)
+        ) as arrays:
+            if run.done and run.done >= num_rounds:
+                log(INFO, "%d rounds were asked for and %d are done: their model is the result", num_rounds, run.done)
+            run.started = True
+            try:
+                result = super().start(
+                    StreamingGrid(grid) if self.streaming else grid,
+                    arrays,
+                    max(num_rounds - run.done, 0),
+                    timeout,
+                    train_config,
+                    evaluate_config,
+                    evaluate,
+                )
+                return result if self._checkpoints is None else run.completed(result, arrays)
+            finally:
+                run.started = False
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fedrebasin.writing import finite, json_text, written_atomically
+from fedrebasin.writing import finite, json_text, write_text, written_atomically
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -52,3 +52,12 @@ def test_numbers_without_a_form_become_null_and_tuples_lists():
     assert finite(content) == {"a": [1.5, None, [None, None]], "2": {"b": True, "c": None, "d": "text"}}
     assert json.loads(json_text(content)) == finite(content)
     assert json_text({"a": [1]}) == '{\n "a": [\n  1\n ]\n}\n'
+
+
+def test_a_symbolic_link_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "elsewhere").write_text("old")
+    (tmp_path / "a").symlink_to(tmp_path / "elsewhere")
+    write_text(tmp_path / "a", "new")
+    assert (tmp_path / "elsewhere").read_text() == "old"
+    assert (tmp_path / "a").read_text() == "new"
+    assert not (tmp_path / "a").is_symlink()

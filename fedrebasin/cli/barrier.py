@@ -15,7 +15,7 @@ from fedrebasin.cli.bars import Bars
 from fedrebasin.cli.options import DATA_HELP, MODEL_HELP
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
-from fedrebasin.writing import json_text, written_atomically
+from fedrebasin.writing import json_text, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -185,6 +185,5 @@ def _content(opened: CheckpointSet, data: Data, curves: dict[str, Barrier], simi
 
 def _write(folder: Path, content: dict[str, Any]) -> Path:
     file = folder / "barrier.json"
-    with written_atomically(file) as partial:
-        partial.write_text(json_text(content), encoding="utf-8")
+    write_text(file, json_text(content))
     return file

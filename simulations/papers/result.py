@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fedrebasin.writing import json_text, written_atomically
+from fedrebasin.writing import json_text, write_text
 
 VERSION = 1
 
@@ -173,8 +173,7 @@ class Record:
             figure |= {"mean": found.mean, "deviation": found.deviation}
         for claim, said in zip(content["result"]["claims"], self.result.claims, strict=True):
             claim["verdict"] = said.verdict
-        with written_atomically(file) as partial:
-            partial.write_text(json_text(content), encoding="utf-8")
+        write_text(file, json_text(content))
         return file
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedrebasin.writing import write_text
+
 from ..papers import Chart, Plane, Record
 from .charts import COLOURS, PLAIN, described, drawn
 
@@ -27,7 +29,7 @@ def draw(record: Record, folder: Path) -> Path | None:
         svg = drawn(canvas, salt=record.name)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{record.name}.svg"
-    file.write_text(described(svg, record.title, _in_words(record)), encoding="utf-8")
+    write_text(file, described(svg, record.title, _in_words(record)))
     return file
 
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import fedrebasin
+from fedrebasin.writing import write_text
 
 from ..papers import Record
 from . import study_charts as charts
@@ -41,7 +42,7 @@ def write_page(folder: Path, study: Study) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / "report.html"
-    report.write_text(render(study), encoding="utf-8")
+    write_text(report, render(study))
     return report
 
 
@@ -89,7 +90,7 @@ def write_experiment(folder: Path, record: Record, command: str = "") -> Path:
         facts=facts,
     )
     report = folder / f"{record.name}.html"
-    report.write_text(page, encoding="utf-8")
+    write_text(report, page)
     return report
 
 

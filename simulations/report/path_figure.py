@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrebasin.analysis import Barrier
+from fedrebasin.writing import write_text, written_atomically
 
 from .charts import SETTINGS, STRATEGY_COLOUR, WARNING_COLOUR, described, drawn
 
@@ -38,9 +39,10 @@ def draw_paths(paths: Mapping[str, Barrier], folder: Path, names: tuple[str, str
         _panel(right, paths, "accuracy (%)", lambda path: [100 * share for share in path.accuracies])
         left.legend(frameon=False)
         figure.suptitle(f"from A, {names[0]}, to B, {names[1]}")
-        figure.savefig(png, dpi=160)
+        with written_atomically(png) as partial:
+            figure.savefig(partial, dpi=160, format="png")
         svg = drawn(figure, salt="barrier")
-    file.write_text(described(svg, f"Between {' and '.join(names)}", in_words(paths)), encoding="utf-8")
+    write_text(file, described(svg, f"Between {' and '.join(names)}", in_words(paths)))
     return file, png
 
 

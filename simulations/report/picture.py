@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from fedrebasin.writing import write_text
+
 from .charts import COLOURS, INK, REFERENCE_COLOUR, SETTINGS, STRATEGY_COLOUR, WARNING_COLOUR, described, drawn, folded
 from .study import Setting, Study
 
@@ -36,7 +38,7 @@ def write_picture(folder: Path, study: Study) -> Path | None:
         svg = drawn(figure, salt=FILE)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE
-    file.write_text(described(svg, "Permute, then average", _in_words(setting), "picture-"), encoding="utf-8")
+    write_text(file, described(svg, "Permute, then average", _in_words(setting), "picture-"))
     return file
 
 

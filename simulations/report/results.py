@@ -11,7 +11,7 @@ from typing import Any
 
 from fedrebasin.analysis import Barrier
 from fedrebasin.errors import RebasinError
-from fedrebasin.writing import json_text, written_atomically
+from fedrebasin.writing import json_text, write_text
 
 from ..config import SimulationConfig
 from .comparison import Comparison
@@ -40,8 +40,7 @@ def write_results(folder: Path, study: Study) -> Path:
         "comparisons": [_comparison_to_json(comparison) for comparison in study.comparisons],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with written_atomically(folder / FILE) as partial:
-        partial.write_text(json_text(content), encoding="utf-8")
+    write_text(folder / FILE, json_text(content))
     return folder / FILE
 
 

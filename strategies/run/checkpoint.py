@@ -1,36 +1,36 @@
 """Checkpoints of a run: written so that a server killed at any moment goes on to the same model.
 
 A checkpoint is a folder ``round-000007`` with ``arrays.safetensors`` (global model, the inner strategy's own arrays,
-the nodes' permutations) and ``meta.json``. It is written beside its final place, flushed to the disk and then renamed:
-there is never half of one under its name. The last two are kept; one that is damaged is passed over, one of another
-model is refused.
+the nodes' permutations), ``meta.json`` and ``SHA256SUMS``, the checksums of both, which every format from 2 on has. It
+is written beside its final place, flushed to the disk and then renamed: there is never half of one under its name. The
+last two are kept; one that is damaged is passed over, one of another model, spec, strategy or newer format is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
+import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from logging import WARNING
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-import torch
 from flwr.common import log
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from fedrebasin import RebasinError
+from fedrebasin.errors import one_line
 from fedrebasin.writing import written_atomically
 
-VERSION = 1
+VERSION = 2
 KEPT = 2
-ARRAYS, META = "arrays.safetensors", "meta.json"
+ARRAYS, META, SUMS = "arrays.safetensors", "meta.json", "SHA256SUMS"
+
+Built = TypeVar("Built")
 
 
 class CheckpointError(RebasinError):
@@ -47,6 +47,7 @@ class Checkpoint:
         settings: plain JSON data of the strategy (beta, the form of the inner strategy's arrays).
         metrics: the training metrics of all rounds so far.
         random_state: of Python's and numpy's generators, from which nodes are sampled and noise is drawn.
+        made_by: plain JSON data that says of which run, spec and strategy it is; None in format 1, which did not say.
     """
 
     server_round: int
@@ -54,10 +55,11 @@ class Checkpoint:
     settings: Mapping[str, Any]
     metrics: Mapping[int, Mapping[str, Any]]
     random_state: Mapping[str, Any]
+    made_by: Mapping[str, Any] | None = field(default=None)
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically and remove all but the last two.
+    """Write a checkpoint atomically and remove the older ones but for the last.
 
     Raises:
         CheckpointError: if the folder cannot be written.
@@ -68,93 +70,99 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         for section, tensors in checkpoint.tensors.items()
         for key, tensor in tensors.items()
     }
-    data = save(flat)
     meta = {
         "version": VERSION,
         "round": checkpoint.server_round,
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "made-by": checkpoint.made_by,
         "settings": dict(checkpoint.settings),
         "metrics": {str(number): dict(values) for number, values in checkpoint.metrics.items()},
         "random-state": dict(checkpoint.random_state),
     }
+    files = {ARRAYS: save(flat), META: json.dumps(meta).encode()}
+    files[SUMS] = _sums(files[ARRAYS], files[META])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with written_atomically(final, durable=True) as partial:
             partial.mkdir()
-            (partial / ARRAYS).write_bytes(data)
-            (partial / META).write_text(json.dumps(meta), encoding="utf-8")
-        for old in _newest_first(folder)[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+            for name, data in files.items():
+                (partial / name).write_bytes(data)
     except OSError as error:
-        raise CheckpointError(f"{folder}: the checkpoint cannot be written: {error}") from None
+        raise CheckpointError(f"{folder}: the checkpoint cannot be written: {one_line(error)}") from None
+    older = [path for path in newest_first(folder) if _round(path) < checkpoint.server_round]
+    for old in older[KEPT - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def read_newest(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, None if there is none.
+def read_newest(folder: Path, build: Callable[[Checkpoint], Built]) -> Built | None:
+    """What is built of the newest checkpoint that is whole, None if there is no checkpoint.
 
     Args:
         folder: where checkpoints are.
-        shapes: of the global model; a checkpoint of another one is refused.
+        build: it changes nothing; a ``CheckpointError`` of it refuses the checkpoint, any other error says that it is
+            damaged.
 
     Raises:
-        CheckpointError: naming the checkpoint that is of another model, or all of them if none is whole.
+        CheckpointError: naming the checkpoint that is refused, or all of them if none is whole.
     """
-    found = _newest_first(folder)
     damaged = []
-    for path in found:
+    for path in newest_first(folder):
         try:
-            checkpoint = _read(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            damaged.append(f"{path.name} ({type(error).__name__}: {error})")
-            log(WARNING, "checkpoint %s is damaged: %s", path, error)
-            continue
-        theirs = {key: tuple(tensor.shape) for key, tensor in checkpoint.tensors.get("global", {}).items()}
-        if theirs != dict(shapes):
-            different = sorted(key for key in {*theirs, *shapes} if theirs.get(key) != shapes.get(key))
-            raise CheckpointError(
-                f"{path}: a checkpoint of another model (it differs in {', '.join(different[:5])}); "
-                "use another folder, or resume=False"
-            )
-        return checkpoint
+            return build(read(path))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}; use another folder") from None
+        except Exception as error:  # parsers of what may be anything fail in as many ways as there are
+            damaged.append(f"{path.name} ({one_line(error)})")
+            log(WARNING, "checkpoint %s is damaged: %s", path, one_line(error))
     if damaged:
-        raise CheckpointError(f"{folder}: no checkpoint is whole: {'; '.join(damaged)}; use resume=False to start over")
+        raise CheckpointError(f"{folder}: no checkpoint is whole: {'; '.join(damaged)}; use another folder")
     return None
 
 
-def random_state() -> dict[str, Any]:
-    """The state of the generators that Flower's strategies draw from, as JSON data."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state().tolist(),
-    }
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in a folder ``round-N``.
 
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Undo :func:`random_state`."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-
-
-def _read(path: Path) -> Checkpoint:
-    meta = json.loads((path / META).read_bytes())
-    if meta["version"] != VERSION:
-        raise ValueError(f"version {meta['version']} is not {VERSION}")
-    data = (path / ARRAYS).read_bytes()
-    if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+    Raises:
+        CheckpointError: if a newer version has written it.
+        Exception: of any kind, if it is not whole.
+    """
+    data, text = (path / ARRAYS).read_bytes(), (path / META).read_bytes()
+    summed = (path / SUMS).exists()
+    if summed and (path / SUMS).read_bytes() != _sums(data, text):
+        raise ValueError(f"{ARRAYS} or {META} is not what was written")
+    meta = json.loads(text)
+    version = meta["version"]
+    if type(version) is not int or version < 1:
+        raise ValueError(f"version {version!r}")
+    if version > VERSION:
+        raise CheckpointError(f"a checkpoint of format {version}, which this version of fedrebasin cannot read")
+    if version > 1 and not summed:
+        raise ValueError(f"{SUMS} is missing")
+    if version == 1 and hashlib.sha256(data).hexdigest() != meta["sha256"]:
         raise ValueError(f"{ARRAYS} is not what was written")
+    if type(meta["round"]) is not int or meta["round"] != _round(path):
+        raise ValueError(f"{META} is of round {meta['round']!r}")
     tensors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load(data).items():
         section, _, name = key.partition("/")
         tensors.setdefault(section, {})[name] = tensor
-    metrics = {int(number): values for number, values in meta["metrics"].items()}
-    return Checkpoint(int(meta["round"]), tensors, meta["settings"], metrics, meta["random-state"])
+    metrics = {int(number): dict(values) for number, values in meta["metrics"].items()}
+    made_by = dict(meta["made-by"]) if version > 1 else None
+    return Checkpoint(meta["round"], tensors, dict(meta["settings"]), metrics, dict(meta["random-state"]), made_by)
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-[0-9]*"), reverse=True)
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder."""
+    return sorted((path for path in folder.glob("round-*") if _round(path) >= 0), key=_round, reverse=True)
+
+
+def _round(path: Path) -> int:
+    """The round that a folder's name says, -1 if it says none."""
+    found = re.fullmatch("round-([0-9]+)", path.name)
+    return int(found[1]) if found else -1
+
+
+def _sums(data: bytes, text: bytes) -> bytes:
+    """What ``sha256sum --check`` reads."""
+    return "".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in ((ARRAYS, data), (META, text))
+    ).encode()

@@ -1,8 +1,14 @@
-"""What an inner strategy remembers from round to round, so that a resumed run goes on as if nothing had happened."""
+"""What an inner strategy remembers from round to round, so that a resumed run goes on as if nothing had happened.
+
+Server momenta, copies of the global model, adapted clipping norms: whatever is arrays, or a number that changed. Only
+attributes that the strategy has before its first round are written down and restored, arrays where it has arrays or
+nothing yet, numbers where it has numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,48 +19,118 @@ from torch import Tensor
 
 from ..traits import unwrap
 
-#: Server momenta, copies of the global model, adapted clipping norms: whatever is arrays, or a number that changed.
-Numbers = dict[str, int | float]
+#: Values of attributes, by ``depth.name``: the depth of the strategy among those that wrap one another.
+Attributes = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def numbers_of(strategy: Strategy) -> Numbers:
-    """The plain numbers among the attributes of a strategy and of those that it wraps."""
-    return {
-        f"{depth}.{name}": value
-        for depth, layer in enumerate(unwrap(strategy))
-        for name, value in vars(layer).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+def plain_settings(strategy: Strategy) -> dict[str, Any]:
+    """The numbers among the attributes of a strategy and of those that it wraps; no texts, which may be secrets."""
+    return {where: value for where, value in attributes(strategy) if isinstance(value, bool | int | float)}
 
 
-def capture(strategy: Strategy, at_start: Numbers) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def attributes(strategy: Strategy) -> Iterator[tuple[str, Any]]:
+    """All attributes of a strategy and of those that it wraps."""
+    for depth, layer in enumerate(unwrap(strategy)):
+        for name, value in vars(layer).items():
+            yield f"{depth}.{name}", value
+
+
+def undeclared(strategy: Strategy, declared: Attributes) -> list[str]:
+    """The attributes with arrays that were not there before the first round: they are not written down."""
+    return [where for where, value in attributes(strategy) if where not in declared and _arrays(value) is not None]
+
+
+def at_start(strategy: Strategy) -> Attributes:
+    """What may be restored later: the attributes that hold numbers, arrays or nothing yet."""
+    return {where: value for where, value in attributes(strategy) if _is_number(value) or _may_hold_arrays(value)}
+
+
+def capture(strategy: Strategy, declared: Attributes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The arrays that a strategy keeps, and their form with the numbers that changed since the start, as JSON data."""
     tensors: dict[str, Tensor] = {}
     forms: dict[str, Any] = {}
-    for depth, layer in enumerate(unwrap(strategy)):
-        for name, value in vars(layer).items():
-            where = f"{depth}.{name}"
-            found = _arrays(value)
-            if found is None:
-                continue
+    numbers: dict[str, Any] = {}
+    for where, value in attributes(strategy):
+        if where not in declared:
+            continue
+        if _is_number(value) and _is_number(declared[where]) and value != declared[where]:
+            numbers[where] = value
+        found = _arrays(value) if _may_hold_arrays(declared[where]) else None
+        if found is not None:
             kind, arrays = found
             forms[where] = {"kind": kind, "keys": list(arrays)}
-            for key, array in arrays.items():
-                tensors[f"{where}/{key}"] = torch.from_numpy(np.array(array, copy=True))
-    changed = {name: value for name, value in numbers_of(strategy).items() if at_start.get(name) != value}
-    return tensors, {"arrays": forms, "numbers": changed}
+            tensors |= {f"{where}/{key}": torch.from_numpy(np.array(array, copy=True)) for key, array in arrays.items()}
+    return tensors, {"arrays": forms, "numbers": numbers}
 
 
-def restore(strategy: Strategy, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """Undo :func:`capture` on a strategy of the same make."""
-    layers = dict(enumerate(unwrap(strategy)))
-    for where, form in settings["arrays"].items():
-        depth, _, name = where.partition(".")
-        arrays = {key: tensors[f"{where}/{key}"].numpy() for key in form["keys"]}
-        setattr(layers[int(depth)], name, _rebuilt(form["kind"], arrays))
-    for where, value in settings["numbers"].items():
+def rebuild(
+    tensors: Mapping[str, Tensor], form: Mapping[str, Any], declared: Attributes, model: Shapes
+) -> dict[str, Any]:
+    """The attributes that :func:`capture` wrote down, nothing set yet.
+
+    Args:
+        tensors: of all attributes.
+        form: the JSON data.
+        declared: what may be restored.
+        model: the shapes of the global model, which arrays have that go by its keys or are as many.
+
+    Raises:
+        ValueError: naming an attribute that was not declared so, or whose arrays have another form.
+        Exception: of any kind, if this is not what was captured.
+    """
+    found: dict[str, Any] = {}
+    for where, described in form["arrays"].items():
+        if where not in declared or not _may_hold_arrays(declared[where]):
+            raise ValueError(f"{where}: not an attribute that holds arrays")
+        arrays = {key: tensors[f"{where}/{key}"].numpy() for key in described["keys"]}
+        _check_form(where, described["kind"], arrays, declared[where], model)
+        found[where] = _rebuilt(described["kind"], arrays)
+    for where, value in form["numbers"].items():
+        if where not in declared or not _is_number(declared[where]):
+            raise ValueError(f"{where}: not an attribute that holds a number")
+        if not _is_number(value) or math.isnan(float(value)):
+            raise ValueError(f"{where}: not a number")
+        found[where] = value
+    return found
+
+
+def restore(strategy: Strategy, values: Mapping[str, Any]) -> None:
+    """Set the attributes that :func:`rebuild` gave, on a strategy of the same make."""
+    layers = list(unwrap(strategy))
+    for where, value in values.items():
         depth, _, name = where.partition(".")
         setattr(layers[int(depth)], name, value)
+
+
+def _check_form(where: str, kind: str, arrays: Mapping[str, Any], before: Any, model: Shapes) -> None:
+    held = _arrays(before)
+    if held is not None and kind != held[0]:
+        raise ValueError(f"{where}: a {kind} where the strategy has a {held[0]} at the start")
+    if held is not None and held[1]:
+        if _forms(arrays) != _forms(held[1]):
+            raise ValueError(f"{where}: other arrays than the strategy has at the start")
+        return
+    if kind == "list" and len(arrays) == len(model):
+        shapes = dict(zip(arrays, model.values(), strict=True))
+    else:
+        shapes = {key: model[key] for key in arrays if key in model}
+    for key, shape in shapes.items():
+        if arrays[key].shape != shape:
+            raise ValueError(f"{where}: {key} has shape {arrays[key].shape} instead of {shape}")
+
+
+def _forms(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: (array.shape, array.dtype) for key, array in arrays.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _may_hold_arrays(value: object) -> bool:
+    """Whether an attribute has arrays at the start, or nothing yet."""
+    return value is None or _arrays(value) is not None or (isinstance(value, dict | list) and not value)
 
 
 def _arrays(value: object) -> tuple[str, dict[str, Any]] | None:
@@ -70,4 +146,8 @@ def _arrays(value: object) -> tuple[str, dict[str, Any]] | None:
 def _rebuilt(kind: str, arrays: dict[str, Any]) -> object:
     if kind == "record":
         return ArrayRecord({key: Array(array) for key, array in arrays.items()})
-    return list(arrays.values()) if kind == "list" else arrays
+    if kind == "list":
+        return list(arrays.values())
+    if kind == "dict":
+        return arrays
+    raise ValueError(f"arrays of kind {kind!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ class Run:
     Args:
         spec: the permutation spec, with its sizes once a model was seen.
         frames: the nodes' own permutations, if they have any.
+        identity: a random name, which its checkpoints bear; a run that was resumed keeps the one that it had.
         started: whether Flower's loop is the strategy's own.
         inside: whether another strategy's loop has begun instead: it asked for a summary.
         done: rounds that an earlier process did, in a run that was resumed.
@@ -36,6 +38,7 @@ class Run:
 
     spec: PermutationSpec | None
     frames: Frames | None
+    identity: str = field(default_factory=lambda: secrets.token_hex(8))  # nodes are sampled with another generator
     started: bool = False
     inside: bool = False
     done: int = 0
