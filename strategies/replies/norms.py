@@ -10,10 +10,11 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from logging import WARNING
 
+import torch
 from flwr.common import log
 
 from fedrebasin.errors import RebasinError
-from fedrebasin.state import State, has_mean, length
+from fedrebasin.state import State, has_mean
 
 from .records import RecordError
 from .reply import Reply
@@ -103,9 +104,9 @@ def median_of_others(ordered: Sequence[float], own: float) -> float:
 
 
 def _sizes(state: State) -> dict[str, float]:
-    """The root mean square of each tensor of floats."""
+    """The root mean square of each tensor of floats, roughly: in float32 it may overflow, and is absurd then."""
     return {
-        key: length(state, [key]) / tensor.numel() ** 0.5
+        key: float(torch.linalg.vector_norm(tensor.float() if tensor.itemsize < 4 else tensor)) / tensor.numel() ** 0.5
         for key, tensor in state.items()
         if has_mean(tensor) and tensor.numel()
     }
