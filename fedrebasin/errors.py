@@ -56,6 +56,11 @@ def one_line(error: BaseException, longest: int = 300) -> str:
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."
 
 
+def reason(error: Exception) -> str:
+    """What an error says: our own are a sentence already, of others the kind is told as well, see :func:`one_line`."""
+    return str(error) if isinstance(error, RebasinError) else one_line(error)
+
+
 def choose(option: str, value: str, allowed: Iterable[str]) -> str:
     """The value of an option, if it is one of those allowed.
 

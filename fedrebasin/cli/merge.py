@@ -9,9 +9,10 @@ import typer
 from rich.table import Table
 
 from fedrebasin.cli.bars import Bars
-from fedrebasin.cli.options import DATA_HELP, METHODS, MODEL_HELP, REFERENCED
+from fedrebasin.cli.options import DATA_HELP, MODEL_HELP
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
+from fedrebasin.merge_methods import METHODS, REFERENCED
 
 if TYPE_CHECKING:
     from fedrebasin.files import CheckpointSet, Data, MergedFiles

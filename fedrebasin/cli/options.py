@@ -14,11 +14,6 @@ from fedrebasin.simulations import BASES, CALIBRATORS, SimulationConfig
 MODEL_HELP = "torchvision:NAME, or package.module:callable, which is called without arguments; not for plain stacks."
 DATA_HELP = "A data set's name, a folder of images by class, or package.module:function giving (train, test)."
 
-#: How files are merged.
-METHODS = ("weight-matching", "frank-wolfe", "merge-many", "cycle-consistent", "average")
-#: The methods that align to one model, which may be a base; they hold one model's pages at a time.
-REFERENCED = ("weight-matching", "frank-wolfe", "average")
-
 KEYS = {one.name: one for one in fields(SimulationConfig)}
 KINDS: dict[str, Callable[[str], Any]] = get_type_hints(SimulationConfig)
 SEVERAL = " Several with commas."

@@ -4,11 +4,9 @@ from fedrebasin.files.calibrate import Calibration, Data, Progress
 from fedrebasin.files.checkpoint_set import CheckpointSet, open_checkpoints
 from fedrebasin.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fedrebasin.files.estimate import Estimate, estimate
-from fedrebasin.files.merge_files import METHODS, REFERENCED, MergedFile, MergedFiles, merge_files
+from fedrebasin.files.merge_files import MergedFile, MergedFiles, merge_files
 
 __all__ = [
-    "METHODS",
-    "REFERENCED",
     "Calibration",
     "Checkpoint",
     "CheckpointSet",

@@ -18,6 +18,7 @@ from fedrebasin.files.calibrate import Calibration, Data, Progress, calibrated
 from fedrebasin.files.checkpoint_set import CheckpointSet, open_checkpoints
 from fedrebasin.files.checkpoints import load_checkpoint, save_checkpoint
 from fedrebasin.matching import Alignment, WeightMatching
+from fedrebasin.merge_methods import METHODS, REFERENCED
 from fedrebasin.merging import (
     AlignTo,
     CycleConsistent,
@@ -31,9 +32,6 @@ from fedrebasin.merging import (
 from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.state import State, cosine
 
-METHODS = ("weight-matching", "frank-wolfe", "merge-many", "cycle-consistent", "average")
-#: The methods that align to one model, which may be a base; they hold one model's pages at a time.
-REFERENCED = ("weight-matching", "frank-wolfe", "average")
 # Frank-Wolfe holds three matrices for each group: beyond this many bytes of them weight matching goes without.
 _RELAXED_BYTES = 3e8
 _RELEASE_BYTES = 2**26

@@ -11,7 +11,7 @@ from fedrebasin.sums.evaluation import (
     evaluate,
     logits_of,
 )
-from fedrebasin.sums.gram import GramMatrices, demand_positive, feature_order, permute_gram, unit_order
+from fedrebasin.sums.gram import GramMatrices, permute_gram, unit_order
 from fedrebasin.sums.head import HeadSums
 from fedrebasin.sums.layer_regression import LayerRegression
 from fedrebasin.sums.moments import Moments, correction
@@ -39,11 +39,9 @@ __all__ = [
     "correction",
     "demand",
     "demand_data",
-    "demand_positive",
     "ensemble_log_probabilities",
     "ensemble_logits",
     "evaluate",
-    "feature_order",
     "logits_of",
     "loss_terms",
     "mean_products",

@@ -1,6 +1,5 @@
 """What came out, and how it is shown: figures, studies, tables, charts and pages."""
 
-from .charts import COLOURS, PLAIN, described, drawn
 from .comparison import Comparison
 from .experiment_figure import draw
 from .figures import REFERENCES, Bin, Figures, Row
@@ -14,9 +13,7 @@ from .study import Setting, Study, Summary, expand
 from .table import COLUMNS, cells
 
 __all__ = [
-    "COLOURS",
     "COLUMNS",
-    "PLAIN",
     "REFERENCES",
     "Bin",
     "Comparison",
@@ -27,10 +24,8 @@ __all__ = [
     "Study",
     "Summary",
     "cells",
-    "described",
     "draw",
     "draw_paths",
-    "drawn",
     "expand",
     "in_words",
     "read_results",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedrebasin import Aligner, Alignment, AlignTo, History, Merge, MergeError, PermutationSpec, WeightMatching
 from fedrebasin.devices import move
-from fedrebasin.errors import RebasinError, one_line
+from fedrebasin.errors import reason
 from fedrebasin.merging import Placer, TwoStepAligner, cosine, two_step
 from fedrebasin.state import State, distance, length
 from fedrebasin.threads import ahead
@@ -80,9 +80,9 @@ class ReplyAlignment:
             equal_integers: set models aside whose integers along groups are not the reference's.
         """
 
-        def failed(node_id: int, reason: str) -> None:
+        def failed(node_id: int, why: str) -> None:
             tally.failed += 1
-            set_aside(node_id, reason)
+            set_aside(node_id, why)
 
         for reply, state, alignment, goal in self._placed(replies, global_state, server_round, tally, workers, failed):
             try:
@@ -91,11 +91,11 @@ class ReplyAlignment:
                 if away is None:
                     away = distance(goal, result, alignment.permutation.spec.voting(result))
             except Exception as error:
-                failed(reply.node_id, _reason(error))
+                failed(reply.node_id, reason(error))
                 continue
             integers = moving_integers(self.spec, state) if equal_integers else ()
-            if reason := dissent({key: goal[key] for key in integers}, result):
-                set_aside(reply.node_id, reason)
+            if why := dissent({key: goal[key] for key in integers}, result):
+                set_aside(reply.node_id, why)
                 continue
             if self.frames is not None:
                 self.frames.learn(reply.node_id, alignment.permutation)
@@ -150,7 +150,7 @@ class ReplyAlignment:
         for reply, state, alignment, seconds in ahead(place, _chained(first, arriving), threads, int(workers > 0)):
             tally.seconds += seconds
             if isinstance(alignment, Exception):
-                failed(reply.node_id, _reason(alignment))
+                failed(reply.node_id, reason(alignment))
             elif alignment is None or placer.reference is None:
                 held.append((reply, state))
             else:
@@ -207,15 +207,15 @@ def _without_the_longest(
         try:
             return done(models)
         except Exception as error:
-            reason = _reason(error)
-        log(WARNING, "aggregate_train: %d models cannot be aligned: %s", len(models), reason)
+            why = reason(error)
+        log(WARNING, "aggregate_train: %d models cannot be aligned: %s", len(models), why)
         if len(models) - 1 < max(fewest, 1):
             for reply, _ in models:
-                set_aside(reply.node_id, reason)
+                set_aside(reply.node_id, why)
             models.clear()
             return None
         worst = max(range(len(models)), key=lambda at: length(models[at][0].state))
-        set_aside(models[worst][0].node_id, f"{reason}, and it is the longest of {len(models)} models")
+        set_aside(models[worst][0].node_id, f"{why}, and it is the longest of {len(models)} models")
         del models[worst]
 
 
@@ -224,10 +224,6 @@ def _holding(placer: Placer, models: Models) -> Placer:
     for _, state in models:
         placer.place(state)
     return placer
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, RebasinError) else one_line(error)
 
 
 def _chained(first: deque[tuple[Reply, State]], rest: Iterable[tuple[Reply, State]]) -> Iterator[tuple[Reply, State]]:

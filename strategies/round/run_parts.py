@@ -9,8 +9,7 @@ from logging import WARNING
 from flwr.app import MetricRecord
 from flwr.common import log
 
-from fedrebasin import CalibrationError, RebasinError
-from fedrebasin.errors import one_line
+from fedrebasin.errors import CalibrationError, reason
 
 from .round import Calibrator, Probe, Round
 
@@ -28,8 +27,7 @@ def calibrate(round_: Round, calibrators: Iterable[Calibrator]) -> tuple[Round, 
             if not all(bool(tensor.isfinite().all()) for tensor in calibrated.state.values()):
                 raise CalibrationError("the model is not finite any more")
         except Exception as error:  # of sums that strangers sent
-            reason = str(error) if isinstance(error, RebasinError) else one_line(error)
-            log(WARNING, "%s: %s; the model stays as it was before", name, reason)
+            log(WARNING, "%s: %s; the model stays as it was before", name, reason(error))
             measured[f"{_kebab(name)}-failed"] = 1.0
             continue
         round_ = replace(round_, state=calibrated.state, merge=calibrated.merge or round_.merge)

@@ -6,7 +6,6 @@ from fedrebasin.tracing.algebra.layouts import axes_of
 from fedrebasin.tracing.algebra.parts import (
     LARGEST_SELECTOR,
     UNIT,
-    Case,
     Concat,
     Part,
     Pinned,
@@ -28,7 +27,6 @@ __all__ = [
     "UNIT",
     "Box",
     "Boxes",
-    "Case",
     "Concat",
     "Part",
     "Pinned",
