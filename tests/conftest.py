@@ -96,15 +96,21 @@ def flower(tmp_path):
         command = [shutil.which("flwr", path=path)]
 
         def run(*arguments):
-            return subprocess.run(
-                [*command, *arguments],
-                cwd=ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=400,
-                check=False,
-            )
+            for _ in range(
+                3
+            ):  # Flower gives its own SuperLink some seconds to start, which a busy machine may not have
+                done = subprocess.run(
+                    [*command, *arguments],
+                    cwd=ROOT,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    timeout=400,
+                    check=False,
+                )
+                if "Failed to start local SuperLink within" not in done.stderr:
+                    break
+            return done
 
         return run
 

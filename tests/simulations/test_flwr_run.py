@@ -15,7 +15,7 @@ def test_a_run_finishes_with_the_strategys_metrics(flower, tmp_path):
     nodes = ("--federation-config", "num-supernodes=2")
     done = flower("run", ".", "--stream", *nodes, "-c", f"{CHOSEN} out='{tmp_path / 'out'}'")
     runs = json.loads(flower("list", "--format", "json").stdout)["runs"]
-    assert [run["status"] for run in runs] == ["finished:completed"], done.stdout
+    assert [run["status"] for run in runs] == ["finished:completed"], done.stdout + done.stderr
     rows = read_results(tmp_path / "out").comparisons[0].rows
     assert [(row.strategy, row.round) for row in rows] == [("rebasin", 1), ("rebasin", 2)]
     assert 0 < rows[-1].metrics["rebasin-similarity"] <= 1
