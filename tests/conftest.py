@@ -96,9 +96,7 @@ def flower(tmp_path):
         command = [shutil.which("flwr", path=path)]
 
         def run(*arguments):
-            for _ in range(
-                3
-            ):  # Flower gives its own SuperLink some seconds to start, which a busy machine may not have
+            for _ in range(3):  # a busy machine may not start the SuperLink in the time that Flower gives it
                 done = subprocess.run(
                     [*command, *arguments],
                     cwd=ROOT,
