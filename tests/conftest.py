@@ -106,7 +106,7 @@ def flower(tmp_path):
                     timeout=400,
                     check=False,
                 )
-                if "Failed to start local SuperLink within" not in done.stderr:
+                if "Failed to start local SuperLink within" not in done.stdout + done.stderr:
                     break
             return done
 
