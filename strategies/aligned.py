@@ -199,8 +199,9 @@ class Aligned(Strategy):
         screener = Screener(run.template, self.strategy, run.asked, proportions)
         aggregation = Aggregation(alignment, self.strategy, screener, run.template, global_state, server_round)
         taken = aggregation.aggregate(replies, self.workers if self.streaming else None)
-        arrays, measured = taken.arrays, dict(taken.measured)
-        if arrays is not None and (self.calibrators or self.probes):
+        state, measured = taken.state, dict(taken.measured)
+        current: Round | None = None
+        if state is not None and (self.calibrators or self.probes):
             assert run.grid is not None
             current = Round(
                 server_round=server_round,
@@ -208,15 +209,17 @@ class Aligned(Strategy):
                 global_state=move(global_state, self.device),
                 replies=taken.replies,
                 merge=taken.merge,
-                state=move(to_state(arrays), self.device),
+                state=move(state, self.device),
                 grid=run.grid,
                 device=self.device,
                 query_type=self.query_type,
             )
             current, reported = calibrate(current, self.calibrators)
-            measured |= reported | measure(current, self.probes)
-            arrays = run.template.encode(current.state) if self.calibrators else arrays
+            state, measured = current.state, measured | reported
             run.beta = measured.get("beta", run.beta)
+        arrays = None if state is None else run.template.encode(state)
+        if current is not None:
+            measured |= measure(current, self.probes)
         metrics = with_metrics(taken.metrics, measured)
         if metrics is not None:
             run.metrics[server_round] = dict(metrics)

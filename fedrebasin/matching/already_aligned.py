@@ -72,7 +72,7 @@ class AlreadyAligned:
             return None
         similarity, distance, by_layer = close
         history = History((), time.perf_counter() - started, True, "every unit is nearest to its own")
-        return Alignment(Permutation.identity(spec), similarity, history, by_layer, distance)
+        return Alignment(known.stays, similarity, history, by_layer, distance)
 
 
 class _Reference:
@@ -80,6 +80,7 @@ class _Reference:
 
     def __init__(self, spec: PermutationSpec, state: State) -> None:
         self.state = state
+        self.stays = Permutation.identity(spec)
         self._keys = spec.voting(state)
         self._squares = {key: _square(as_real(state[key])) for key in self._keys}
         self._axes: dict[str, list[Axis]] = {}

@@ -38,14 +38,14 @@ class Aggregate:
     """What came of a round's replies.
 
     Args:
-        arrays: the inner strategy's aggregate, in whatever dtypes it has; None if it has none.
+        state: the new global model, in the dtypes of the old one, on the CPU; None where there is none that is finite.
         metrics: the inner strategy's metrics.
         replies: those that took part.
         merge: their aligned models, where they are all at hand and something was aligned.
         measured: what the alignment did.
     """
 
-    arrays: ArrayRecord | None
+    state: State | None
     metrics: MetricRecord | None
     replies: tuple[Reply, ...] = ()
     merge: Merge | None = None
@@ -78,7 +78,7 @@ class Aggregation:
         return traits_of(self.strategy)
 
     def aggregate(self, replies: Iterable[Message], workers: int | None) -> Aggregate:
-        """The aggregate in the global dtypes; without arrays, so that the last good model is kept, if none is usable.
+        """The aggregate; without a model, so that the last good one is kept, if no reply is usable.
 
         Args:
             replies: in a list, or as they arrive.
@@ -86,22 +86,16 @@ class Aggregation:
         """
         taken = self.at_once(replies) if workers is None else self.one_by_one(replies, workers)
         bad, failed = len(self.screener.bad), len(self.screener.errors)
-        arrays = taken.arrays
         if not taken.replies:
             log(
                 ERROR,
                 "aggregate_train: no usable reply in round %d (%d set aside, %d failed); the global model stays",
                 *(self.server_round, bad, failed),
             )
-        try:
-            arrays = None if arrays is None else self.template.restore(arrays)
-        except RecordError as error:
-            log(ERROR, "aggregate_train: %s; the last good global model is kept", error)
-            arrays = None
         counted = {"replies-set-aside": float(bad)} if taken.measured or bad else {}
         if self.screener.capped:
             counted["weights-capped"] = float(self.screener.capped)
-        return replace(taken, arrays=arrays, measured={**taken.measured, **counted})
+        return replace(taken, measured={**taken.measured, **counted})
 
     def at_once(self, replies: Iterable[Message]) -> Aggregate:
         """Align all good replies, then let the inner strategy aggregate them."""
@@ -128,7 +122,7 @@ class Aggregation:
             messages = self._messages(good, merge)
             with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
                 arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
-            return Aggregate(_with(arrays, integers), metrics, tuple(good), merge, self._measured(tally))
+            return Aggregate(self._restored(arrays, integers), metrics, tuple(good), merge, self._measured(tally))
         if mean is None:
             mean = flower_mean([reply.state for reply in good], [reply.num_examples for reply in good])
         return self._of_the_mean(good, {**mean, **integers}, merge, tally, integers)
@@ -230,7 +224,16 @@ class Aggregation:
 
     def _nothing(self) -> Aggregate:
         """The inner strategy still learns that the round is over: it logs errors, and privacy accountants count."""
-        return Aggregate(*self.strategy.aggregate_train(self.server_round, list(self.screener.errors)))
+        arrays, metrics = self.strategy.aggregate_train(self.server_round, list(self.screener.errors))
+        return Aggregate(self._restored(arrays, {}), metrics)
+
+    def _restored(self, aggregate: Mapping[str, Array | Tensor] | None, integers: State) -> State | None:
+        """An aggregate in the global dtypes, with the integers that the replies agree on; None if it is not finite."""
+        try:
+            return None if aggregate is None else self.template.restore({**aggregate, **integers})
+        except RecordError as error:
+            log(ERROR, "aggregate_train: %s; the last good global model is kept", error)
+            return None
 
     def _of_the_mean(
         self, replies: Sequence[Reply], mean: State, merge: Merge | None, tally: Tally, integers: State
@@ -240,11 +243,10 @@ class Aggregation:
         failed = len(self.screener.errors)
         if self.traits.is_the_mean:  # there is nothing that the strategy would do to it
             log(INFO, "aggregate_train: Received %d results and %d failures", len(replies), failed)
-            mean_arrays = _with(self.template.encode_mean(mean), integers)
-            return Aggregate(mean_arrays, metrics, tuple(replies), merge, measured)
+            return Aggregate(self._restored(mean, {}), metrics, tuple(replies), merge, measured)
         message = mean_reply(replies, mean, self.template, self.strategy, metrics)
         arrays, _ = self.strategy.aggregate_train(self.server_round, [message, *self.screener.errors])
-        return Aggregate(_with(arrays, integers), metrics, tuple(replies), merge, measured)
+        return Aggregate(self._restored(arrays, integers), metrics, tuple(replies), merge, measured)
 
     def _measured(self, tally: Tally) -> dict[str, float]:
         measured = tally.metrics()
@@ -267,13 +269,6 @@ class Aggregation:
                 arrays = ArrayRecord({**arrays, **floats})
             messages.append(carrying(reply.message, arrays))
         return messages
-
-
-def _with(arrays: ArrayRecord | None, integers: State) -> ArrayRecord | None:
-    """An aggregate with the integers that the replies agree on, whatever the strategy made of them."""
-    if arrays is None or not integers:
-        return arrays
-    return ArrayRecord({**arrays, **{key: Array(tensor.cpu().numpy()) for key, tensor in integers.items()}})
 
 
 def _without_arrays(reply: Reply) -> Reply:

@@ -7,16 +7,15 @@ owning a mean. Where nothing is aligned or calibrated nothing is judged here.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from logging import WARNING
 
-import torch
 from flwr.common import log
 
 from fedrebasin.errors import RebasinError
-from fedrebasin.state import State, has_mean
+from fedrebasin.state import State
 
-from .records import RecordError
+from .records import RecordError, sizes_of
 from .reply import Reply
 
 #: How many times the usual root mean square the numbers of a tensor may have, where the usual one is no less than
@@ -40,20 +39,18 @@ class Proportions:
     def __init__(
         self, global_state: State, weighted_by: str, max_weight_ratio: float | None, private: bool = False
     ) -> None:
-        self._expected = _sizes(global_state)
+        self._expected = sizes_of(global_state)
         self._weighted_by = weighted_by
         self._max_weight_ratio = None if private else max_weight_ratio
         self._private = private
-        self._own: dict[int, Mapping[str, float]] = {}
         self._sizes: dict[str, list[float]] = {key: [] for key in self._expected}
         self._weights: list[float] = []
         self.capped = 0
 
     def see(self, reply: Reply) -> None:
         """Let a reply count among the others."""
-        self._own[reply.node_id] = sizes = _sizes(reply.state)
         if not self._private:
-            for key, size in sizes.items():
+            for key, size in reply.sizes.items():
                 insort(self._sizes[key], size)
             insort(self._weights, reply.num_examples)
 
@@ -63,7 +60,7 @@ class Proportions:
         Raises:
             RecordError: naming a tensor whose numbers are absurd.
         """
-        for key, size in self._own.pop(reply.node_id).items():
+        for key, size in reply.sizes.items():
             usual = max(self._expected[key], median_of_others(self._sizes[key], size))
             most = min(ABSURD * max(usual, TINY), LARGEST) if usual else LARGEST
             if not size <= most:
@@ -101,12 +98,3 @@ def median_of_others(ordered: Sequence[float], own: float) -> float:
         return 0.0
     low, high = (ordered[rank + (rank >= at)] for rank in ((others - 1) // 2, others // 2))
     return low + (high - low) / 2
-
-
-def _sizes(state: State) -> dict[str, float]:
-    """The root mean square of each tensor of floats, roughly: in float32 it may overflow, and is absurd then."""
-    return {
-        key: float(torch.linalg.vector_norm(tensor.float() if tensor.itemsize < 4 else tensor)) / tensor.numel() ** 0.5
-        for key, tensor in state.items()
-        if has_mean(tensor) and tensor.numel()
-    }

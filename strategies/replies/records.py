@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -49,6 +49,11 @@ class Form:
         """Whether the array holds floating point numbers."""
         return self.dtype.kind == "f"
 
+    @cached_property
+    def name(self) -> str:
+        """Of the dtype; numpy works it out anew each time."""
+        return str(self.dtype)
+
 
 @dataclass(frozen=True)
 class Template:
@@ -79,7 +84,7 @@ class Template:
     def empty(self) -> dict[str, Tensor]:
         """A state dict of this form without numbers, to check a spec against."""
         return {
-            key: torch.empty(form.shape, dtype=getattr(torch, str(form.dtype)), device="meta")
+            key: torch.empty(form.shape, dtype=getattr(torch, form.name), device="meta")
             for key, form in self.forms.items()
         }
 
@@ -94,12 +99,17 @@ class Template:
             RecordError: naming what differs from the template, or what is not finite. Nothing larger than the
                 template is allocated.
         """
+        return self.decode_with_sizes(record)[0]
+
+    def decode_with_sizes(self, record: ArrayRecord) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """As :meth:`decode`, and how large the floats are, which is known once they are found to be finite."""
         missing = [key for key in self.forms if key not in record]
         extra = [key for key in record if key not in self.forms]
         if missing or extra:
             parts = [f"misses {_some(missing)}"] * bool(missing) + [f"adds {_some(extra)}"] * bool(extra)
             raise RecordError(f"the record {' and '.join(parts)}")
-        return {key: decode_array(key, record[key], form) for key, form in self.forms.items()}
+        state = {key: _numbers(key, record[key], form) for key, form in self.forms.items()}
+        return state, _finite_sizes(state)
 
     def encode(self, state: Mapping[str, Tensor]) -> ArrayRecord:
         """A record of the state dict in the global key order and dtypes (integers rounded)."""
@@ -114,27 +124,33 @@ class Template:
         }
         return ArrayRecord({key: Array(_cast(mean[key].cpu().numpy(), form)) for key, form in forms.items()})
 
-    def restore(self, record: ArrayRecord) -> ArrayRecord:
-        """The aggregate of a Flower strategy with the global dtypes restored; arrays that have them are not touched.
+    def restore(self, aggregate: Mapping[str, Array | Tensor]) -> dict[str, Tensor]:
+        """The state dict of an aggregate, in the global key order and dtypes, on the CPU.
 
-        Flower turns integers into float64, and FedAdam everything.
+        Means of integers are rounded: Flower turns integers into float64, and FedAdam everything.
 
         Raises:
             RecordError: if the aggregate is not finite.
         """
         restored = {}
         for key, form in self.forms.items():
-            array = record[key]
-            values = array.numpy()
+            found = aggregate[key]
+            values = (found.detach().cpu() if isinstance(found, Tensor) else found).numpy()
+            values = _cast(values, form) if form.is_float else values
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise RecordError(f"{key}: the aggregate is not finite")
-            restored[key] = array if values.dtype == form.dtype else Array(_cast(values, form))
-        return ArrayRecord(restored)
+            restored[key] = torch.from_numpy(_cast(values, form))
+        return restored
 
 
 def to_state(arrays: ArrayRecord) -> dict[str, Tensor]:
     """The state dict in a trusted record, on the CPU."""
-    return {key: torch.from_numpy(np.array(array.numpy(), copy=True)) for key, array in arrays.items()}
+    return {key: torch.from_numpy(array.numpy()) for key, array in arrays.items()}
+
+
+def sizes_of(state: Mapping[str, Tensor]) -> dict[str, float]:
+    """The root mean square of each tensor of floats, roughly: in float32 it may overflow, and is absurd then."""
+    return {key: _size(tensor) for key, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
 
 
 def decode_array(key: str, array: Array, form: Form) -> Tensor:
@@ -143,6 +159,13 @@ def decode_array(key: str, array: Array, form: Form) -> Tensor:
     Raises:
         RecordError: naming what differs. Nothing is allocated before the number of bytes is known to be right.
     """
+    tensor = _numbers(key, array, form)
+    _finite_sizes({key: tensor})
+    return tensor
+
+
+def _numbers(key: str, array: Array, form: Form) -> Tensor:
+    """The tensor in an array of this form; whether its numbers are finite is not looked at."""
     if array.stype != NUMPY:
         raise RecordError(f"{key}: serialised as {array.stype!r} instead of {NUMPY!r}")
     if tuple(array.shape) != form.shape:
@@ -160,7 +183,7 @@ def decode_array(key: str, array: Array, form: Form) -> Tensor:
         raise RecordError(f"{key}: {len(array.data) - start} bytes of numbers instead of {size}")
     flat = np.frombuffer(array.data, dtype=dtype, offset=start)
     values = flat.reshape(form.shape, order="F" if fortran_order else "C")
-    return _finite(key, values, form)
+    return torch.from_numpy(_cast(values, form))
 
 
 @lru_cache(maxsize=4096)
@@ -187,31 +210,33 @@ def _parsed_header(key: str, data: bytes, dtype: np.dtype[Any], expected: tuple[
 
 def _accepted_dtype(key: str, declared: str, form: Form) -> np.dtype[Any]:
     """The dtype of a reply's array, if it can stand for the template's."""
-    if declared == str(form.dtype):
+    if declared == form.name:
         return form.dtype
     if form.is_float and declared in FLOATS:
         return np.dtype(declared)
     raise RecordError(f"{key}: dtype {declared} instead of {form.dtype}")
 
 
-def _finite(key: str, values: np.ndarray[Any, Any], form: Form) -> Tensor:
-    if values.dtype != form.dtype:
-        with np.errstate(over="ignore"):
-            values = values.astype(form.dtype)
-    tensor = torch.from_numpy(np.ascontiguousarray(values)).reshape(form.shape)
-    if form.is_float and tensor.numel():
-        # One pass: the extremes are NaN if anything is, and infinite if anything is.
-        low, high = torch.aminmax(tensor)
-        if not (math.isfinite(low) and math.isfinite(high)):
+def _finite_sizes(state: Mapping[str, Tensor]) -> dict[str, float]:
+    """The sizes of tensors that are all finite: one pass finds both, as what is not finite has no finite size."""
+    sizes = sizes_of(state)
+    for key, size in sizes.items():
+        if not (math.isfinite(size) or all(map(math.isfinite, torch.aminmax(state[key])))):
             raise RecordError(f"{key}: not finite")
-    return tensor
+    return sizes
+
+
+def _size(tensor: Tensor) -> float:
+    flat = (tensor.float() if tensor.itemsize < 4 else tensor).flatten()
+    return math.sqrt(float(torch.dot(flat, flat)) / len(flat))
 
 
 def _cast(values: np.ndarray[Any, Any], form: Form) -> np.ndarray[Any, Any]:
-    if values.dtype != form.dtype and form.dtype.kind in "iub":
-        values = np.rint(values)
     # A 0-d array must stay one, and a transposed view must not travel as Fortran order.
-    return np.asarray(values, dtype=form.dtype, order="C")
+    if values.dtype == form.dtype:
+        return np.asarray(values, order="C")
+    with np.errstate(over="ignore"):
+        return np.asarray(np.rint(values) if form.dtype.kind in "iub" else values, dtype=form.dtype, order="C")
 
 
 def _some(keys: list[str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
@@ -14,12 +15,21 @@ from .records import Template
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply that may take part: its model and its weight."""
+    """A reply that may take part: its model and its weight.
+
+    Args:
+        message: as it came.
+        node_id: whose reply it is.
+        state: its model, which must not be written to.
+        num_examples: its weight.
+        sizes: the root mean square of each array of floats.
+    """
 
     message: Message
     node_id: int
     state: State
     num_examples: float
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
     def arrays(self, template: Template) -> ArrayRecord:
         """The arrays as they came, in the global key order: Krum, Bulyan and others pair them by position."""

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from itertools import chain
 from logging import WARNING
 
-from flwr.app import Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 from flwr.common import log
 from flwr.serverapp.strategy import Strategy
-
-from fedrebasin.state import State
 
 from ..traits import find_attribute, weighted_by
 from .norms import Proportions
@@ -73,8 +71,9 @@ class Screener:
             if sent and message.metadata.reply_to_message_id != sent:
                 raise RecordError("a reply to another message than this round's")
             self._seen.add(node_id)
-            state, num_examples = _read(message.content, self._template, self._weighted_by, self._loss_key)
-            return Reply(message, node_id, state, num_examples)
+            record, num_examples = _read(message.content, self._weighted_by, self._loss_key)
+            state, sizes = self._template.decode_with_sizes(record)
+            return Reply(message, node_id, state, num_examples, sizes)
         except RecordError as error:
             self.set_aside(node_id, str(error))
             return None
@@ -96,7 +95,9 @@ class Screener:
         """
         good = [reply for message in replies if (reply := self.admit(message)) is not None]
         forms = Counter(form_of(reply.message.content) for reply in good)
-        return self._in_proportion(self._of_form(good, forms.most_common(1)[0][0], "most replies'")) if good else []
+        if len(forms) > 1:
+            good = self._of_form(good, forms.most_common(1)[0][0], "most replies'")
+        return self._in_proportion(good)
 
     def arriving(self, replies: Iterable[Message]) -> Iterator[Reply]:
         """The good replies as they come; the first one's form is the form, and its others are those before it."""
@@ -138,7 +139,7 @@ class Screener:
         return kept
 
 
-def _read(content: RecordDict, template: Template, weighted_by: str, loss_key: str | None) -> tuple[State, float]:
+def _read(content: RecordDict, weighted_by: str, loss_key: str | None) -> tuple[ArrayRecord, float]:
     if len(content.array_records) != 1:
         raise RecordError(f"{len(content.array_records)} ArrayRecords instead of one")
     if len(content.metric_records) != 1:
@@ -158,7 +159,7 @@ def _read(content: RecordDict, template: Template, weighted_by: str, loss_key: s
         if loss is None or isinstance(loss, list) or loss < 0:
             raise RecordError(f"metric {loss_key!r} is not a loss")
     (record,) = content.array_records.values()
-    return template.decode(record), float(num_examples)
+    return record, float(num_examples)
 
 
 def _is_finite(number: float) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fedrebasin.strategies.replies import Proportions, RecordError, Reply
 from fedrebasin.strategies.replies.norms import median_of_others
+from fedrebasin.strategies.replies.records import sizes_of
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
@@ -172,7 +173,7 @@ def proportions(start, private=False):
 
 
 def judged(found, states):
-    replies = [Reply(make_reply(state, node_id=at), at, state, 10.0) for at, state in enumerate(states)]
+    replies = [Reply(make_reply(state, at), at, state, 10.0, sizes_of(state)) for at, state in enumerate(states)]
     for reply in replies:
         found.see(reply)
     refused = []
