@@ -20,15 +20,6 @@ from fedrebasin.running import Batch
 from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.state import State, demand_numbers
 
-__all__ = [
-    "PairBarriers",
-    "StrongConnectivity",
-    "instability",
-    "simultaneous_connectivity",
-    "strong_connectivity",
-    "weak_connectivity",
-]
-
 Pair = tuple[int, int]
 
 
