@@ -5,8 +5,6 @@ is ``"layer"``, LayerNorm over one sample as Git Re-Basin's networks have it (Gr
 convolution), or ``"batch"``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise

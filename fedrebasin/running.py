@@ -1,7 +1,5 @@
 """Batches of data, and running a model on them without changing it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Activations of two models side by side: weak additivity, second moments of the inputs, overlap of active units."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ they read) and activations are weakly additive, features are linearly connected.
 ``(W_A - W_B)(H_A - H_B)``: either factor may be small, and matchers make them so (LLFC, section 5 and A.3).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

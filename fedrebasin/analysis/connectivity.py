@@ -9,8 +9,6 @@ depth (the first layer has 1):
   ``z(merged) = (1 - lam)^l z(A) + lam^l z(B)`` (LEWC, Definition 4.1).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal

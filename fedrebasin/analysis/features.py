@@ -8,8 +8,6 @@ activation, norm and pooling), those *before* are its own output; for the last l
 first dimension of what a layer reads counts the examples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 

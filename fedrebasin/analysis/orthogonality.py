@@ -1,7 +1,5 @@
 """Reciprocal orthogonality: one model's weights answer the other model's features with nothing (LEWC, section 5.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A measure says what one batch adds and what the sums mean. The central functions
 reciprocal orthogonality) and the federated statistic are both made of measures, so that they share every sum.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar

@@ -1,7 +1,5 @@
 """Singular values and stable rank of weights and of activations (LLFC, Figures 20 to 22)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Means and deviations over a data set from sums, and the per-example vector measures that are summed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 

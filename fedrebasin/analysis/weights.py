@@ -1,7 +1,5 @@
 """A layer's weight: what the state dict says of it, and what it does to inputs."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

@@ -1,7 +1,5 @@
 """``fedrebasin doctor``: whether everything that fedrebasin needs is there and works, and what to do if not."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

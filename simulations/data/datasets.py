@@ -1,7 +1,5 @@
 """Data sets as four tensors; known ones are standardised by the mean and deviation of the training set."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A Flower federation inside this process: no engine, no other processes, the same answers in the same order."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any

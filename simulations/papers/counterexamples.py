@@ -1,7 +1,5 @@
 """Git Re-Basin's two constructions: networks that no permutation connects (A.6), units that greedy mixes up (A.7.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import product
 

@@ -1,7 +1,5 @@
 """The lab: data, architectures, and models that are trained once and kept on disk."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Callable, Sequence

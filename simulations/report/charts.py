@@ -1,7 +1,5 @@
 """The charts of the report, as SVG elements with text alternatives."""
 
-from __future__ import annotations
-
 import html
 import io
 from collections.abc import Iterator, Sequence

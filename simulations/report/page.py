@@ -1,7 +1,5 @@
 """report.html: a study, or an experiment, as one page that needs nothing but itself."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import astuple

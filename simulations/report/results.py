@@ -1,7 +1,5 @@
 """results.json: what simulations were run with and what came out."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What the numbers of a study say, in plain words that are derived from them."""
 
-from __future__ import annotations
-
 from statistics import fmean
 
 from ..papers import Record
