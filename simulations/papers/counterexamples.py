@@ -33,11 +33,7 @@ def counterexample(lab: Lab, setting: Setting) -> Result:
     spec = spec_of_two_layers(a)
     curves = {
         f"{first.tolist()}, {second.tolist()}": loss_barrier(
-            model,
-            a,
-            Permutation(spec, {"P_0": first, "P_1": second}).apply(b),
-            batches,
-            setting.points,
+            model, a, Permutation(spec, {"P_0": first, "P_1": second}).apply(b), batches, setting.points
         )
         for first, second in product(ORDERS, ORDERS)
     }

@@ -142,11 +142,7 @@ def features(lab: Lab, setting: Setting) -> Result:
             rises("LEWC's cosine of the last layer rises with width", cosine),
             falls_at_every_step("and does so at every step (0.01 of slack)", [times(-1, row) for row in cosine], 0.01),
             falls("the crossed terms shrink: the reciprocal norm ratio falls with width", ratio),
-            below(
-                "at the widest, commutativity fails without permutation (Dist_com > 0.5)",
-                0.5,
-                at(com, -1),
-            ),
+            below("at the widest, commutativity fails without permutation (Dist_com > 0.5)", 0.5, at(com, -1)),
             below("and holds with it (< 0.1)", at(com_aligned, -1), 0.1),
         ),
         charts=(

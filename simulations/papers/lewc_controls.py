@@ -7,13 +7,7 @@ from typing import Literal
 
 import torch
 
-from fedrebasin.analysis import (
-    feature_connectivity,
-    flatness,
-    interpolate,
-    reciprocal_orthogonality,
-    weight_spectra,
-)
+from fedrebasin.analysis import feature_connectivity, flatness, interpolate, reciprocal_orthogonality, weight_spectra
 
 from .lab import Lab
 from .lewc import PAPER

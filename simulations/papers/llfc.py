@@ -126,11 +126,7 @@ def features(lab: Lab, setting: Setting) -> Result:
     *CONVOLUTIONAL["vgg"],
 )
 @experiment(
-    "llfc-stitching",
-    "LLFC, Table 1 (MLP)",
-    "Lower layers of one model under upper layers of another",
-    SMALL,
-    PAPER,
+    "llfc-stitching", "LLFC, Table 1 (MLP)", "Lower layers of one model under upper layers of another", SMALL, PAPER
 )
 def stitched(lab: Lab, setting: Setting) -> Result:
     """Error after stitching at every layer, spawned, permuted and unpermuted."""

@@ -22,19 +22,7 @@ from .lab import Lab
 from .pairs import Bench, members, pair, trajectories, width_chart
 from .recipe import PAPER_MLP, Recipe
 from .registry import Setting, experiment
-from .result import (
-    Claim,
-    Figure,
-    Result,
-    at,
-    below,
-    by_name,
-    chart,
-    falls,
-    figures_along,
-    rises,
-    times,
-)
+from .result import Claim, Figure, Result, at, below, by_name, chart, falls, figures_along, rises, times
 
 Order = Literal["bottom-up", "top-down", "put-in", "leave-out"]
 
