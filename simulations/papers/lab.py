@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 BATCH = 1024
 SECONDS = "cpu-seconds"
 MIN_HELD_OUT = 500
+MATCHED_ON = 1000
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,10 @@ class Lab:
         """
         return self._test_part(dataset, 0)
 
-    def training_batches(self, recipe: Recipe, count: int = 1000) -> Batches:
+    def training_batches(self, recipe: Recipe) -> Batches:
         """The first examples that the recipe trains on, for what needs data besides test data: matchers, BatchNorm."""
         data = self.data(recipe.dataset)
-        return self._batches(data.train_inputs, data.train_labels, recipe.part_of(data.train_labels)[:count])
+        return self._batches(data.train_inputs, data.train_labels, recipe.part_of(data.train_labels)[:MATCHED_ON])
 
     def child(self, recipe: Recipe, order: int) -> State:
         """The end of a training whose first ``recipe.spawn`` epochs all others of the seed share."""

@@ -81,7 +81,7 @@ def weight_decay(lab: Lab, setting: Setting) -> Result:
             rises("stronger decay raises LEWC's cosine", cosine),
             falls("stronger decay lowers the naive calibrated barrier", barrier),
         ),
-        charts=tuple(chart(name, axis, name, range(len(DECAYS)), {name: found}) for name, found in rows.items()),
+        charts=tuple(chart(name, axis, name, range(len(DECAYS)), {"measured": found}) for name, found in rows.items()),
         notes="An L2 term of Adam. Section 5.4 and F.9 disagree on its direction: this is what is found.",
     )
 
