@@ -1,7 +1,5 @@
 """Where the server, or a client that is asked for sums, computes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

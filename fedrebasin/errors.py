@@ -1,7 +1,5 @@
 """Errors and warnings that a user can act on: one line that says what, where, and what to do."""
 
-from __future__ import annotations
-
 import difflib
 import warnings
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Room for large tensors."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -5,12 +5,10 @@ is ``"layer"``, LayerNorm over one sample as Git Re-Basin's networks have it (Gr
 convolution), or ``"batch"``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +18,6 @@ from fedrebasin.errors import RebasinError
 from fedrebasin.registry import MODELS, takes
 
 Norm = Literal["layer", "batch"]
-
-VGG_STAGES = {
-    "VGG11": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
-    "VGG16": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
-}
 
 
 class MLP(nn.Module):
@@ -53,18 +46,15 @@ class MLP(nn.Module):
 class _VGG(nn.Module):
     """3x3 convolutions in stages, halved by max pooling as long as there is something to halve, two dense layers."""
 
+    stages: ClassVar[Sequence[Sequence[int]]]
+
     def __init__(
-        self,
-        stages: Sequence[Sequence[int]],
-        sample_shape: Sequence[int],
-        width: float,
-        classes: int,
-        norm: Norm,
+        self, sample_shape: Sequence[int] = (3, 32, 32), width: float = 1.0, classes: int = 10, norm: Norm = "layer"
     ) -> None:
         super().__init__()
         channels, height, breadth = sample_shape
         layers: list[nn.Module] = []
-        for stage in stages:
+        for stage in self.stages:
             for size in stage:
                 out = _scaled(size, width)
                 layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), _norm(norm, out), nn.ReLU()]
@@ -97,10 +87,7 @@ class VGG11(_VGG):
         norm: after every convolution.
     """
 
-    def __init__(
-        self, sample_shape: Sequence[int] = (3, 32, 32), width: float = 1.0, classes: int = 10, norm: Norm = "layer"
-    ) -> None:
-        super().__init__(VGG_STAGES["VGG11"], sample_shape, width, classes, norm)
+    stages = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 class VGG16(_VGG):
@@ -109,10 +96,7 @@ class VGG16(_VGG):
     Arguments as for :class:`VGG11`. Git Re-Basin, section 5 (CIFAR-10).
     """
 
-    def __init__(
-        self, sample_shape: Sequence[int] = (3, 32, 32), width: float = 1.0, classes: int = 10, norm: Norm = "layer"
-    ) -> None:
-        super().__init__(VGG_STAGES["VGG16"], sample_shape, width, classes, norm)
+    stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 class _Block(nn.Module):

@@ -1,7 +1,5 @@
 """Batches of data, and running a model on them without changing it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +39,7 @@ def number_of_examples(batch: Batch) -> int:
     Raises:
         CalibrationError: if there is no such tensor among the inputs.
     """
-    count = next((tensor.shape[0] for tensor in _tensors(inputs_of(batch)) if tensor.dim()), None)
+    count = next((tensor.shape[0] for tensor in tensors_in(inputs_of(batch)) if tensor.dim()), None)
     if count is None:
         raise CalibrationError(
             f"a batch with inputs of {described(inputs_of(batch))}: tensors are needed, whose first dimension counts "
@@ -50,19 +48,20 @@ def number_of_examples(batch: Batch) -> int:
     return count
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a nest of tuples, lists and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | tuple | list):
         for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def described(value: Any) -> str:
     """Inputs in words: shapes, or kinds where there are none."""
     if isinstance(value, Tensor):
         return f"shape {tuple(value.shape)}"
-    tensors = list(_tensors(value))
+    tensors = list(tensors_in(value))
     return f"shapes {', '.join(str(tuple(t.shape)) for t in tensors)}" if tensors else f"kind {type(value).__name__}"
 
 

@@ -1,7 +1,5 @@
 """Independent work on several threads: results come in the order given and do not depend on how many there are."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

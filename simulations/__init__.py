@@ -17,11 +17,7 @@ if TYPE_CHECKING:  # the same names as below; "X as X" offers them to type check
         parse_strategy as parse_strategy,
         run_strategy as run_strategy,
     )
-    from .comparison import (
-        DEFAULT_STRATEGIES as DEFAULT_STRATEGIES,
-        compare as compare,
-        run_study as run_study,
-    )
+    from .comparison import DEFAULT_STRATEGIES as DEFAULT_STRATEGIES, compare as compare, run_study as run_study
     from .config import (
         DATASETS as DATASETS,
         DEVICES as DEVICES,
@@ -57,12 +53,7 @@ if TYPE_CHECKING:  # the same names as below; "X as X" offers them to type check
         Result as Result,
         reproduce as reproduce,
     )
-    from .registries import (
-        BASES as BASES,
-        CALIBRATORS as CALIBRATORS,
-        LOADERS as LOADERS,
-        STRATEGIES as STRATEGIES,
-    )
+    from .registries import BASES as BASES, CALIBRATORS as CALIBRATORS, LOADERS as LOADERS, STRATEGIES as STRATEGIES
     from .report import (
         COLUMNS as COLUMNS,
         REFERENCES as REFERENCES,
@@ -86,9 +77,7 @@ if TYPE_CHECKING:  # the same names as below; "X as X" offers them to type check
         write_report as write_report,
         write_results as write_results,
     )
-    from .training import (
-        Federation as Federation,
-    )
+    from .training import Federation as Federation
 # isort: on
 
 _OFFERED = {

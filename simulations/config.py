@@ -1,7 +1,5 @@
 """What a simulation is run with: one frozen description, the same in the command, the run config and the messages."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path

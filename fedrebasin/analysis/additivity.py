@@ -1,7 +1,5 @@
 """Activations of two models side by side: weak additivity, second moments of the inputs, overlap of active units."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.analysis.features import record_activations
-from fedrebasin.analysis.streams import Spread, cosine, each_batch, normalised_distance, ratio, spread_of, spread_sums
-from fedrebasin.running import Batch, mode_of
+from fedrebasin.analysis.streams import Spread, cosine, normalised_distance, ratio, spread_of, spread_sums, sums_over
+from fedrebasin.running import Batch
 from fedrebasin.state import State
 
 
@@ -49,21 +47,22 @@ def weak_additivity(
     Raises:
         CalibrationError: if there is no data, or no activation function is called.
     """
-    sums: dict[str, Tensor] = {}
-    with mode_of(model):
-        for batch in each_batch(batches):
-            of_a, of_b = (record_activations(model, state, batch) for state in (a, b))
-            for name, (function, x_a, _) in of_a.items():
-                x_b = of_b[name].inputs
-                # in place on a tensor made here, should the function be an in-place one
-                left = function((1 - lam) * x_a + lam * x_b)
-                right = (1 - lam) * function(x_a.clone()) + lam * function(x_b.clone())
-                squares = torch.stack([term.square().sum() for term in (left - right, left, right)])
-                found = torch.cat([spread_sums(cosine(left, right)), squares]).cpu()
-                sums[name] = sums[name] + found if name in sums else found
+
+    def of_batch(batch: Batch) -> dict[str, Tensor]:
+        of_a, of_b = (record_activations(model, state, batch) for state in (a, b))
+        found = {}
+        for name, (function, x_a, _) in of_a.items():
+            x_b = of_b[name].inputs
+            # in place on a tensor made here, should the function be an in-place one
+            left = function((1 - lam) * x_a + lam * x_b)
+            right = (1 - lam) * function(x_a.clone()) + lam * function(x_b.clone())
+            squares = torch.stack([term.square().sum() for term in (left - right, left, right)])
+            found[name] = torch.cat([spread_sums(cosine(left, right)), squares]).cpu()
+        return found
+
     return tuple(
         Additivity(name, lam, spread_of(total[:3].tolist()), normalised_distance(*total[3:].tolist()))
-        for name, total in sums.items()
+        for name, total in sums_over(model, batches, of_batch).items()
     )
 
 
@@ -93,16 +92,16 @@ def unit_activity(model: nn.Module, state: State, batches: Iterable[Batch]) -> t
     Raises:
         CalibrationError: if there is no data, or no activation function is called.
     """
-    counts: dict[str, int] = {}
-    sums: dict[str, Tensor] = {}
-    with mode_of(model):
-        for batch in each_batch(batches):
-            for name, activation in record_activations(model, state, batch).items():
-                rows = activation.by_unit
-                counts[name] = counts.get(name, 0) + len(rows)
-                found = torch.stack([rows.square().sum(0), (rows > 0).double().sum(0)])
-                sums[name] = sums[name] + found if name in sums else found
-    return tuple(UnitActivity(name, total[0] / counts[name], total[1] / counts[name]) for name, total in sums.items())
+
+    def of_batch(batch: Batch) -> dict[str, Tensor]:
+        rows = {name: found.by_unit for name, found in record_activations(model, state, batch).items()}
+        return {
+            name: torch.stack([each.square().sum(0), (each > 0).double().sum(0), torch.ones_like(each).sum(0)])
+            for name, each in rows.items()
+        }
+
+    total = sums_over(model, batches, of_batch)
+    return tuple(UnitActivity(name, squares / count, on / count) for name, (squares, on, count) in total.items())
 
 
 @dataclass(frozen=True)
@@ -136,19 +135,17 @@ def active_overlap(model: nn.Module, a: State, b: State, batches: Iterable[Batch
     Raises:
         CalibrationError: if there is no data, or no activation function is called.
     """
-    counts: dict[str, Tensor] = {}
-    squares: dict[str, Tensor] = {}
-    with mode_of(model):
-        for batch in each_batch(batches):
-            of_a, of_b = (record_activations(model, state, batch) for state in (a, b))
-            for name in of_a:
-                rows = [of[name].by_unit.clamp_min(0) for of in (of_a, of_b)]
-                on = [row > 0 for row in rows]
-                both = torch.stack([(on[0] & on[1]).double().sum(), (on[0] | on[1]).double().sum()]).cpu()
-                moment = torch.stack([row.square().sum(0) for row in rows])
-                counts[name] = counts[name] + both if name in counts else both
-                squares[name] = squares[name] + moment if name in squares else moment
+
+    def of_batch(batch: Batch) -> dict[str, Tensor]:
+        of_a, of_b = (record_activations(model, state, batch) for state in (a, b))
+        found = {}
+        for name in of_a:
+            x, y = (of[name].by_unit.clamp_min(0) for of in (of_a, of_b))
+            both, either = (x > 0) & (y > 0), (x > 0) | (y > 0)
+            found[name] = torch.stack([each.double().sum(0) for each in (both, either, x.square(), y.square())])
+        return found
+
     return tuple(
-        Overlap(name, ratio(*counts[name].tolist()), float(cosine(squares[name][:1], squares[name][1:])))
-        for name in counts
+        Overlap(name, ratio(*total[:2].sum(1).tolist()), float(cosine(total[2:3], total[3:])))
+        for name, total in sums_over(model, batches, of_batch).items()
     )

@@ -1,7 +1,5 @@
 """Loss barriers: how much worse the models between two models are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

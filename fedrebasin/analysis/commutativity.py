@@ -5,10 +5,9 @@ they read) and activations are weakly additive, features are linearly connected.
 ``(W_A - W_B)(H_A - H_B)``: either factor may be small, and matchers make them so (LLFC, section 5 and A.3).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -97,15 +96,8 @@ class Commutation:
     and ``H_B``.
     """
 
-    @property
-    def part(self) -> str:
-        """``commutation``."""
-        return "commutation"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Six squared norms."""
-        return (6,)
+    part: ClassVar[str] = "commutation"
+    shape: ClassVar[tuple[int, ...]] = (6,)
 
     def of(self, pair: Pair) -> dict[str, Tensor]:
         """The sums of every layer that is linear in what it reads."""
@@ -141,15 +133,8 @@ def _with_weights(model: nn.Module, a: State, b: State, distances: FeatureDistan
         raise CalibrationError(f"{distances.layer}: the state dict holds no weight of this layer")
     w_b = w_b.to(w_a.device)
     weights = float((w_a - w_b).square().sum())
-    return Commutativity(
-        layer=distances.layer,
-        dist_com=distances.dist_com,
-        dist_w=normalised_distance(weights, float(w_a.square().sum()), float(w_b.square().sum())),
-        dist_h=distances.dist_h,
-        residual=distances.residual,
-        weights=weights,
-        features=distances.features,
-    )
+    dist_w = normalised_distance(weights, float(w_a.square().sum()), float(w_b.square().sum()))
+    return Commutativity(**asdict(distances), dist_w=dist_w, weights=weights)
 
 
 @dataclass(frozen=True)

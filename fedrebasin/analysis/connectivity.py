@@ -9,17 +9,15 @@ depth (the first layer has 1):
   ``z(merged) = (1 - lam)^l z(A) + lam^l z(B)`` (LEWC, Definition 4.1).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedrebasin.analysis.barrier import interpolate
-from fedrebasin.analysis.features import Recorded, Where, layer_features
+from fedrebasin.analysis.features import Where, layer_features
 from fedrebasin.analysis.pairs import OfLayer, Pair, cosine_fault, length_fault, measure_pair, spread_fault
 from fedrebasin.analysis.streams import Spread, cosine, spread_of, spread_sums
 from fedrebasin.errors import MergeError
@@ -125,14 +123,10 @@ class FeatureLaw:
     lams: tuple[float, ...] = (0.5,)
     law: Law = "linear"
     where: Where = "after"
+    part: ClassVar[str] = "features"
 
     def __post_init__(self) -> None:
         law_weights(self.law, 0.5, 1)
-
-    @property
-    def part(self) -> str:
-        """``features``."""
-        return "features"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -141,18 +135,15 @@ class FeatureLaw:
 
     def of(self, pair: Pair) -> dict[str, Tensor]:
         """The sums of every layer."""
-        of_a, of_b = self._features(pair.of_a), self._features(pair.of_b)
+        of_a, of_b = (layer_features(record, self.where) for record in (pair.of_a, pair.of_b))
         rows: dict[str, list[Tensor]] = {layer: [] for layer in of_a}
         for lam in self.lams:
-            of_merged = self._features(pair.merged(lam))
+            of_merged = layer_features(pair.merged(lam), self.where)
             for depth, layer in enumerate(of_a, 1):
                 shares = law_weights(self.law, lam, depth)
                 values = _values(of_merged[layer], of_a[layer], of_b[layer], shares)
                 rows[layer].append(torch.stack([spread_sums(value) for value in values]))
         return {layer: torch.stack(found) for layer, found in rows.items() if found}
-
-    def _features(self, record: dict[str, Recorded]) -> dict[str, Tensor]:
-        return layer_features(record, self.where)
 
     def fault(self, sums: Tensor, rows: float) -> str:
         """What is wrong with one layer's sums."""

@@ -8,16 +8,14 @@ activation, norm and pooling), those *before* are its own output; for the last l
 first dimension of what a layer reads counts the examples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, forward
+from fedrebasin.running import Batch, forward, tensors_in
 from fedrebasin.spec import PermutationSpec
 from fedrebasin.state import State, demand_numbers
 from fedrebasin.watching import Activation, LayerRun, module_named, watch, watching
@@ -88,7 +86,7 @@ def record_layers(model: nn.Module, state: State, batch: Batch, layers: Iterable
     record: dict[str, Recorded] = {}
 
     def take(run: LayerRun) -> None:
-        read, made = first_tensor(run.inputs), first_tensor(run.output)
+        read, made = (next(tensors_in(value), None) for value in (run.inputs, run.output))
         if read is not None and made is not None:
             record[run.name] = Recorded(read.detach().clone(), made.detach().clone())
 
@@ -183,16 +181,3 @@ def channels_first(model: nn.Module, layer: str) -> bool | None:
     if isinstance(module, nn.modules.conv._ConvNd):
         return True
     return False if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.RNNBase | nn.Embedding) else None
-
-
-def first_tensor(value: Any) -> Tensor | None:
-    """A tensor, or the first one in a nest of tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        for item in value:
-            if (found := first_tensor(item)) is not None:
-                return found
-    return None

@@ -1,7 +1,5 @@
 """Is it only that the landscape is flat? Random directions as long as the way to another model, random permutations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal

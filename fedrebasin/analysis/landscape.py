@@ -1,7 +1,5 @@
 """The loss in the plane through three models (Simultaneous connectivity, Appendix I; after Garipov et al. 2018)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

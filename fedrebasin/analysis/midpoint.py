@@ -1,7 +1,5 @@
 """How the model halfway between two models computes, as one statistic that clients can send sums of."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

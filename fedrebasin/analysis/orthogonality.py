@@ -1,9 +1,8 @@
 """Reciprocal orthogonality: one model's weights answer the other model's features with nothing (LEWC, section 5.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,15 +60,8 @@ class Reciprocity:
     Of the norm ratio and the cosine: count, sum and sum of squares over the examples.
     """
 
-    @property
-    def part(self) -> str:
-        """``reciprocity``."""
-        return "reciprocity"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Ratio and cosine; count, sum, sum of squares."""
-        return (2, 3)
+    part: ClassVar[str] = "reciprocity"
+    shape: ClassVar[tuple[int, ...]] = (2, 3)
 
     def of(self, pair: Pair) -> dict[str, Tensor]:
         """The sums of every layer that is linear in what it reads."""

@@ -4,8 +4,6 @@ A measure says what one batch adds and what the sums mean. The central functions
 reciprocal orthogonality) and the federated statistic are both made of measures, so that they share every sum.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -15,12 +13,12 @@ from torch import Tensor, nn
 
 from fedrebasin.analysis.barrier import demand_alike, interpolate
 from fedrebasin.analysis.features import Recorded, layers_of, record_layers
-from fedrebasin.analysis.streams import each_batch
+from fedrebasin.analysis.streams import sums_over
 from fedrebasin.analysis.weights import linear_part, owner_of
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, mode_of
+from fedrebasin.running import Batch
 from fedrebasin.state import State
-from fedrebasin.sums import Sums, add_sums, demand
+from fedrebasin.sums import Sums, demand
 
 Found = TypeVar("Found", covariant=True)
 
@@ -151,10 +149,11 @@ def measure_pair(
     """
     names = layers_of(model) if layers is None else tuple(layers)
     between: dict[float, State] = {}
-    total: dict[str, Tensor] = {}
-    with mode_of(model):
-        for batch in each_batch(batches):
-            total = add_sums(total, sums_of_batch((measure,), Pair(model, a, b, batch, names, between)))
+
+    def of_batch(batch: Batch) -> dict[str, Tensor]:
+        return sums_of_batch((measure,), Pair(model, a, b, batch, names, between))
+
+    total = sums_over(model, batches, of_batch)
     return measure.finish(by_layer(total, measure.part))
 
 

@@ -1,7 +1,5 @@
 """Permutations by layer: how many units two of them place alike, and applying only some of the layers' parts."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """The loss along a straight path between two models as one statistic: all points in one pass over the data."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

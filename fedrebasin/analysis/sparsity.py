@@ -4,8 +4,6 @@ Simultaneous connectivity, section 5.2 and Appendix F. A mask is a state dict of
 be pruned; what it does not name is dense.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """Singular values and stable rank of weights and of activations (LLFC, Figures 20 to 22)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.analysis.features import by_unit, channels_first, layers_of, record_layers
-from fedrebasin.analysis.streams import each_batch, ratio
+from fedrebasin.analysis.streams import ratio, sums_over
 from fedrebasin.analysis.weights import weight_of
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, mode_of
+from fedrebasin.running import Batch
 from fedrebasin.state import State, demand_numbers, wide
 
 
@@ -102,13 +100,13 @@ def activation_spectra(
         CalibrationError: if there is no data, or no layer ran.
     """
     names = layers_of(model) if layers is None else tuple(layers)
-    grams: dict[str, Tensor] = {}
-    with mode_of(model):
-        for batch in each_batch(batches):
-            for name, recorded in record_layers(model, state, batch, names).items():
-                rows = by_unit(recorded.inputs.double(), channels_first(model, name))
-                found = rows.mT @ rows
-                grams[name] = grams[name] + found if name in grams else found
+
+    def of_batch(batch: Batch) -> dict[str, Tensor]:
+        record = record_layers(model, state, batch, names)
+        rows = {name: by_unit(one.inputs.double(), channels_first(model, name)) for name, one in record.items()}
+        return {name: each.mT @ each for name, each in rows.items()}
+
+    grams = sums_over(model, batches, of_batch)
     if odd := [name for name, gram in grams.items() if not bool(gram.isfinite().all())]:
         raise CalibrationError(f"{odd[0]}: what it reads is not finite, or too large to be squared")
     return {

@@ -1,7 +1,5 @@
 """Stitching: the lower layers of one model under the upper layers of another (LLFC, section 5.2, Tables 1 to 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any

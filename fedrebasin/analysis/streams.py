@@ -1,15 +1,14 @@
 """Means and deviations over a data set from sums, and the per-example vector measures that are summed."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.running import Batch, demand_batches, number_of_examples
+from fedrebasin.running import Batch, demand_batches, mode_of, number_of_examples
+from fedrebasin.sums import add_sums
 
 
 class Spread(NamedTuple):
@@ -53,6 +52,21 @@ def ratio(numerator: float, denominator: float) -> float:
 def normalised_distance(difference: float, x: float, y: float) -> float:
     """``|x - y|^2 / (|x| |y|)`` from the three squared norms (LLFC, section 4.2); 0 where both are zero."""
     return ratio(difference, (x * y) ** 0.5)
+
+
+def sums_over(
+    model: nn.Module, batches: Iterable[Batch], of_batch: Callable[[Batch], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What the batches add up to, by name, with the model in evaluation mode.
+
+    Raises:
+        CalibrationError: if there is no data.
+    """
+    total: dict[str, Tensor] = {}
+    with mode_of(model):
+        for batch in each_batch(batches):
+            total = add_sums(total, of_batch(batch))
+    return total
 
 
 def each_batch(batches: Iterable[Batch]) -> Iterator[Batch]:

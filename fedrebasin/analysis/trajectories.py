@@ -4,8 +4,6 @@ Simultaneous connectivity, Definitions 4.1 to 4.3. Two models are connected here
 low; what is low enough is for the reader to say (``connected(threshold)``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,15 +17,6 @@ from fedrebasin.matching import Matcher, WeightMatching
 from fedrebasin.running import Batch
 from fedrebasin.spec import Permutation, PermutationSpec
 from fedrebasin.state import State, demand_numbers
-
-__all__ = [
-    "PairBarriers",
-    "StrongConnectivity",
-    "instability",
-    "simultaneous_connectivity",
-    "strong_connectivity",
-    "weak_connectivity",
-]
 
 Pair = tuple[int, int]
 

@@ -1,14 +1,13 @@
 """A layer's weight: what the state dict says of it, and what it does to inputs."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from fedrebasin.analysis.features import PARAMETRIZED, first_tensor
+from fedrebasin.analysis.features import PARAMETRIZED
+from fedrebasin.running import tensors_in
 from fedrebasin.state import State
 from fedrebasin.watching import module_named
 
@@ -42,7 +41,7 @@ def linear_part(model: nn.Module, state: State, layer: str, inputs: Tensor) -> T
         own["bias"] = torch.zeros_like(own["bias"])
     with torch.no_grad():
         output = torch.func.functional_call(module, own, (inputs.double(),))
-    return first_tensor(output).flatten(1)  # type: ignore[union-attr]
+    return next(tensors_in(output)).flatten(1)
 
 
 def own_state(state: State, layer: str) -> dict[str, Tensor]:

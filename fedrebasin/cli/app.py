@@ -1,7 +1,5 @@
 """The command itself: its parts, and what it says when something is wrong."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import Annotated

@@ -18,13 +18,11 @@ from fedrebasin.errors import MergeError, choose
 from fedrebasin.writing import json_text, write_text
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from fedrebasin.analysis import Barrier, Definition
     from fedrebasin.files import CheckpointSet, Data
     from fedrebasin.matching import MethodName
-    from fedrebasin.state import State
 
 METHODS: dict[str, MethodName] = {"weight-matching": "auto", "frank-wolfe": "frank-wolfe", "greedy": "greedy"}
 LABELS = {"before": "as they are", "after": "matched"}
@@ -53,6 +51,8 @@ def barrier(
 
     Example: fedrebasin barrier a.safetensors b.pt --model torchvision:resnet18 --data cifar10 --out between
     """
+    from fedrebasin.analysis import loss_barrier
+    from fedrebasin.calibration import batch_norms
     from fedrebasin.cli.data import open_data
     from fedrebasin.cli.inputs import open_inputs, spec_of
     from fedrebasin.devices import pick_device
@@ -71,6 +71,9 @@ def barrier(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     first, second = ({k: tensor.to(place) for k, tensor in one.state.items()} for one in opened.checkpoints)
+    assert opened.model is not None
+    network = opened.model.eval().to(place)
+    training = found.training if recalibrate and batch_norms(network) else None
     curves: dict[str, Barrier] = {}
 
     def finished() -> str:
@@ -84,7 +87,7 @@ def barrier(
         )(groups, reference=first, candidate=second)
         for name, end in (("before", second), ("after", alignment.apply(second))):
             watched = _Watched(found.reported, bars, f"loss {LABELS[name]}", points)
-            curves[name] = _curve(opened, first, end, watched, found.training if recalibrate else None, points, place)
+            curves[name] = loss_barrier(network, first, end, watched, points, recalibrate=training)
     content = _content(opened, found, curves, alignment.similarity)
     written = []
     if out is not None:
@@ -111,16 +114,9 @@ def table_of(content: dict[str, Any]) -> Table:
     row("loss at B", [curve["losses"][-1] for curve in curves], "{:.3f}")
     row("highest loss between", [max(curve["losses"]) for curve in curves], "{:.3f}")
     table.add_section()
-    row(
-        "barrier (Git Re-Basin: above the ends' mean)",
-        [curve["barriers"]["git-re-basin"] for curve in curves],
-        "{:.3f}",
-    )
-    row(
-        "barrier (simultaneous: above the ends' line)",
-        [curve["barriers"]["simultaneous"] for curve in curves],
-        "{:.3f}",
-    )
+    for name, above in (("Git Re-Basin", "mean"), ("simultaneous", "line")):
+        barriers = [curve["barriers"][name.lower().replace(" ", "-")] for curve in curves]
+        row(f"barrier ({name}: above the ends' {above})", barriers, "{:.3f}")
     table.add_section()
     for name, place in (("at A", 0), ("in the middle", content["points"] // 2), ("at B", -1)):
         row(f"accuracy {name}", [100 * curve["accuracies"][place] for curve in curves], "{:.1f} %")
@@ -142,23 +138,6 @@ class _Watched:
         yield from self.batches
         self.read += 1
         self.bars(self.who, self.read, self.total)
-
-
-def _curve(
-    opened: CheckpointSet,
-    a: State,
-    b: State,
-    batches: _Watched,
-    training: list[tuple[Tensor, Tensor]] | None,
-    points: int,
-    device: torch.device,
-) -> Barrier:
-    from fedrebasin.analysis import loss_barrier
-    from fedrebasin.calibration import batch_norms
-
-    assert opened.model is not None
-    model = opened.model.eval().to(device)
-    return loss_barrier(model, a, b, batches, points, recalibrate=training if batch_norms(model) else None)
 
 
 def _content(opened: CheckpointSet, data: Data, curves: dict[str, Barrier], similarity: float) -> dict[str, Any]:

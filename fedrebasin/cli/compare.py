@@ -27,8 +27,7 @@ ROOMY = 140  # columns that a table with spreads needs
 @opt.run_config(several=True)
 def compare(
     strategies: Annotated[
-        str,
-        typer.Option(help=f"Names with commas. Bases: {opt.STRATEGY}", autocompletion=opt.complete_strategy),
+        str, typer.Option(help=f"Names with commas. Bases: {opt.STRATEGY}", autocompletion=opt.complete_strategy)
     ] = "fedavg,rebasin,merge-many,wide-avg,rebasin+seqreg+head+temperature",
     *,
     engine: Annotated[

@@ -1,7 +1,5 @@
 """Data for commands: a data set by name, a folder of images, or a function that returns data sets."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """``fedrebasin doctor``: whether everything that fedrebasin needs is there and works, and what to do if not."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform
@@ -211,25 +209,19 @@ def _simulate() -> None:
 def environment() -> list[Finding]:
     """The variables that change what fedrebasin and Flower do, each with what it means here."""
     value = os.environ.get
-    cores = os.cpu_count() or 1
-    threads, installs = value("OMP_NUM_THREADS"), value("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION")
-    findings = [
-        Finding("OMP_NUM_THREADS", threads, OK)
-        if threads
-        else Finding(
-            "OMP_NUM_THREADS",
-            "not set",
-            NOTE if cores > 1 else OK,
+    wanted = {
+        "OMP_NUM_THREADS": (
+            NOTE if (os.cpu_count() or 1) > 1 else OK,
             "set it to 1 for Flower's simulation: its clients otherwise share the cores with themselves",
         ),
-        Finding("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", installs, OK)
-        if installs
-        else Finding(
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION",
-            "not set",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": (
             NOTE,
             "set it to 1 for flwr run: without it every run installs the app's dependencies anew (simulate sets it)",
         ),
+    }
+    findings = [
+        Finding(name, found, OK) if (found := value(name)) else Finding(name, "not set", *unset)
+        for name, unset in wanted.items()
     ]
     meanings = {
         "CUDA_VISIBLE_DEVICES": "which GPUs are used; unset: all",

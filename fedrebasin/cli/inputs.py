@@ -1,7 +1,5 @@
 """The checkpoints that a command is given, with their spec."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Models by name: ``torchvision:resnet18`` or ``package.module:callable``."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import os

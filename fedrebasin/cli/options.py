@@ -1,7 +1,5 @@
 """Options that several commands have, made from the keys of the run config; nothing here loads torch."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import Field, fields

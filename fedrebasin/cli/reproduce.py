@@ -55,14 +55,7 @@ def reproduce(
         Bars() as bars,
     ):
         record = run(
-            name,
-            out,
-            scale=scale,
-            dataset=dataset,
-            data_dir=data_dir,
-            device=device,
-            seeds=seeds,
-            progress=bars,
+            name, out, scale=scale, dataset=dataset, data_dir=data_dir, device=device, seeds=seeds, progress=bars
         )
     written = record.write(out)
     if json:

@@ -1,7 +1,5 @@
 """What commands print: a table for people, or JSON alone on standard output."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

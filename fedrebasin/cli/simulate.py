@@ -1,7 +1,5 @@
 """``fedrebasin simulate``: one strategy in Flower's own engine, as ``flwr run .`` runs it, with its status checked."""
 
-from __future__ import annotations
-
 import json as json_format
 import os
 import subprocess

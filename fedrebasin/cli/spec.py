@@ -1,7 +1,5 @@
 """``fedrebasin spec``: which units of a model can be permuted without changing its function."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """What is done to a merged model with data: new running statistics, a temperature, and figures on the rest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

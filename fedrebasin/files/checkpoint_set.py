@@ -1,7 +1,5 @@
 """Checkpoints that belong together: opened, and made sure that they are of one architecture."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How long a merge will take, and how much memory, before it starts."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time

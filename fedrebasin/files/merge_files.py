@@ -1,7 +1,5 @@
 """Checkpoints merged into one file: matched, averaged in pieces, calibrated, written."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """Group: units that are interchangeable; Unpermuted: an axis whose units are not."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

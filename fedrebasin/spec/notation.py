@@ -1,7 +1,5 @@
 """Git Re-Basin's notation for permutation specs: one name per dimension of each tensor."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

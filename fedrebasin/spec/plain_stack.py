@@ -1,7 +1,5 @@
 """The permutation spec of a plain stack of dense layers, from the names and shapes of its tensors alone."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

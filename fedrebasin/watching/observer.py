@@ -6,8 +6,6 @@ The operators are watched, not the modules: a weight is recognised by its memory
 reported by name, for those who ask what a layer as a whole reads and gives.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """Recognising the weights of a running model in its operators: by their memory, wherever they are multiplied."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from typing import Any

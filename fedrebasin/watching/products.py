@@ -1,7 +1,5 @@
 """What a linear map of a running model reads and gives."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Where a group's units can be seen while a model runs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Weights that are multiplied with data: which there are, and as matrices."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,3 +1,4 @@
+# mypy: implicit-reexport
 """The Flower app of the simulations: clients, server, and one strategy run and judged."""
 
 from .client import app as client_app
@@ -7,18 +8,3 @@ from .moved_units import MovedUnits
 from .run_strategy import Progress, run_strategy, silent
 from .server import app as server_app
 from .strategies import demand_choices, make_strategy, parse_strategy
-
-__all__ = [
-    "Judge",
-    "MovedUnits",
-    "Progress",
-    "client_app",
-    "demand_choices",
-    "judge_of",
-    "make_client_app",
-    "make_strategy",
-    "parse_strategy",
-    "run_strategy",
-    "server_app",
-    "silent",
-]

@@ -1,7 +1,5 @@
 """The clients of the simulations: they train what the message's config describes, and answer with sums on request."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

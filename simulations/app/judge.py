@@ -1,7 +1,5 @@
 """How a model is judged: from logits on the test set to figures."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """A probe that keeps which units an alignment moved."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

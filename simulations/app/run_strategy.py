@@ -1,7 +1,5 @@
 """One strategy, run for all rounds and judged after each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, replace
 

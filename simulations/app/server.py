@@ -1,7 +1,5 @@
 """The server of ``flwr run .``: one strategy, judged on the test set after every round."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Strategies by name: a base, then what is done to its aggregate, each behind a +."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any

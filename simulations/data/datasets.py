@@ -1,7 +1,5 @@
 """Data sets as four tensors; known ones are standardised by the mean and deviation of the training set."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrebasin import DataError, RebasinError
@@ -21,7 +18,7 @@ from fedrebasin.registry import make
 
 from ..registries import LOADERS
 from .image_folder import image_folder_arrays
-from .known import named_arrays
+from .known import Arrays, named_arrays
 
 DIGITS_TEST_SHARE = 0.25
 BETA_SHARE = 0.2
@@ -139,7 +136,7 @@ def digits() -> Dataset:
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     cut = round(DIGITS_TEST_SHARE * len(labels))
     test, train = order[:cut], order[cut:]
-    return _standardised(images[train], labels[train], images[test], labels[test], each_pixel=True)
+    return _standardised((images[train], labels[train], images[test], labels[test]), each_pixel=True)
 
 
 def image_folder(data_dir: str, image_size: int, most: int) -> Dataset:
@@ -150,12 +147,12 @@ def image_folder(data_dir: str, image_size: int, most: int) -> Dataset:
     """
     if not data_dir:
         raise DataError("data set image-folder needs data-dir: the folder where it lies")
-    return _standardised(*image_folder_arrays(Path(data_dir), image_size or IMAGE_FOLDER_SIZE, most, SPLIT_SEED))
+    return _standardised(image_folder_arrays(Path(data_dir), image_size or IMAGE_FOLDER_SIZE, most, SPLIT_SEED))
 
 
 def _named(name: str) -> Callable[[str], Dataset]:
     def load(data_dir: str) -> Dataset:
-        return _standardised(*named_arrays(name, data_dir))
+        return _standardised(named_arrays(name, data_dir))
 
     return load
 
@@ -163,25 +160,13 @@ def _named(name: str) -> Callable[[str], Dataset]:
 mnist, fashion_mnist, cifar10, cifar100, svhn = map(_named, ("mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"))
 
 
-def _standardised(
-    train_inputs: NDArray[np.generic],
-    train_labels: NDArray[np.generic],
-    test_inputs: NDArray[np.generic],
-    test_labels: NDArray[np.generic],
-    *,
-    each_pixel: bool = False,
-) -> Dataset:
+def _standardised(arrays: Arrays, each_pixel: bool = False) -> Dataset:
     """Each channel, or each pixel of each channel, gets mean 0 and deviation 1 over the training set."""
-    train = torch.from_numpy(np.array(train_inputs, np.float32))
-    test = torch.from_numpy(np.array(test_inputs, np.float32))
+    train, test = (torch.from_numpy(np.array(inputs, np.float32)) for inputs in arrays[::2])
+    train_labels, test_labels = (torch.from_numpy(np.array(labels, np.int64)) for labels in arrays[1::2])
     over = (0,) if each_pixel else (0, 2, 3)
     mean = train.mean(over, keepdim=True)
     deviation = train.std(over, keepdim=True)
     deviation[deviation == 0] = 1  # a pixel that is always empty stays 0
-    return Dataset(
-        (train - mean) / deviation,
-        torch.from_numpy(np.array(train_labels, np.int64)),
-        (test - mean) / deviation,
-        torch.from_numpy(np.array(test_labels, np.int64)),
-        classes=int(max(train_labels.max(), test_labels.max())) + 1,
-    )
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    return Dataset((train - mean) / deviation, train_labels, (test - mean) / deviation, test_labels, classes)

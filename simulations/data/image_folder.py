@@ -1,7 +1,5 @@
 """Folders of images, a folder for each class, as arrays."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Data sets by name, from their own files or from torchvision, downloaded where they are not there yet."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Every example goes to exactly one client and every client gets at least one.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any

@@ -1,15 +1,6 @@
+# mypy: implicit-reexport
 """Where a federation runs: inside this process, or in Flower's own engine."""
 
 from .engine import ENGINES, on_engine, wait_for_clients
 from .inline import InlineGrid, enter_task, run_inline
 from .replay import ReplayGrid
-
-__all__ = [
-    "ENGINES",
-    "InlineGrid",
-    "ReplayGrid",
-    "enter_task",
-    "on_engine",
-    "run_inline",
-    "wait_for_clients",
-]

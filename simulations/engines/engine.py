@@ -1,7 +1,5 @@
 """Where a federation runs: inside this process, or in Flower's own simulation engine."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator

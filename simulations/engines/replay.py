@@ -1,7 +1,5 @@
 """A grid that has the clients trained once and lets several strategies aggregate the same replies."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from typing import Any

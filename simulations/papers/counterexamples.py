@@ -1,7 +1,5 @@
 """Git Re-Basin's two constructions: networks that no permutation connects (A.6), units that greedy mixes up (A.7.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import product
 
@@ -35,11 +33,7 @@ def counterexample(lab: Lab, setting: Setting) -> Result:
     spec = spec_of_two_layers(a)
     curves = {
         f"{first.tolist()}, {second.tolist()}": loss_barrier(
-            model,
-            a,
-            Permutation(spec, {"P_0": first, "P_1": second}).apply(b),
-            batches,
-            setting.points,
+            model, a, Permutation(spec, {"P_0": first, "P_1": second}).apply(b), batches, setting.points
         )
         for first, second in product(ORDERS, ORDERS)
     }

@@ -1,7 +1,6 @@
 """Where Git Re-Basin says that matching fails: each of the failure modes that its A.1 lists."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from dataclasses import replace
 
 from fedrebasin.analysis import loss_barrier
@@ -10,7 +9,7 @@ from .lab import Lab
 from .pairs import Pair
 from .recipe import NO_DECAY, PAPER_MLP, Recipe
 from .registry import Setting, experiment
-from .result import Claim, Figure, Result
+from .result import Claim, Result, figures
 
 TRAINED = "wide and trained"
 
@@ -39,32 +38,29 @@ def _modes(small: bool) -> tuple[tuple[str, Recipe], ...]:
 )
 def failures(lab: Lab, setting: Setting) -> Result:
     """The barrier that weight matching leaves in each mode, beside that of wide MLPs that were trained well."""
-    rows: dict[str, list[float]] = {TRAINED: []}
-    naive: dict[str, list[float]] = {}
+    rows: dict[str, list[float]] = defaultdict(list)
+    naive: dict[str, list[float]] = defaultdict(list)
     for seed in setting.seeds:
         for name, recipe in ((TRAINED, setting.of()), *setting.others):
             epoch = recipe.keep[0] if recipe.keep else recipe.epochs
             a, b = (lab.checkpoints(recipe.member(seed, number))[epoch] for number in (0, 1))
             p = Pair(lab, recipe.member(seed), a, b)
             for found, state in ((rows, p.aligned), (naive, b)):
-                barrier = loss_barrier(p.model, a, state, p.test, setting.points, "simultaneous")
-                found.setdefault(name, []).append(barrier.value)
+                found[name].append(loss_barrier(p.model, a, state, p.test, setting.points, "simultaneous").value)
     good = rows[TRAINED]
+    paper = {name: "about 0" if name == TRAINED else "above 0" for name in rows}
     return Result(
         figures=(
-            *(
-                Figure(f"barrier after matching, {name}", tuple(x), "about 0" if name == TRAINED else "above 0", "nats")
-                for name, x in rows.items()
-            ),
-            *(Figure(f"naive barrier, {name}", tuple(x), "", "nats") for name, x in naive.items()),
+            *figures("barrier after matching, {}", rows, "nats", paper),
+            *figures("naive barrier, {}", naive, "nats"),
         ),
         claims=tuple(
             Claim(
                 f"{name}: matching leaves more than twice the barrier of wide trained networks",
-                tuple(bad > 2 * max(fine, 0.0) + 0.01 for bad, fine in zip(rows[name], good, strict=True)),
-                "barriers left: " + ", ".join(f"{value:.3f}" for value in rows[name]),
+                tuple(bad > 2 * max(fine, 0.0) + 0.01 for bad, fine in zip(row, good, strict=True)),
+                "barriers left: " + ", ".join(f"{value:.3f}" for value in row),
             )
-            for name in rows
+            for name, row in rows.items()
             if name != TRAINED
         ),
         notes="Barriers of Simultaneous connectivity's Eq. 1: Definition 2.2 also counts how far ends differ.",

@@ -1,7 +1,7 @@
 """Experiments of Git Re-Basin (Ainsworth, Hayase, Srinivasa, ICLR 2023): the path between two models."""
 
-from __future__ import annotations
-
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -13,16 +13,16 @@ from fedrebasin.models import make_model
 from fedrebasin.spec import PermutationSpec
 
 from .lab import Lab
-from .pairs import by_width, pair
+from .pairs import by_width, pair, trajectories, width_chart, width_figures
 from .recipe import NO_DECAY, PAPER_CONV, PAPER_MLP, Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Result, below, by_width_chart, by_width_figures, curve, falls_at_every_step
+from .result import Claim, Figure, Result, at, below, chart, falls_at_every_step, figures
 
 #: VGG-16 does not learn from 8x8 images, whose last ten convolutions see a single pixel.
 VGG, RESNET = (replace(NO_DECAY, model=name, epochs=20) for name in ("vgg11", "resnet20"))
 
 
-def _why(setting: Setting, what: str, values: list[float]) -> str:
+def _why(setting: Setting, what: str, values: Sequence[float]) -> str:
     said = f"{what}, by seed: " + ", ".join(f"{value:.2f}" for value in values)
     vgg = setting.recipe.model.startswith("vgg") and setting.recipe.dataset in ("digits", "mnist")
     return said + ("; A.1 lists VGGs on MNIST, which digits resemble, as a failure mode" if vgg else "")
@@ -51,74 +51,51 @@ def _why(setting: Setting, what: str, values: list[float]) -> str:
 )
 def paths(lab: Lab, setting: Setting) -> Result:
     """The barrier of two models, naive and aligned by each of the three matchers."""
-    found: dict[str, list[Barrier]] = {}
+    found: dict[str, list[Barrier]] = defaultdict(list)
     for seed in setting.seeds:
-        p = pair(lab, setting, seed=seed)
-        found.setdefault("naive", []).append(p.barrier(p.b, setting.points))
+        p = pair(lab, setting, seed)
+        found["naive"].append(p.barrier(p.b, setting.points))
         for name, matcher in p.matchers().items():
             aligned = matcher(p.spec, reference=p.a, candidate=p.b).apply(p.b)
-            found.setdefault(name, []).append(p.barrier(aligned, setting.points))
-    values = {name: tuple(barrier.value for barrier in barriers) for name, barriers in found.items()}
-    matched = [name for name in values if name != "naive"]
+            found[name].append(p.barrier(aligned, setting.points))
+    values = {name: [barrier.value for barrier in barriers] for name, barriers in found.items()}
+    matched = {name: row for name, row in values.items() if name != "naive"}
     zero = {"mlp": "about 0", "resnet20": "about 0 at 32 times the width"}.get(setting.recipe.model, "")
     left, share = ("removes at least nine tenths of", 0.1) if setting.recipe.model == "mlp" else ("lowers", 1.0)
     middle = {name: [100 * b.accuracies[len(b.lams) // 2] for b in barriers] for name, barriers in found.items()}
+    own = [100 * fmean((b.accuracies[0], b.accuracies[-1])) for b in found["naive"]]
+    above = [row[-1] - min(row) for row in zip(*matched.values(), strict=True)]
+    lams = found["naive"][0].lams
+    losses = {name: [barrier.losses for barrier in barriers] for name, barriers in found.items()}
+    accuracies = {name: [barrier.accuracies for barrier in barriers] for name, barriers in found.items()}
     return Result(
         figures=(
-            *(
-                Figure(f"barrier, {name}", found_, "above 0" if name == "naive" else zero, "nats")
-                for name, found_ in values.items()
-            ),
-            Figure(
-                "accuracy of the models",
-                tuple(100 * fmean((b.accuracies[0], b.accuracies[-1])) for b in found["naive"]),
-                "",
-                "%",
-            ),
-            *(Figure(f"accuracy halfway, {name}", tuple(row), "", "%") for name, row in middle.items()),
+            *figures("barrier, {}", values, "nats", {"naive": "above 0", **dict.fromkeys(matched, zero)}),
+            Figure("accuracy of the models", tuple(own), "", "%"),
+            *figures("accuracy halfway, {}", middle, "%"),
         ),
         claims=(
             *(
                 Claim(
                     f"{name} {left} the barrier",
-                    tuple(after < share * before for after, before in zip(values[name], values["naive"], strict=True)),
+                    tuple(after < share * before for after, before in zip(row, values["naive"], strict=True)),
                     _why(
                         setting,
                         "share of it that is left",
-                        [y / x for x, y in zip(values["naive"], values[name], strict=True)],
+                        [after / before for after, before in zip(row, values["naive"], strict=True)],
                     ),
                 )
-                for name in matched
+                for name, row in matched.items()
             ),
             Claim(
                 "the straight-through estimator leaves the lowest barrier (0.02 nats of slack)",
-                tuple(row[-1] <= min(row) + 0.02 for row in zip(*(values[name] for name in matched), strict=True)),
-                _why(
-                    setting,
-                    "above the lowest",
-                    [row[-1] - min(row) for row in zip(*(values[name] for name in matched), strict=True)],
-                ),
+                tuple(row[-1] <= min(row) + 0.02 for row in zip(*matched.values(), strict=True)),
+                _why(setting, "above the lowest", above),
             ),
         ),
         charts=(
-            Chart(
-                "loss between two models",
-                "lam",
-                "test loss (nats)",
-                tuple(
-                    curve(name, barriers[0].lams, [barrier.losses for barrier in barriers])
-                    for name, barriers in found.items()
-                ),
-            ),
-            Chart(
-                "accuracy between two models",
-                "lam",
-                "test accuracy",
-                tuple(
-                    curve(name, barriers[0].lams, [barrier.accuracies for barrier in barriers])
-                    for name, barriers in found.items()
-                ),
-            ),
+            chart("loss between two models", "lam", "test loss (nats)", lams, losses),
+            chart("accuracy between two models", "lam", "test accuracy", lams, accuracies),
         ),
     )
 
@@ -134,40 +111,39 @@ def onset(lab: Lab, setting: Setting) -> Result:
     """The barrier after matching at every kept epoch, each with a permutation of its own."""
     found, epochs = [], []
     for seed in setting.seeds:
-        recipe = setting.of(seed=seed)
-        first, second = (lab.checkpoints(setting.of(seed=seed, number=number)) for number in (0, 1))
-        model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
+        nets, first, second = trajectories(lab, setting, seed)
         epochs = [epoch for epoch in first if epoch]
         row = []
         for epoch in epochs:
             a, b = first[epoch], second[epoch]
-            aligned = WeightMatching()(spec, reference=a, candidate=b).apply(b)
-            barrier = loss_barrier(model, a, aligned, test, setting.points)
+            aligned = WeightMatching()(nets.spec, reference=a, candidate=b).apply(b)
+            barrier = loss_barrier(nets.model, a, aligned, nets.test, setting.points)
             row.append(barrier.value / max((barrier.losses[0] + barrier.losses[-1]) / 2, 1e-12))
         found.append(row)
     return Result(
         figures=(
-            Figure(f"relative barrier after epoch {epochs[0]}", tuple(row[0] for row in found), "above 0", ""),
-            Figure("relative barrier at the end", tuple(row[-1] for row in found), "about 0", ""),
+            Figure(f"relative barrier after epoch {epochs[0]}", tuple(at(found, 0)), "above 0", ""),
+            Figure("relative barrier at the end", tuple(at(found, -1)), "about 0", ""),
         ),
         claims=(
             below(
                 "not connected early: after one epoch the barrier after matching exceeds a tenth of the loss",
-                [0.1] * len(found),
-                [row[0] for row in found],
+                0.1,
+                at(found, 0),
             ),
             below(
                 "later it is: at its lowest in the second half the barrier after matching is below a tenth of it",
                 [min(row[len(row) // 2 :]) for row in found],
-                [0.1] * len(found),
+                0.1,
             ),
         ),
         charts=(
-            Chart(
+            chart(
                 "onset of connectivity",
                 "epoch",
                 "barrier after matching / loss",
-                (curve("weight matching at that epoch", epochs, found),),
+                epochs,
+                {"weight matching at that epoch": found},
                 log_x=True,
             ),
         ),
@@ -199,12 +175,11 @@ def onset(lab: Lab, setting: Setting) -> Result:
 def width(lab: Lab, setting: Setting) -> Result:
     """The barrier of models of rising width, naive and after weight matching."""
     naive, aligned = by_width(
-        lab,
-        setting,
-        lambda p: (p.barrier(p.b, setting.points).value, p.barrier(p.aligned, setting.points).value),
+        lab, setting, lambda p: tuple(p.barrier(b, setting.points).value for b in (p.b, p.aligned))
     )
+    lines = {"naive": naive, "weight matching": aligned}
     return Result(
-        figures=by_width_figures("barrier after matching", setting.widths, aligned, "nats"),
+        figures=width_figures(setting, "barrier after matching", aligned, "nats"),
         claims=(
             Claim(
                 "the widest has a lower barrier after matching than the narrowest, by a factor of 2 or more",
@@ -213,15 +188,7 @@ def width(lab: Lab, setting: Setting) -> Result:
             ),
             falls_at_every_step("it falls at every step (0.02 nats of slack)", aligned, 0.02),
         ),
-        charts=(
-            by_width_chart(
-                "barrier and width",
-                "test loss barrier (nats)",
-                setting.widths,
-                {"naive": naive, "weight matching": aligned},
-                setting.width_axis,
-            ),
-        ),
+        charts=(width_chart(setting, "barrier and width", "test loss barrier (nats)", lines),),
     )
 
 
@@ -253,8 +220,8 @@ def symmetries(lab: Lab, setting: Setting) -> Result:
     return Result(
         figures=tuple(Figure(f"log10 symmetries, {label}", (found[label],), row[2]) for label, row in models.items()),
         claims=(
-            below("an MLP has about 10^3498 (within 3 digits)", [abs(mlp - 3498)], [3]),
-            below("VGG-16 has about 10^35160 (within 20 digits)", [abs(vgg - 35160)], [20]),
+            below("an MLP has about 10^3498 (within 3 digits)", [abs(mlp - 3498)], 3),
+            below("VGG-16 has about 10^35160 (within 20 digits)", [abs(vgg - 35160)], 20),
             Claim(
                 "ResNet-50 has more than VGG-16",
                 (resnet > vgg,),

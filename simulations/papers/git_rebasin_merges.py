@@ -1,7 +1,6 @@
 """Experiments of Git Re-Basin on merging: split data, many models at once, and what it does to calibration."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -12,13 +11,14 @@ from fedrebasin.calibration import fit_temperature
 from fedrebasin.matching import WeightMatching
 from fedrebasin.merging import AlignTo, MergeMany, average
 from fedrebasin.state import State
-from fedrebasin.sums import ensemble_logits, evaluate, logits_of
+from fedrebasin.sums import ensemble_logits, logits_of
 
 from .lab import Batches, Lab
+from .pairs import Bench, members
 from .recipe import PAPER_MLP, Recipe
 from .registry import Setting, experiment
 from .reliability import Predictions, calibration_error, reliability_chart
-from .result import Chart, Figure, Line, Result, below
+from .result import Chart, Line, Result, below, figures
 
 #: Table 3: test loss and accuracy of MergeMany, and of the best of its five members.
 TABLE_3 = {
@@ -54,16 +54,15 @@ def nll(predictions: Predictions, beta: float = 1.0) -> float:
 )
 def split(lab: Lab, setting: Setting) -> Result:
     """Loss, accuracy and calibration of both models, of their merges and ensemble, and of training on everything."""
-    losses: dict[str, list[float]] = {}
-    predictions: dict[str, list[Predictions]] = {}
+    losses: dict[str, list[float]] = defaultdict(list)
+    predictions: dict[str, list[Predictions]] = defaultdict(list)
     for seed in setting.seeds:
-        recipe = setting.of(seed=seed)
-        a = lab.trained(replace(recipe, part="first"))
-        b = lab.trained(replace(setting.of(seed=seed, number=1), part="second"))
-        everything = lab.trained(setting.of(seed=seed, number=2))
-        model, spec = lab.model(recipe), lab.spec(recipe)
-        test, held_out = lab.test(recipe.dataset), lab.held_out(recipe.dataset)
-        aligned = WeightMatching()(spec, reference=a, candidate=b).apply(b)
+        nets = Bench(lab, setting.of(seed=seed))
+        a, b, everything = (
+            lab.trained(replace(setting.of(seed=seed, number=number), part=part))
+            for number, part in enumerate(("first", "second", setting.recipe.part))
+        )
+        aligned = WeightMatching()(nets.spec, reference=a, candidate=b).apply(b)
         groups: dict[str, Sequence[State]] = {
             "first half's model": [a],
             "second half's model": [b],
@@ -73,10 +72,10 @@ def split(lab: Lab, setting: Setting) -> Result:
             "ensemble": [a, b],
         }
         for name, states in groups.items():
-            beta = fit_temperature(*ensemble(model, states, held_out)).beta
-            found = ensemble(model, states, test)
-            losses.setdefault(name, []).append(nll(found, beta))
-            predictions.setdefault(name, []).append(found)
+            beta = fit_temperature(*ensemble(nets.model, states, nets.held_out)).beta
+            found = ensemble(nets.model, states, nets.test)
+            losses[name].append(nll(found, beta))
+            predictions[name].append(found)
     plain = {name: [nll(found) for found in seeds] for name, seeds in predictions.items()}
     right = {
         name: [100 * float((logits.argmax(1) == labels).double().mean()) for logits, labels in seeds]
@@ -85,12 +84,13 @@ def split(lab: Lab, setting: Setting) -> Result:
     errors = {name: [calibration_error(found) for found in seeds] for name, seeds in predictions.items()}
     merged, best = plain["matched average"], [min(x) for x in zip(*list(plain.values())[:2], strict=True)]
     least = [min(x) for x in zip(*list(errors.values())[:2], strict=True)]
+    drawn = {name: predictions[name] for name in ("first half's model", "matched average", "ensemble")}
     return Result(
         figures=(
-            *(Figure(f"loss, {name}", tuple(values), "", "nats") for name, values in plain.items()),
-            *(Figure(f"calibrated loss, {name}", tuple(values), "", "nats") for name, values in losses.items()),
-            *(Figure(f"accuracy, {name}", tuple(values), "", "%") for name, values in right.items()),
-            *(Figure(f"calibration error, {name}", tuple(values), "", "% points") for name, values in errors.items()),
+            *figures("loss, {}", plain, "nats"),
+            *figures("calibrated loss, {}", losses, "nats"),
+            *figures("accuracy, {}", right, "%"),
+            *figures("calibration error, {}", errors, "% points"),
         ),
         claims=(
             below("the matched average has a lower loss than the naive one", merged, plain["naive average"], "nats"),
@@ -105,12 +105,7 @@ def split(lab: Lab, setting: Setting) -> Result:
                 "with weight decay the models are not over-confident and their average is under-confident; errors",
             ),
         ),
-        charts=(
-            reliability_chart(
-                "reliability",
-                {name: predictions[name] for name in ("first half's model", "matched average", "ensemble")},
-            ),
-        ),
+        charts=(reliability_chart("reliability", drawn),),
         notes="The halves hold 20 % of one half of the classes and 80 % of the other.",
     )
 
@@ -124,35 +119,34 @@ def split(lab: Lab, setting: Setting) -> Result:
 )
 def merge_many(lab: Lab, setting: Setting) -> Result:
     """Calibrated and uncalibrated test loss of the merge and of its members."""
-    columns: dict[str, list[float]] = {}
+    columns: dict[str, list[float]] = defaultdict(list)
     for seed in setting.seeds:
-        recipe = setting.of(seed=seed)
-        model, spec = lab.model(recipe), lab.spec(recipe)
-        test, held_out = lab.test(recipe.dataset), lab.held_out(recipe.dataset)
-        states = [lab.trained(setting.of(seed=seed, number=number)) for number in range(setting.models)]
+        nets, states = members(lab, setting, seed)
         merged = {
-            "MergeMany": MergeMany(seed=seed)(spec, states).merged,
-            "all matched to the first": AlignTo(reference=0)(spec, states).merged,
+            "MergeMany": MergeMany(seed=seed)(nets.spec, states).merged,
+            "all matched to the first": AlignTo(reference=0)(nets.spec, states).merged,
             "naive average": average(states),
         }
-        scores = {}
-        for name, state in {**{f"model {k}": s for k, s in enumerate(states)}, **merged}.items():
-            beta = fit_temperature(*logits_of(model, state, held_out)).beta
-            scores[name] = (evaluate(model, state, test), evaluate(model, state, test, beta), beta)
-        members = [scores[f"model {k}"] for k in range(setting.models)]
-        for name in merged:
-            plain, calibrated, beta = scores[name]
-            columns.setdefault(f"loss, {name}", []).append(plain.loss)
-            columns.setdefault(f"calibrated loss, {name}", []).append(calibrated.loss)
-            columns.setdefault(f"accuracy, {name}", []).append(plain.accuracy)
-            columns.setdefault(f"beta, {name}", []).append(beta)
-        columns.setdefault("loss, best member", []).append(min(m[0].loss for m in members))
-        columns.setdefault("calibrated loss, best member", []).append(min(m[1].loss for m in members))
-        columns.setdefault("calibrated loss, worst member", []).append(max(m[1].loss for m in members))
-        columns.setdefault("accuracy, best member", []).append(max(m[0].accuracy for m in members))
+        for name, state in merged.items():
+            score, beta = nets.score(state), nets.temperature(state)
+            columns[f"loss, {name}"].append(score.loss)
+            columns[f"calibrated loss, {name}"].append(nets.score(state, beta).loss)
+            columns[f"accuracy, {name}"].append(score.accuracy)
+            columns[f"beta, {name}"].append(beta)
+        plain = [nets.score(state) for state in states]
+        calibrated = [nets.score(state, nets.temperature(state)).loss for state in states]
+        columns["loss, best member"].append(min(score.loss for score in plain))
+        columns["calibrated loss, best member"].append(min(calibrated))
+        columns["calibrated loss, worst member"].append(max(calibrated))
+        columns["accuracy, best member"].append(max(score.accuracy for score in plain))
     sides = [(columns[f"{kind}loss, MergeMany"], columns[f"{kind}loss, best member"]) for kind in ("", "calibrated ")]
+    lines = tuple(
+        Line(name.removeprefix("calibrated loss, "), tuple(map(float, setting.seeds)), tuple(values))
+        for name, values in columns.items()
+        if name.startswith("calibrated") and "naive" not in name
+    )
     return Result(
-        figures=tuple(Figure(name, tuple(values), TABLE_3.get(name, "")) for name, values in columns.items()),
+        figures=figures("{}", columns, paper=TABLE_3),
         claims=(
             *(
                 below(
@@ -172,18 +166,7 @@ def merge_many(lab: Lab, setting: Setting) -> Result:
                 columns["accuracy, MergeMany"],
             ),
         ),
-        charts=(
-            Chart(
-                "five MLPs merged",
-                "seed",
-                "calibrated test loss (nats)",
-                tuple(
-                    Line(name.removeprefix("calibrated loss, "), tuple(map(float, setting.seeds)), tuple(values))
-                    for name, values in columns.items()
-                    if name.startswith("calibrated") and "naive" not in name
-                ),
-            ),
-        ),
+        charts=(Chart("five MLPs merged", "seed", "calibrated test loss (nats)", lines),),
     )
 
 
@@ -196,33 +179,29 @@ def merge_many(lab: Lab, setting: Setting) -> Result:
 )
 def merge_32(lab: Lab, setting: Setting) -> Result:
     """Calibration error and loss of members, merge and ensemble, without a fitted temperature."""
-    predictions: dict[str, list[Predictions]] = {}
-    errors: dict[str, list[float]] = {}
-    losses: dict[str, list[float]] = {}
+    predictions: dict[str, list[Predictions]] = defaultdict(list)
+    errors: dict[str, list[float]] = defaultdict(list)
+    losses: dict[str, list[float]] = defaultdict(list)
     for seed in setting.seeds:
-        recipe = setting.of(seed=seed)
-        model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
-        states = [lab.trained(setting.of(seed=seed, number=number)) for number in range(setting.models)]
-        alone = [logits_of(model, state, test) for state in states]
+        nets, states = members(lab, setting, seed)
+        alone = [logits_of(nets.model, state, nets.test) for state in states]
         groups = {
             "a member": alone[0],
-            "MergeMany": logits_of(model, MergeMany(seed=seed)(spec, states).merged, test),
-            "naive average": logits_of(model, average(states), test),
+            "MergeMany": logits_of(nets.model, MergeMany(seed=seed)(nets.spec, states).merged, nets.test),
+            "naive average": logits_of(nets.model, average(states), nets.test),
             "ensemble": mean_logits(alone),
         }
         for name, found in groups.items():
-            predictions.setdefault(name, []).append(found)
-            errors.setdefault(name, []).append(calibration_error(found))
-            losses.setdefault(name, []).append(nll(found))
-        errors.setdefault("mean member", []).append(fmean(map(calibration_error, alone)))
+            predictions[name].append(found)
+            errors[name].append(calibration_error(found))
+            losses[name].append(nll(found))
+        errors["mean member"].append(fmean(map(calibration_error, alone)))
         each = [nll(found) for found in alone]
-        losses.setdefault("mean member", []).append(fmean(each))
-        losses.setdefault("best member", []).append(min(each))
+        losses["mean member"].append(fmean(each))
+        losses["best member"].append(min(each))
+    drawn = {name: predictions[name] for name in ("a member", "MergeMany", "ensemble")}
     return Result(
-        figures=(
-            *(Figure(f"calibration error, {name}", tuple(values), "", "% points") for name, values in errors.items()),
-            *(Figure(f"loss, {name}", tuple(values), "", "nats") for name, values in losses.items()),
-        ),
+        figures=(*figures("calibration error, {}", errors, "% points"), *figures("loss, {}", losses, "nats")),
         claims=(
             below(
                 "the merge is better calibrated than its members are on average",
@@ -239,10 +218,5 @@ def merge_32(lab: Lab, setting: Setting) -> Result:
             ),
             below("its loss is lower than every member's", losses["MergeMany"], losses["best member"], "nats"),
         ),
-        charts=(
-            reliability_chart(
-                f"reliability, {setting.models} MLPs merged",
-                {name: predictions[name] for name in ("a member", "MergeMany", "ensemble")},
-            ),
-        ),
+        charts=(reliability_chart(f"reliability, {setting.models} MLPs merged", drawn),),
     )

@@ -1,7 +1,6 @@
 """Git Re-Basin's comparison with matching that goes through a network once (A.7.1, Table 2 and Figure 8)."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from dataclasses import replace
 
 from fedrebasin.matching import Matcher, WeightMatching
@@ -46,24 +45,22 @@ TABLE_2 = {"greedy": "85.98 %, 2.86 s (OT-Fusion)", "weight matching": "86.57 %,
 )
 def greedy(lab: Lab, setting: Setting) -> Result:
     """Accuracy and loss of the average of two models, similarity and seconds of matching, for each way to match."""
-    figures, claims = [], []
+    rows: list[Figure] = []
+    claims = []
     for label, recipe in setting.others:
-        accuracy: dict[str, list[float]] = {}
-        loss: dict[str, list[float]] = {}
-        similarity: dict[str, list[float]] = {}
-        seconds: dict[str, list[float]] = {}
+        accuracy, loss, similarity, seconds = (defaultdict[str, list[float]](list) for _ in range(4))
         for seed in setting.seeds:
             p = pair_of(lab, recipe, seed)
             for name, matcher in MATCHERS.items():
                 found = matcher(p.spec, reference=p.a, candidate=p.b)
                 score = p.score(halfway(p.a, found.apply(p.b)))
-                accuracy.setdefault(name, []).append(100 * score.accuracy)
-                loss.setdefault(name, []).append(score.loss)
-                similarity.setdefault(name, []).append(found.similarity)
-                seconds.setdefault(name, []).append(found.history.seconds)
+                accuracy[name].append(100 * score.accuracy)
+                loss[name].append(score.loss)
+                similarity[name].append(found.similarity)
+                seconds[name].append(found.history.seconds)
         for name in MATCHERS:
             paper = TABLE_2.get(name, "") if label == "VGG-11" else ""
-            figures += [
+            rows += [
                 Figure(f"{label}, {name}: accuracy halfway", tuple(accuracy[name]), paper, "%"),
                 Figure(f"{label}, {name}: loss halfway", tuple(loss[name]), "", "nats"),
                 Figure(f"{label}, {name}: similarity", tuple(similarity[name])),
@@ -84,7 +81,7 @@ def greedy(lab: Lab, setting: Setting) -> Result:
             ),
         ]
     return Result(
-        figures=tuple(figures),
+        figures=tuple(rows),
         claims=tuple(claims),
         notes="Greedy: every layer matched once, from the input on, by what its units read.",
     )

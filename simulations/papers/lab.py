@@ -1,7 +1,5 @@
 """The lab: data, architectures, and models that are trained once and kept on disk."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 BATCH = 1024
 SECONDS = "cpu-seconds"
 MIN_HELD_OUT = 500
+MATCHED_ON = 1000
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,7 @@ class Lab:
 
     def checkpoints(self, recipe: Recipe) -> dict[int, State]:
         """The model after each kept epoch and at the end, from the disk if it is there."""
-        file = self.folder / f"{recipe.digest(self.data(recipe.dataset))}.safetensors"
-        if file.is_file():
-            return self._load(file, kept=True)
-        started = time.process_time()
-        found = self._train(recipe)
-        tensors = {f"{epoch}|{key}": tensor for epoch, state in found.items() for key, tensor in state.items()}
-        self._save(file, tensors, time.process_time() - started)
-        return self._load(file)
+        return self._kept(recipe.digest(self.data(recipe.dataset)), lambda: self._train(recipe))
 
     def retrained(self, recipe: Recipe, start: State, mask: State | None = None, label: str = "") -> State:
         """A state dict trained for the recipe's epochs, pruned weights staying zero; kept on disk like all models.
@@ -102,20 +94,18 @@ class Lab:
         for part in (start, mask or {}):
             for key, tensor in sorted(part.items()):
                 digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        file = self.folder / f"{digest.hexdigest()[:20]}.safetensors"
-        kept = file.is_file()
-        if not kept:
-            started = time.process_time()
+
+        def train() -> dict[int, State]:
             model = self.model(recipe)
             model.load_state_dict(dict(start))
             masked = _with_masks(model, mask or {})
-            self._fit(model, recipe, recipe.epochs, self._order(recipe), label or "retraining", lambda epoch: None)
+            self._fit(model, recipe, recipe.epochs, label or "retraining", lambda epoch: None)
             for module, name in masked:
                 prune.remove(module, name)  # type: ignore[no-untyped-call]
-            state = dict(model.state_dict())
-            tensors = {f"0|{key}": t for key, t in (apply_mask(state, mask) if mask else state).items()}
-            self._save(file, tensors, time.process_time() - started)
-        return self._load(file, kept)[0]
+            state = model.state_dict()
+            return {0: apply_mask(state, mask) if mask else state}
+
+        return self._kept(digest.hexdigest()[:20], train)[0]
 
     def test(self, dataset: str) -> Batches:
         """The part of the test set that is reported, in batches on the device."""
@@ -129,10 +119,10 @@ class Lab:
         """
         return self._test_part(dataset, 0)
 
-    def training_batches(self, recipe: Recipe, count: int = 1000) -> Batches:
+    def training_batches(self, recipe: Recipe) -> Batches:
         """The first examples that the recipe trains on, for what needs data besides test data: matchers, BatchNorm."""
         data = self.data(recipe.dataset)
-        return self._batches(data.train_inputs, data.train_labels, recipe.part_of(data.train_labels)[:count])
+        return self._batches(data.train_inputs, data.train_labels, recipe.part_of(data.train_labels)[:MATCHED_ON])
 
     def child(self, recipe: Recipe, order: int) -> State:
         """The end of a training whose first ``recipe.spawn`` epochs all others of the seed share."""
@@ -143,28 +133,18 @@ class Lab:
         kept: dict[int, State] = {0: _copy(model)} if 0 in recipe.keep else {}
         label = f"{recipe.dataset} {recipe.model} {recipe.width:g} seed {recipe.seed}"
 
-        def after(done: int) -> Callable[[int], None]:
-            def keep(epoch: int) -> None:
-                if done + epoch in (*recipe.keep, recipe.epochs):
-                    kept[done + epoch] = _copy(model)
-
-            return keep
+        def keep(epoch: int) -> None:
+            if recipe.spawn + epoch in (*recipe.keep, recipe.epochs):
+                kept[recipe.spawn + epoch] = _copy(model)
 
         if recipe.spawn > 0:
             alone = replace(recipe, spawn=0, order=None, epochs=recipe.spawn, keep=())
             model.load_state_dict(dict(self.trained(alone)))
-        rest = recipe.epochs - recipe.spawn
-        self._fit(model, recipe, rest, self._order(recipe), label, after(recipe.spawn))
+        self._fit(model, recipe, recipe.epochs - recipe.spawn, label, keep)
         return kept or {recipe.epochs: _copy(model)}
 
-    def _order(self, recipe: Recipe) -> int:
-        if recipe.order is None:
-            return derive_seed(recipe.seed, BATCHES)
-        return derive_seed(recipe.seed, CHILDREN, recipe.order)
-
-    def _fit(
-        self, model: nn.Module, recipe: Recipe, epochs: int, order: int, label: str, done: Callable[[int], None]
-    ) -> None:
+    def _fit(self, model: nn.Module, recipe: Recipe, epochs: int, label: str, done: Callable[[int], None]) -> None:
+        purpose = (BATCHES,) if recipe.order is None else (CHILDREN, recipe.order)
         data = self.data(recipe.dataset)
         index = recipe.part_of(data.train_labels)
         device = pick_device(self.device)
@@ -179,7 +159,7 @@ class Lab:
                 if recipe.optimizer == LBFGS:
                     quasi_newton(model, inputs, labels, epochs, recipe.weight_decay, report)
                 else:
-                    train(model, inputs, labels, recipe.config(epochs), order, report)
+                    train(model, inputs, labels, recipe.config(epochs), derive_seed(recipe.seed, *purpose), report)
         model.eval()
 
     def _test_part(self, dataset: str, part: int) -> Batches:
@@ -192,6 +172,16 @@ class Lab:
         device = pick_device(self.device)
         return [(inputs[part].to(device), labels[part].to(device)) for part in torch.split(index, BATCH)]
 
+    def _kept(self, name: str, train: Callable[[], dict[int, State]]) -> dict[int, State]:
+        """Models by epoch from the file of that name, which is written if it is not there."""
+        file = self.folder / f"{name}.safetensors"
+        if not file.is_file():
+            started = time.process_time()
+            found = train()
+            tensors = {f"{epoch}|{key}": tensor for epoch, state in found.items() for key, tensor in state.items()}
+            self._save(file, tensors, time.process_time() - started)
+        return self._load(file)
+
     def _save(self, file: Path, tensors: dict[str, Tensor], seconds: float) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".part")
@@ -200,11 +190,11 @@ class Lab:
         unfinished.replace(file)
         self.costs[file.name] = 0.0  # counted in this process's time
 
-    def _load(self, file: Path, kept: bool = False) -> dict[int, State]:
+    def _load(self, file: Path) -> dict[int, State]:
         found: dict[int, dict[str, Tensor]] = {}
         try:
             tensors = load_file(file, device=str(pick_device(self.device)))
-            if kept and file.name not in self.costs:
+            if file.name not in self.costs:
                 with safe_open(file, "pt") as opened:
                     self.costs[file.name] = float((opened.metadata() or {}).get(SECONDS, 0.0))
         except Exception as error:

@@ -1,7 +1,5 @@
 """Experiments of LEWC ("Do We Really Need Permutations?", 2025): wide models merge as they are."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from statistics import fmean
 
@@ -14,10 +12,10 @@ from fedrebasin.analysis import (
 )
 
 from .lab import Lab
-from .pairs import Pair, by_width
+from .pairs import Pair, by_width, width_chart, width_figures
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Result, below, by_width_chart, by_width_figures, falls, falls_at_every_step, rises
+from .result import Result, at, below, falls, falls_at_every_step, rises, times
 
 WIDE = Setting(recipe=Recipe(), widths=(32, 128, 512), points=3)
 PAPER = Setting(recipe=Recipe("mnist", epochs=100), widths=(128, 512, 2048, 8192), points=25)
@@ -70,18 +68,19 @@ def width(lab: Lab, setting: Setting) -> Result:
     naive, calibrated, aligned, accuracy, betas = by_width(lab, setting, measure)
     overtaken = below(
         "at the widest, averaging as they are beats averaging after weight matching (Table 1)",
-        [row[-1] for row in calibrated],
-        [row[-1] for row in aligned],
+        at(calibrated, -1),
+        at(aligned, -1),
         "nats",
     )
-    widths, paper = setting.widths, TABLE_1.get(setting.recipe.model, ("", "", ""))
+    paper = TABLE_1.get(setting.recipe.model, ("", "", ""))
+    lines = {"naive": naive, "naive, calibrated": calibrated, "matched, calibrated": aligned}
     return Result(
         figures=(
-            *by_width_figures("naive calibrated barrier", widths, calibrated, "nats", paper[0]),
-            *by_width_figures("matched calibrated barrier", widths, aligned, "nats", paper[1]),
-            *by_width_figures("naive accuracy barrier", widths, accuracy, "% points", paper[2]),
-            *by_width_figures("naive barrier, not calibrated", widths, naive, "nats"),
-            *by_width_figures("beta of the naive average", widths, betas),
+            *width_figures(setting, "naive calibrated barrier", calibrated, "nats", paper[0]),
+            *width_figures(setting, "matched calibrated barrier", aligned, "nats", paper[1]),
+            *width_figures(setting, "naive accuracy barrier", accuracy, "% points", paper[2]),
+            *width_figures(setting, "naive barrier, not calibrated", naive, "nats"),
+            *width_figures(setting, "beta of the naive average", betas),
         ),
         claims=(
             falls(
@@ -92,22 +91,14 @@ def width(lab: Lab, setting: Setting) -> Result:
             falls_at_every_step("it falls at every step", calibrated),
             below(
                 "at the widest, calibration removes at least half of the naive barrier",
-                [row[-1] for row in calibrated],
-                [0.5 * row[-1] for row in naive],
+                at(calibrated, -1),
+                times(0.5, at(naive, -1)),
                 "nats",
             ),
             falls("the accuracy lost by naive averaging falls with width", accuracy),
             *((overtaken,) if setting.recipe.model != "mlp" else ()),
         ),
-        charts=(
-            by_width_chart(
-                "barrier and width",
-                "test loss barrier (nats)",
-                widths,
-                {"naive": naive, "naive, calibrated": calibrated, "matched, calibrated": aligned},
-                setting.width_axis,
-            ),
-        ),
+        charts=(width_chart(setting, "barrier and width", "test loss barrier (nats)", lines),),
         notes="The paper's numbers are of 16 times the width (MLP on MNIST, VGG-11) or 32 (ResNet-20, CIFAR-10).",
     )
 
@@ -136,42 +127,27 @@ def features(lab: Lab, setting: Setting) -> Result:
         )
 
     cosine, additivity, ratio, overlap, norm, com, com_aligned = by_width(lab, setting, measure)
+    conditions = {"weak additivity": additivity, "reciprocal norm ratio": ratio, "overlap of active units": overlap}
     return Result(
         figures=(
-            *by_width_figures("LEWC cosine, last layer", setting.widths, cosine),
-            *by_width_figures("weak additivity (cosine)", setting.widths, additivity),
-            *by_width_figures("reciprocal norm ratio", setting.widths, ratio),
-            *by_width_figures("overlap of active units (Jaccard)", setting.widths, overlap),
-            *by_width_figures("norm of the merged logits over the models'", setting.widths, norm),
-            *by_width_figures("Dist_com, no permutation", setting.widths, com),
-            *by_width_figures("Dist_com, weight matching", setting.widths, com_aligned),
+            *width_figures(setting, "LEWC cosine, last layer", cosine),
+            *width_figures(setting, "weak additivity (cosine)", additivity),
+            *width_figures(setting, "reciprocal norm ratio", ratio),
+            *width_figures(setting, "overlap of active units (Jaccard)", overlap),
+            *width_figures(setting, "norm of the merged logits over the models'", norm),
+            *width_figures(setting, "Dist_com, no permutation", com),
+            *width_figures(setting, "Dist_com, weight matching", com_aligned),
         ),
         claims=(
             rises("LEWC's cosine of the last layer rises with width", cosine),
-            falls_at_every_step(
-                "and does so at every step (0.01 of slack)", [[-value for value in row] for row in cosine], 0.01
-            ),
+            falls_at_every_step("and does so at every step (0.01 of slack)", [times(-1, row) for row in cosine], 0.01),
             falls("the crossed terms shrink: the reciprocal norm ratio falls with width", ratio),
-            below(
-                "at the widest, commutativity fails without permutation (Dist_com > 0.5)",
-                [0.5] * len(com),
-                [row[-1] for row in com],
-            ),
-            below("and holds with it (< 0.1)", [row[-1] for row in com_aligned], [0.1] * len(com)),
+            below("at the widest, commutativity fails without permutation (Dist_com > 0.5)", 0.5, at(com, -1)),
+            below("and holds with it (< 0.1)", at(com_aligned, -1), 0.1),
         ),
         charts=(
-            by_width_chart("LEWC's cosine of the last layer", "cosine", setting.widths, {"no permutation": cosine}),
-            by_width_chart(
-                "commutativity",
-                "Dist_com",
-                setting.widths,
-                {"no permutation": com, "weight matching": com_aligned},
-            ),
-            by_width_chart(
-                "LEWC's conditions",
-                "value",
-                setting.widths,
-                {"weak additivity": additivity, "reciprocal norm ratio": ratio, "overlap of active units": overlap},
-            ),
+            width_chart(setting, "LEWC's cosine of the last layer", "cosine", {"no permutation": cosine}),
+            width_chart(setting, "commutativity", "Dist_com", {"no permutation": com, "weight matching": com_aligned}),
+            width_chart(setting, "LEWC's conditions", "value", conditions),
         ),
     )

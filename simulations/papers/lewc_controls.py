@@ -1,36 +1,47 @@
 """Experiments of LEWC that rule other explanations out: weight decay, flatness, order of units, temperature."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
 import torch
 
-from fedrebasin.analysis import (
-    feature_connectivity,
-    flatness,
-    interpolate,
-    random_permutation_barriers,
-    reciprocal_orthogonality,
-    weight_spectra,
-)
+from fedrebasin.analysis import feature_connectivity, flatness, interpolate, reciprocal_orthogonality, weight_spectra
 
 from .lab import Lab
 from .lewc import PAPER
 from .pairs import pair
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Figure, Line, Result, below, curve, falls, falls_at_every_step, rises
+from .result import (
+    Chart,
+    Figure,
+    Line,
+    Result,
+    at,
+    below,
+    by_name,
+    chart,
+    curve,
+    falls,
+    falls_at_every_step,
+    figures,
+    figures_along,
+    rises,
+)
 
-BY: tuple[Literal["tensor", "model"], ...] = ("tensor", "model")
+DECAYS = (0.0, 1e-4, 1e-3, 3e-3)
+RANDOM: dict[str, Literal["tensor", "model"]] = {
+    "random, tensor by tensor": "tensor",
+    "random, the whole model": "model",
+}
 WIDEST = Setting(recipe=Recipe(), widths=(512,), points=5)
 #: What the paper says of VGG-11 at weight decays of 1e-4 and 3e-3.
 IN_WORDS = {
-    "cosine": {1e-4: "low", 3e-3: "high"},
-    "ratio": {1e-4: "high", 3e-3: "low"},
-    "rank": {1e-4: "high", 3e-3: "low"},
+    "LEWC cosine, last layer": {1e-4: "low", 3e-3: "high"},
+    "reciprocal norm ratio": {1e-4: "high", 3e-3: "low"},
+    "stable rank of hidden weights": {1e-4: "high", 3e-3: "low"},
 }
 
 
@@ -43,54 +54,34 @@ IN_WORDS = {
 )
 def weight_decay(lab: Lab, setting: Setting) -> Result:
     """Calibrated naive barrier, LEWC's cosine and ratio, and stable rank, by weight decay."""
-    decays = (0.0, 1e-4, 1e-3, 3e-3)
-    rows: dict[str, list[list[float]]] = {}
-    for seed in setting.seeds:
-        cells = []
-        for decay in decays:
-            p = pair(lab, replace(setting, recipe=replace(setting.recipe, weight_decay=decay)), seed=seed)
-            cells.append(
-                (
-                    p.barrier(p.b, setting.points, calibrated=True).value,
-                    feature_connectivity(p.model, p.a, p.b, p.test)[-1].cosine.mean,
-                    fmean(found.ratio.mean for found in reciprocal_orthogonality(p.model, p.a, p.b, p.test)[1:]),
-                    fmean(found.stable_rank for found in list(weight_spectra(p.model, p.a).values())[1:-1]),
-                )
-            )
-        for name, column in zip(("barrier", "cosine", "ratio", "rank"), zip(*cells, strict=True), strict=True):
-            rows.setdefault(name, []).append(list(column))
-    labels = {
-        "barrier": "naive calibrated barrier (nats)",
-        "cosine": "LEWC cosine, last layer",
-        "ratio": "reciprocal norm ratio",
-        "rank": "stable rank of hidden weights",
-    }
-    ticks = range(len(decays))
+
+    def measure(seed: int, decay: float) -> dict[str, float]:
+        p = pair(lab, replace(setting, recipe=replace(setting.recipe, weight_decay=decay)), seed)
+        ratios = reciprocal_orthogonality(p.model, p.a, p.b, p.test)[1:]
+        hidden = list(weight_spectra(p.model, p.a).values())[1:-1]
+        return {
+            "naive calibrated barrier (nats)": p.barrier(p.b, setting.points, calibrated=True).value,
+            "LEWC cosine, last layer": feature_connectivity(p.model, p.a, p.b, p.test)[-1].cosine.mean,
+            "reciprocal norm ratio": fmean(found.ratio.mean for found in ratios),
+            "stable rank of hidden weights": fmean(found.stable_rank for found in hidden),
+        }
+
+    rows = by_name(by_name(measure(seed, decay) for decay in DECAYS) for seed in setting.seeds)
+    barrier, cosine, ratio, rank = rows.values()
+    axis = f"weight decay, from {DECAYS[0]:g} to {DECAYS[-1]:g}"
     return Result(
         figures=tuple(
-            Figure(
-                f"{labels[name]}, weight decay {decay:g}",
-                tuple(row[i] for row in found),
-                IN_WORDS.get(name, {}).get(decay, ""),
-            )
+            replace(figure, paper=IN_WORDS.get(name, {}).get(decay, ""))
             for name, found in rows.items()
-            for i, decay in enumerate(decays)
+            for decay, figure in zip(DECAYS, figures_along("{}, weight decay {:g}", {name: found}, DECAYS), strict=True)
         ),
         claims=(
-            falls("stronger decay lowers the stable rank", rows["rank"]),
-            falls("stronger decay lowers the reciprocal norm ratio", rows["ratio"]),
-            rises("stronger decay raises LEWC's cosine", rows["cosine"]),
-            falls("stronger decay lowers the naive calibrated barrier", rows["barrier"]),
+            falls("stronger decay lowers the stable rank", rank),
+            falls("stronger decay lowers the reciprocal norm ratio", ratio),
+            rises("stronger decay raises LEWC's cosine", cosine),
+            falls("stronger decay lowers the naive calibrated barrier", barrier),
         ),
-        charts=tuple(
-            Chart(
-                labels[name],
-                f"weight decay, from {decays[0]:g} to {decays[-1]:g}",
-                labels[name],
-                (curve(name, ticks, found),),
-            )
-            for name, found in rows.items()
-        ),
+        charts=tuple(chart(name, axis, name, range(len(DECAYS)), {"measured": found}) for name, found in rows.items()),
         notes="An L2 term of Adam. Section 5.4 and F.9 disagree on its direction: this is what is found.",
     )
 
@@ -105,42 +96,40 @@ def weight_decay(lab: Lab, setting: Setting) -> Result:
 def flat(lab: Lab, setting: Setting) -> Result:
     """Calibrated loss and accuracy at equal distances: towards the other model, and in random directions."""
     lams = (0.25, 0.5, 0.75, 1.0)
-    ways = ("towards B", "random, tensor by tensor", "random, the whole model")
-    loss: dict[str, list[list[float]]] = {way: [] for way in ways}
-    accuracy: dict[str, list[list[float]]] = {way: [] for way in ways}
+    loss: dict[str, list[list[float]]] = defaultdict(list)
+    accuracy: dict[str, list[list[float]]] = defaultdict(list)
     for seed in setting.seeds:
-        p = pair(lab, setting, seed=seed)
+        p = pair(lab, setting, seed)
         generator = torch.Generator().manual_seed(seed)
-        merged = [p.score(interpolate(p.a, p.b, lam), calibrated=True) for lam in lams]
-        rows = {ways[0]: [(score.loss, score.accuracy) for score in merged]}
-        for way, by in zip(ways[1:], BY, strict=True):
+        states = [interpolate(p.a, p.b, lam) for lam in lams]
+        merged = [p.score(state, p.temperature(state)) for state in states]
+        loss["towards B"].append([score.loss for score in merged])
+        accuracy["towards B"].append([100 * score.accuracy for score in merged])
+        for way, by in RANDOM.items():
             found = [flatness(p.model, p.a, p.b, p.test, lam, 3, generator=generator, by=by) for lam in lams]
-            rows[way] = [(fmean(each.losses), fmean(each.accuracies)) for each in found]
-        for way, measured in rows.items():
-            loss[way].append([value for value, _ in measured])
-            accuracy[way].append([100 * value for _, value in measured])
+            loss[way].append([fmean(each.losses) for each in found])
+            accuracy[way].append([100 * fmean(each.accuracies) for each in found])
     named = (("calibrated loss", loss, "nats"), ("accuracy", accuracy, "%"))
     return Result(
         figures=tuple(
-            Figure(f"{what}, {way}, lam {lams[i]:g}", tuple(row[i] for row in found[way]), "", unit)
+            Figure(f"{what}, {way}, lam {lams[i]:g}", tuple(at(rows, i)), "", unit)
             for what, found, unit in named
-            for way in ways
+            for way, rows in found.items()
             for i in (1, 3)
         ),
         claims=tuple(
             below(
                 f"{way}: at {'half' if lams[i] == 0.5 else 'all'} of the way the loss is higher than towards B",
-                [row[i] for row in loss[ways[0]]],
-                [row[i] for row in loss[way]],
+                at(loss["towards B"], i),
+                at(loss[way], i),
                 "nats",
                 "most random directions are such that features of low rank do not touch them; towards B and at random",
             )
-            for way in ways[1:]
+            for way in RANDOM
             for i in (1, 3)
         ),
         charts=tuple(
-            Chart(what, "distance / way to B", f"{what} ({unit})", tuple(curve(way, lams, found[way]) for way in ways))
-            for what, found, unit in named
+            chart(what, "distance / way to B", f"{what} ({unit})", lams, found) for what, found, unit in named
         ),
     )
 
@@ -156,18 +145,11 @@ def random_permutations(lab: Lab, setting: Setting) -> Result:
     """The naive calibrated barrier as trained and under random permutations."""
     own, shuffled = [], []
     for seed in setting.seeds:
-        p = pair(lab, setting, seed=seed)
+        p = pair(lab, setting, seed)
         own.append(p.barrier(p.b, setting.points, calibrated=True).value)
-        generator = torch.Generator().manual_seed(seed)
-        found = random_permutation_barriers(
-            p.model, p.spec, p.a, p.b, p.test, 3, setting.points, calibrate=p.held_out, generator=generator
-        )
-        shuffled.append(fmean(barrier.value for barrier in found))
+        shuffled.append(p.shuffled_barrier(setting.points, seed))
     return Result(
-        figures=(
-            Figure("naive calibrated barrier, as trained", tuple(own), "", "nats"),
-            Figure("naive calibrated barrier, randomly permuted", tuple(shuffled), "", "nats"),
-        ),
+        figures=figures("naive calibrated barrier, {}", {"as trained": own, "randomly permuted": shuffled}, "nats"),
         claims=(
             below(
                 "a random permutation changes the barrier by less than a quarter or 0.05 nats",
@@ -192,7 +174,7 @@ def temperature(lab: Lab, setting: Setting) -> Result:
     norms: list[list[float]] = []
     lams: tuple[float, ...] = ()
     for seed in setting.seeds:
-        p = pair(lab, setting, seed=seed)
+        p = pair(lab, setting, seed)
         barrier = p.barrier(p.b, setting.points, calibrated=True)
         lams = barrier.lams
         betas.append([1 / beta for beta in barrier.betas])
@@ -207,7 +189,7 @@ def temperature(lab: Lab, setting: Setting) -> Result:
                 "temperature 1 / beta at the middle over that at the ends",
                 tuple(b[middle] / ((b[0] + b[-1]) / 2) for b in betas),
             ),
-            Figure("norm of the merged logits over the models'", tuple(row[-1] for row in norms)),
+            Figure("norm of the merged logits over the models'", tuple(at(norms, -1))),
         ),
         claims=(
             below(

@@ -1,21 +1,17 @@
 """Experiments of LEWC on where its law holds: spawned models, low rank, curvature in training, good permutations."""
 
-from __future__ import annotations
-
 from dataclasses import replace
+from operator import itemgetter
 from statistics import fmean
 
-import torch
-
-from fedrebasin.analysis import activation_spectra, feature_connectivity, random_permutation_barriers, weight_spectra
-from fedrebasin.state import State
+from fedrebasin.analysis import activation_spectra, feature_connectivity, weight_spectra
 
 from .lab import Lab
 from .lewc import PAPER, WIDE
-from .pairs import Pair, by_width, independent_pair, spawned_pair
+from .pairs import Pair, by_width, spawned_and_independent, width_chart, width_figures
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Figure, Result, below, by_width_chart, by_width_figures, curve, falls, rises
+from .result import Result, below, chart, each, falls, figures, rises
 
 
 @experiment(
@@ -32,13 +28,7 @@ def spawning(lab: Lab, setting: Setting) -> Result:
     exponential: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     cosines: dict[str, list[float]] = {kind: [] for kind in kinds}
     for seed in setting.seeds:
-        spawned, strangers = spawned_pair(lab, setting, seed), independent_pair(lab, setting, seed)
-        ends: tuple[tuple[str, Pair, State], ...] = (
-            ("spawned", spawned, spawned.b),
-            ("matched", strangers, strangers.aligned),
-            ("independent", strangers, strangers.b),
-        )
-        for kind, p, b in ends:
+        for kind, (p, b) in zip(kinds, spawned_and_independent(lab, setting, seed), strict=True):
             layers = feature_connectivity(p.model, p.a, b, p.test)
             linear[kind].append([layer.coefficient.mean for layer in layers])
             exponential[kind].append([layer.coefficient.mean * 2.0 ** (layer.depth - 1) for layer in layers])
@@ -47,12 +37,9 @@ def spawning(lab: Lab, setting: Setting) -> Result:
     laws = {"linear": linear, "exponential": exponential}
     return Result(
         figures=(
-            *(Figure(f"cosine of the logits, {kind}", tuple(cosines[kind])) for kind in kinds),
-            *(
-                Figure(f"coefficient of the {law} law at the logits, {kind}", tuple(row[-1] for row in found[kind]))
-                for law, found in laws.items()
-                for kind in kinds
-            ),
+            *figures("cosine of the logits, {}", cosines),
+            *figures("coefficient of the linear law at the logits, {}", each(itemgetter(-1), linear)),
+            *figures("coefficient of the exponential law at the logits, {}", each(itemgetter(-1), exponential)),
         ),
         claims=(
             *(
@@ -70,12 +57,7 @@ def spawning(lab: Lab, setting: Setting) -> Result:
             ),
         ),
         charts=tuple(
-            Chart(
-                f"length relative to the {law} law",
-                "layer",
-                "coefficient at lam = 1/2",
-                tuple(curve(kind, depth, found[kind]) for kind in kinds),
-            )
+            chart(f"length relative to the {law} law", "layer", "coefficient at lam = 1/2", depth, found)
             for law, found in laws.items()
         ),
     )
@@ -108,18 +90,16 @@ def rank(lab: Lab, setting: Setting) -> Result:
     weights, absolute, inputs = by_width(lab, setting, measure)
     return Result(
         figures=(
-            *by_width_figures("relative stable rank of hidden weights", setting.widths, weights),
-            *by_width_figures("stable rank of hidden weights", setting.widths, absolute),
-            *by_width_figures("relative stable rank of features", setting.widths, inputs),
+            *width_figures(setting, "relative stable rank of hidden weights", weights),
+            *width_figures(setting, "stable rank of hidden weights", absolute),
+            *width_figures(setting, "relative stable rank of features", inputs),
         ),
         claims=(
             falls("the relative rank of weights falls with width", weights),
             falls("the relative rank of features falls with width", inputs),
         ),
         charts=(
-            by_width_chart(
-                "relative rank", "stable rank / units", setting.widths, {"weights": weights, "features": inputs}
-            ),
+            width_chart(setting, "relative rank", "stable rank / units", {"weights": weights, "features": inputs}),
         ),
     )
 
@@ -147,18 +127,18 @@ def second_order(lab: Lab, setting: Setting) -> Result:
     barrier, cosine, own, merged = by_width(lab, setting, measure)
     return Result(
         figures=(
-            *by_width_figures("naive calibrated barrier", setting.widths, barrier, "nats"),
-            *by_width_figures("LEWC cosine, last layer", setting.widths, cosine),
-            *by_width_figures("accuracy of the models", setting.widths, own, "%"),
-            *by_width_figures("accuracy of the average", setting.widths, merged, "%"),
+            *width_figures(setting, "naive calibrated barrier", barrier, "nats"),
+            *width_figures(setting, "LEWC cosine, last layer", cosine),
+            *width_figures(setting, "accuracy of the models", own, "%"),
+            *width_figures(setting, "accuracy of the average", merged, "%"),
         ),
         claims=(
             falls("the calibrated barrier falls with width, by half or more", barrier, 0.5),
             rises("LEWC's cosine of the last layer rises with width", cosine),
         ),
         charts=(
-            by_width_chart("L-BFGS: barrier", "calibrated naive barrier (nats)", setting.widths, {"naive": barrier}),
-            by_width_chart("L-BFGS: LEWC's cosine", "cosine of the logits", setting.widths, {"naive": cosine}),
+            width_chart(setting, "L-BFGS: barrier", "calibrated naive barrier (nats)", {"naive": barrier}),
+            width_chart(setting, "L-BFGS: LEWC's cosine", "cosine of the logits", {"naive": cosine}),
         ),
         notes="L-BFGS on all examples; the weight decay is an L2 term of the loss.",
     )
@@ -175,11 +155,7 @@ def good_permutation(lab: Lab, setting: Setting) -> Result:
     """Calibrated barriers by width: as trained, randomly permuted, and after weight matching."""
 
     def measure(p: Pair) -> tuple[float, ...]:
-        generator = torch.Generator().manual_seed(p.recipe.seed)
-        found = random_permutation_barriers(
-            p.model, p.spec, p.a, p.b, p.test, 3, setting.points, calibrate=p.held_out, generator=generator
-        )
-        shuffled = fmean(barrier.value for barrier in found)
+        shuffled = p.shuffled_barrier(setting.points, p.recipe.seed)
         trained, matched = (p.barrier(b, setting.points, calibrated=True).value for b in (p.b, p.aligned))
         return trained, shuffled, matched, shuffled - matched
 
@@ -190,10 +166,10 @@ def good_permutation(lab: Lab, setting: Setting) -> Result:
             *(
                 figure
                 for name, rows in named.items()
-                for figure in by_width_figures(f"calibrated barrier, {name}", setting.widths, rows, "nats")
+                for figure in width_figures(setting, f"calibrated barrier, {name}", rows, "nats")
             ),
-            *by_width_figures("random minus matched", setting.widths, gap, "nats"),
+            *width_figures(setting, "random minus matched", gap, "nats"),
         ),
         claims=(falls("what a good permutation gains over a random one falls with width, by half or more", gap, 0.5),),
-        charts=(by_width_chart("does the order matter?", "calibrated barrier (nats)", setting.widths, named),),
+        charts=(width_chart(setting, "does the order matter?", "calibrated barrier (nats)", named),),
     )

@@ -1,18 +1,16 @@
 """Experiments of LLFC (Zhou et al., NeurIPS 2023): features of merged models, and stitching."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from dataclasses import replace
 from statistics import fmean
 
 from fedrebasin.analysis import ErrorBound, feature_connectivity, lemma_1, stitching
-from fedrebasin.sums import evaluate
 
 from .lab import Lab
-from .pairs import independent_pair, spawned_pair
+from .pairs import spawned_and_independent
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Result, below, curve
+from .result import Claim, Figure, Result, below, chart, each, figures
 
 SMALL = Setting(recipe=Recipe(weight_decay=0.0, spawn=5), widths=(256,))
 PAPER = Setting(recipe=Recipe("mnist", width=512, weight_decay=0.0, epochs=100, spawn=5), widths=(512,))
@@ -30,6 +28,8 @@ CONVOLUTIONAL = {
         Setting(recipe=replace(PAPER_CONV, model="resnet20"), widths=(1,)),
     ),
 }
+#: What connects two models: how each pair of :func:`spawned_and_independent` comes about.
+PAIRS = ("spawning", "permutation", "neither")
 #: Tables 2 and 3: test error after stitching at any layer of spawned models, and that of the models.
 TABLES = {
     "vgg": ("6.88 to 11.84 (VGG-16, CIFAR-10)", "6.87 and 7.1"),
@@ -68,42 +68,31 @@ def _layers(recipe: Recipe) -> tuple[str, ...] | None:
 )
 def features(lab: Lab, setting: Setting) -> Result:
     """1 - cosine by layer, for spawned, permuted and unpermuted pairs, with each pair's own baseline."""
-    rows: dict[str, list[list[float]]] = {}
-    coefficients: dict[str, list[float]] = {}
+    rows: dict[str, list[list[float]]] = defaultdict(list)
+    coefficients: dict[str, list[float]] = defaultdict(list)
     lemma: list[ErrorBound] = []
-    names: list[str] = []
     for seed in setting.seeds:
-        spawned, strangers = spawned_pair(lab, setting, seed), independent_pair(lab, setting, seed)
-        pairs = {
-            "spawning": (spawned, spawned.b),
-            "permutation": (strangers, strangers.aligned),
-            "neither": (strangers, strangers.b),
-        }
-        for name, (p, b) in pairs.items():
+        pairs = spawned_and_independent(lab, setting, seed)
+        for name, (p, b) in zip(PAIRS, pairs, strict=True):
             layers = feature_connectivity(p.model, p.a, b, p.test, layers=_layers(p.recipe))
-            names = [layer.layer for layer in layers]
-            rows.setdefault(name, []).append([1 - layer.cosine.mean for layer in layers])
-            rows.setdefault(f"{name}, baseline", []).append([1 - layer.baseline.mean for layer in layers])
-            coefficients.setdefault(name, []).append(fmean(layer.coefficient.mean for layer in layers))
+            rows[name].append([1 - layer.cosine.mean for layer in layers])
+            rows[f"{name}, baseline"].append([1 - layer.baseline.mean for layer in layers])
+            coefficients[name].append(fmean(layer.coefficient.mean for layer in layers))
+        spawned, _ = pairs[0]
         lemma += lemma_1(spawned.model, spawned.a, spawned.b, spawned.test)
-    depth = range(1, len(names) + 1)
+    depth = range(1, len(rows["neither"][0]) + 1)
+    about_one = dict.fromkeys(("spawning", "permutation"), "about 1")
     return Result(
         figures=(
-            *(
-                Figure(f"1 - cosine, mean over layers, {name}", tuple(fmean(row) for row in found))
-                for name, found in rows.items()
-            ),
-            *(
-                Figure(f"coefficient, mean over layers, {name}", tuple(found), "about 1" if name != "neither" else "")
-                for name, found in coefficients.items()
-            ),
+            *figures("1 - cosine, mean over layers, {}", each(fmean, rows)),
+            *figures("coefficient, mean over layers, {}", coefficients, paper=about_one),
         ),
         claims=(
             *(
                 below(
                     f"{name}: merged features follow the linear law in every layer far better than A follows B",
                     _worst(rows[name], rows[f"{name}, baseline"]),
-                    [0.5] * len(rows[name]),
+                    0.5,
                     why="largest ratio of both distances, and its bound",
                 )
                 for name in (("spawning", "permutation") if setting.recipe.model == "mlp" else ("spawning",))
@@ -111,7 +100,7 @@ def features(lab: Lab, setting: Setting) -> Result:
             below(
                 "without permutation the law is broken by more than with it, in every layer after the first",
                 _worst([row[1:] for row in rows["permutation"]], [row[1:] for row in rows["neither"]]),
-                [1.0] * len(rows["neither"]),
+                1.0,
                 why="largest ratio with and without, and its bound",
             ),
             Claim(
@@ -120,14 +109,7 @@ def features(lab: Lab, setting: Setting) -> Result:
                 "error and bound: " + ", ".join(f"{bound.error:.3f} / {bound.bound:.3f}" for bound in lemma),
             ),
         ),
-        charts=(
-            Chart(
-                "how far features are from the linear law",
-                "layer",
-                "1 - cosine at lam = 1/2",
-                tuple(curve(name, depth, found) for name, found in rows.items()),
-            ),
-        ),
+        charts=(chart("how far features are from the linear law", "layer", "1 - cosine at lam = 1/2", depth, rows),),
     )
 
 
@@ -144,59 +126,36 @@ def features(lab: Lab, setting: Setting) -> Result:
     *CONVOLUTIONAL["vgg"],
 )
 @experiment(
-    "llfc-stitching",
-    "LLFC, Table 1 (MLP)",
-    "Lower layers of one model under upper layers of another",
-    SMALL,
-    PAPER,
+    "llfc-stitching", "LLFC, Table 1 (MLP)", "Lower layers of one model under upper layers of another", SMALL, PAPER
 )
 def stitched(lab: Lab, setting: Setting) -> Result:
     """Error after stitching at every layer, spawned, permuted and unpermuted."""
-    rows: dict[str, list[list[float]]] = {}
+    rows: dict[str, list[list[float]]] = defaultdict(list)
     own = []
     for seed in setting.seeds:
-        spawned, strangers = spawned_pair(lab, setting, seed), independent_pair(lab, setting, seed)
-        own.append(100 * (1 - evaluate(strangers.model, strangers.b, strangers.test).accuracy))
-        for name, p, b in (
-            ("spawning", spawned, spawned.b),
-            ("permutation", strangers, strangers.aligned),
-            ("neither", strangers, strangers.b),
-        ):
+        for name, (p, b) in zip(PAIRS, spawned_and_independent(lab, setting, seed), strict=True):
             scores = list(stitching(p.model, p.a, b, p.test, _layers(p.recipe)).values())[:-1]
-            rows.setdefault(name, []).append([100 * (1 - score.accuracy) for score in scores])
+            rows[name].append([100 * (1 - score.accuracy) for score in scores])
+            if name == "neither":
+                own.append(100 * (1 - p.score(b).accuracy))
     depth = range(1, len(rows["neither"][0]) + 1)
-    means = {name: [fmean(row) for row in found] for name, found in rows.items()}
+    means = each(fmean, rows)
     cheap = {"spawning": "stitching spawned models"}
     if setting.recipe.model == "mlp":
         cheap["permutation"] = "stitching permuted models"
     paper = next((found for name, found in TABLES.items() if setting.recipe.model.startswith(name)), ("", ""))
     return Result(
         figures=(
-            *(
-                Figure(
-                    f"error after stitching, mean over layers, {name}",
-                    tuple(found),
-                    paper[0] if name == "spawning" else "",
-                    "%",
-                )
-                for name, found in means.items()
-            ),
+            *figures("error after stitching, mean over layers, {}", means, "%", {"spawning": paper[0]}),
             Figure("error of B itself", tuple(own), paper[1], "%"),
         ),
         claims=(
-            below("stitching strangers ruins them (above 30 % errors)", [30.0] * len(own), means["neither"], "%"),
+            below("stitching strangers ruins them (above 30 % errors)", 30.0, means["neither"], "%"),
             below("stitching permuted models costs less", means["permutation"], means["neither"], "%"),
             *(
                 below(f"{text} costs little (below 5 % more errors)", means[name], [e + 5 for e in own], "%")
                 for name, text in cheap.items()
             ),
         ),
-        charts=(
-            Chart(
-                "error after stitching",
-                "after layer",
-                "test error (%)",
-                tuple(curve(name, depth, found) for name, found in rows.items()),
-            ),
-        ),
+        charts=(chart("error after stitching", "after layer", "test error (%)", depth, rows),),
     )

@@ -1,19 +1,17 @@
 """Experiments of LLFC (Zhou et al., NeurIPS 2023) on why features connect: commutativity, weak additivity, low rank."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from dataclasses import replace
 from statistics import fmean
 
 from fedrebasin.analysis import commutativity, compare_matchers, weak_additivity, weight_spectra
-from fedrebasin.state import State
 
 from .lab import Lab
 from .llfc import PAPER, SMALL
-from .pairs import Pair, independent_pair, spawned_pair
+from .pairs import independent_pair, spawned_pair
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Figure, Result, below, curve, falls
+from .result import Figure, Result, at, below, chart, falls, figures, times
 
 
 @experiment(
@@ -25,34 +23,25 @@ from .result import Chart, Figure, Result, below, curve, falls
 )
 def commuting(lab: Lab, setting: Setting) -> Result:
     """Dist_com, Dist_W, Dist_H and weak additivity, before and after weight matching; the A.3 objective."""
-    columns: dict[str, list[float]] = {}
-    matchers: dict[str, list[float]] = {}
+    columns: dict[str, list[float]] = defaultdict(list)
+    matchers: dict[str, list[float]] = defaultdict(list)
     for seed in setting.seeds:
-        p = independent_pair(lab, setting, seed)
+        p, spawned = independent_pair(lab, setting, seed), spawned_pair(lab, setting, seed)
         for name, found in compare_matchers(p.model, p.spec, p.a, p.b, p.test, p.matchers()).items():
-            matchers.setdefault(name, []).append(found.value / 1e3)
-        spawned = spawned_pair(lab, setting, seed)
-        states: tuple[tuple[str, Pair, State], ...] = (
+            matchers[name].append(found.value / 1e3)
+        for name, pair, b in (
             ("as trained", p, p.b),
             ("weight matching", p, p.aligned),
             ("spawning", spawned, spawned.b),
-        )
-        for name, at, b in states:
-            layers = commutativity(at.model, at.a, b, at.test)[1:]
-            additivity = weak_additivity(at.model, at.a, b, at.test)
-            values = {
-                "Dist_com": fmean(layer.dist_com for layer in layers),
-                "Dist_W": fmean(layer.dist_w for layer in layers),
-                "Dist_H": fmean(layer.dist_h for layer in layers),
-                "weak additivity (cosine)": fmean(each.cosine.mean for each in additivity),
-            }
-            for key, value in values.items():
-                columns.setdefault(f"{key}, {name}", []).append(value)
+        ):
+            layers = commutativity(pair.model, pair.a, b, pair.test)[1:]
+            additivity = weak_additivity(pair.model, pair.a, b, pair.test)
+            columns[f"Dist_com, {name}"].append(fmean(layer.dist_com for layer in layers))
+            columns[f"Dist_W, {name}"].append(fmean(layer.dist_w for layer in layers))
+            columns[f"Dist_H, {name}"].append(fmean(layer.dist_h for layer in layers))
+            columns[f"weak additivity (cosine), {name}"].append(fmean(layer.cosine.mean for layer in additivity))
     return Result(
-        figures=(
-            *(Figure(name, tuple(values)) for name, values in columns.items()),
-            *(Figure(f"A.3 objective, {name}", tuple(values), "", "thousands") for name, values in matchers.items()),
-        ),
+        figures=(*figures("{}", columns), *figures("A.3 objective, {}", matchers, "thousands")),
         claims=(
             *(
                 below(
@@ -69,7 +58,7 @@ def commuting(lab: Lab, setting: Setting) -> Result:
                 below(
                     f"Dist_com is below half of {key} for spawned models",
                     columns["Dist_com, spawning"],
-                    [0.5 * value for value in columns[f"{key}, spawning"]],
+                    times(0.5, columns[f"{key}, spawning"]),
                 )
                 for key in ("Dist_W", "Dist_H")
             ),
@@ -87,7 +76,7 @@ def commuting(lab: Lab, setting: Setting) -> Result:
 )
 def spectrum(lab: Lab, setting: Setting) -> Result:
     """The mean stable rank of the hidden layers at each kept epoch, with and without weight decay."""
-    rows: dict[str, list[list[float]]] = {}
+    rows: dict[str, list[list[float]]] = defaultdict(list)
     epochs: list[int] = []
     for seed in setting.seeds:
         for label, decay in (("weight decay", setting.recipe.weight_decay), ("none", 0.0)):
@@ -96,29 +85,17 @@ def spectrum(lab: Lab, setting: Setting) -> Result:
             epochs = list(states)
             model = lab.model(recipe)
             hidden = [list(weight_spectra(model, state).values())[1:-1] for state in states.values()]
-            rows.setdefault(label, []).append([fmean(s.stable_rank for s in found) for found in hidden])
+            rows[label].append([fmean(s.stable_rank for s in found) for found in hidden])
+    lines = {"weight decay": rows["weight decay"], "weight decay none": rows["none"]}
     return Result(
         figures=tuple(
-            Figure(f"stable rank of hidden weights, epoch {epoch}, {label}", tuple(row[i] for row in found))
+            Figure(f"stable rank of hidden weights, epoch {epoch}, {label}", tuple(at(found, i)))
             for label, found in rows.items()
             for i, epoch in enumerate(epochs)
         ),
         claims=(
             falls("training lowers the stable rank", rows["weight decay"]),
-            below(
-                "weight decay lowers it further",
-                [row[-1] for row in rows["weight decay"]],
-                [row[-1] for row in rows["none"]],
-            ),
+            below("weight decay lowers it further", at(rows["weight decay"], -1), at(rows["none"], -1)),
         ),
-        charts=(
-            Chart(
-                "stable rank of hidden weights",
-                "epoch",
-                "stable rank",
-                tuple(
-                    curve(f"weight decay {label}" if label == "none" else label, epochs, rows[label]) for label in rows
-                ),
-            ),
-        ),
+        charts=(chart("stable rank of hidden weights", "epoch", "stable rank", epochs, lines),),
     )

@@ -1,7 +1,5 @@
 """The loss in the plane through three models (Simultaneous connectivity, Appendix I)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -9,9 +7,10 @@ from fedrebasin.analysis import Landscape, loss_plane
 from fedrebasin.merging import MergeMany
 
 from .lab import Lab
+from .pairs import members
 from .recipe import Recipe
 from .registry import Setting, experiment
-from .result import Chart, Figure, Plane, Result, below
+from .result import Chart, Figure, Plane, Result, below, figures, times
 
 
 @experiment(
@@ -29,37 +28,33 @@ def plane(lab: Lab, setting: Setting) -> Result:
     corners: list[float] = []
     drawn: dict[str, Landscape] = {}
     for seed in setting.seeds:
-        recipe = setting.of(seed=seed)
-        model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
-        states = [lab.trained(setting.of(seed=seed, number=number)) for number in range(3)]
-        for kind, members in zip(kinds, (states, MergeMany(seed=seed)(spec, states).states), strict=True):
-            found = loss_plane(model, members[0], members[1], members[2], test, setting.points)
-            shares = barycentric(found)
-            within = (shares > -1e-9).all(-1)
-            inside[kind].append(float(found.losses[within].mean()))
-            nearest = (shares - 1 / 3).square().sum(-1)
-            centre[kind].append(float(found.losses.flatten()[nearest.argmin()]))
+        nets, states = members(lab, setting, seed)
+        for kind, (a, b, c) in zip(kinds, (states, MergeMany(seed=seed)(nets.spec, states).states), strict=True):
+            found = loss_plane(nets.model, a, b, c, nets.test, setting.points)
+            shares, losses = barycentric(found), found.losses.flatten()
+            inside[kind].append(float(found.losses[(shares > -1e-9).all(-1)].mean()))
+            centre[kind].append(float(losses[(shares - 1 / 3).square().sum(-1).argmin()]))
             drawn.setdefault(kind, found)
             if kind == kinds[0]:
-                at = [(shares - torch.eye(3, dtype=torch.float64)[k]).square().sum(-1).argmin() for k in range(3)]
-                corners.append(sum(float(found.losses.flatten()[index]) for index in at) / 3)
+                corner = [(shares - one).square().sum(-1).argmin() for one in torch.eye(3, dtype=torch.float64)]
+                corners.append(sum(float(losses[index]) for index in corner) / 3)
     return Result(
         figures=(
-            *(Figure(f"loss near the centre, {kind}", tuple(centre[kind]), "", "nats") for kind in kinds),
-            *(Figure(f"mean loss over the triangle, {kind}", tuple(inside[kind]), "", "nats") for kind in kinds),
+            *figures("loss near the centre, {}", centre, "nats"),
+            *figures("mean loss over the triangle, {}", inside, "nats"),
             Figure("loss near the models", tuple(corners), "", "nats"),
         ),
         claims=(
             below(
                 "as trained there is a hill between the three models: the centre's loss is ten times theirs or more",
-                [10 * loss for loss in corners],
-                centre[kinds[0]],
+                times(10, corners),
+                centre["as trained"],
                 "nats",
             ),
             below(
                 "aligned they lie in one basin: the centre's loss is a tenth of what it was, or less",
-                centre[kinds[1]],
-                [0.1 * loss for loss in centre[kinds[0]]],
+                centre["aligned"],
+                times(0.1, centre["as trained"]),
                 "nats",
             ),
         ),

@@ -1,7 +1,5 @@
 """Training by a method that uses curvature: L-BFGS on the whole training set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

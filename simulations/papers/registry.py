@@ -1,7 +1,5 @@
 """The experiments by name, with their settings at both scales."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace

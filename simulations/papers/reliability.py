@@ -1,7 +1,5 @@
 """Curves of reliability diagrams: accuracy against confidence (Git Re-Basin, Figures 11 and 13)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -33,13 +31,9 @@ def reliability_chart(title: str, by_name: Mapping[str, Sequence[Predictions]]) 
         points = []
         for at in range(BINS):
             filled = [bins for bins in found if int(bins.counts[at])]
+            sides = [bins.confidence for bins in filled], [bins.accuracy for bins in filled]
             if filled:
-                points.append(
-                    (
-                        fmean(float(bins.confidence[at]) for bins in filled),
-                        fmean(float(bins.accuracy[at]) for bins in filled),
-                    )
-                )
+                points.append([fmean(float(each[at]) for each in side) for side in sides])
         if points:
             lines.append(Line(name, *map(tuple, zip(*points, strict=True))))
     return Chart(title, "confidence", "accuracy", tuple(lines))

@@ -1,15 +1,17 @@
 """What an experiment found: numbers beside the paper's, whether the paper's ordering holds, and what to draw."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 from fedrebasin.writing import json_text, write_text
+
+T = TypeVar("T")
+#: ``rows[s][i]`` is of seed s at place i.
+Rows = Sequence[Sequence[float]]
 
 VERSION = 1
 
@@ -177,56 +179,83 @@ class Record:
         return file
 
 
-def curve(label: str, x: Sequence[float], by_seed: Sequence[Sequence[float]]) -> Line:
+def curve(label: str, x: Sequence[float], by_seed: Rows) -> Line:
     """A line of means over seeds; ``by_seed[s][i]`` belongs to ``x[i]``."""
     columns = list(zip(*by_seed, strict=True))
     spread = tuple(stdev(column) for column in columns) if len(by_seed) > 1 else ()
     return Line(label, tuple(map(float, x)), tuple(fmean(column) for column in columns), spread)
 
 
-def below(text: str, left: Iterable[float], right: Iterable[float], unit: str = "", why: str = "") -> Claim:
-    """That ``left`` is below ``right`` in each seed; the reason gives both numbers, after ``why``."""
-    pairs = list(zip(left, right, strict=True))
+def chart(title: str, x: str, y: str, places: Sequence[float], lines: Mapping[str, Rows], log_x: bool = False) -> Chart:
+    """A curve for each entry of ``lines``."""
+    return Chart(title, x, y, tuple(curve(label, places, rows) for label, rows in lines.items()), log_x)
+
+
+def figures(
+    what: str, found: Mapping[str, Sequence[float]], unit: str = "", paper: Mapping[str, str] | None = None
+) -> tuple[Figure, ...]:
+    """One figure for each name, which stands in place of ``{}`` in ``what``; ``paper``: the paper's numbers by name."""
+    said = paper or {}
+    return tuple(Figure(what.format(name), tuple(row), said.get(name, ""), unit) for name, row in found.items())
+
+
+def figures_along(
+    what: str, found: Mapping[str, Rows], places: Iterable[float | str], unit: str = ""
+) -> tuple[Figure, ...]:
+    """One figure for each name and each place, in place of ``{}`` and ``{}`` in ``what``."""
+    return tuple(
+        Figure(what.format(name, place), tuple(at(rows, i)), "", unit)
+        for name, rows in found.items()
+        for i, place in enumerate(places)
+    )
+
+
+def at(rows: Rows, place: int) -> list[float]:
+    """Each seed's number at one place."""
+    return [row[place] for row in rows]
+
+
+def each(summary: Callable[[Sequence[float]], float], found: Mapping[str, Rows]) -> dict[str, list[float]]:
+    """Each seed's row summed up in one number, by name."""
+    return {name: [summary(row) for row in rows] for name, rows in found.items()}
+
+
+def times(factor: float, values: Iterable[float]) -> list[float]:
+    """Each number times the factor."""
+    return [factor * value for value in values]
+
+
+def by_name(found: Iterable[Mapping[str, T]]) -> dict[str, list[T]]:
+    """For each name all that was found under it, in turn: what seeds or widths measured, as rows."""
+    return {name: [row[name] for row in rows] for rows in [list(found)] for name in rows[0]}
+
+
+def below(
+    text: str, left: Sequence[float] | float, right: Sequence[float] | float, unit: str = "", why: str = ""
+) -> Claim:
+    """That ``left`` is below ``right`` in each seed, one of them may be one number for all seeds.
+
+    The reason gives both numbers, after ``why``.
+    """
+    seeds = max(len(side) for side in (left, right) if isinstance(side, Sequence))
+    sides = (side if isinstance(side, Sequence) else [side] * seeds for side in (left, right))
+    pairs = list(zip(*sides, strict=True))
     said = ", ".join(f"{x:.4g} / {y:.4g}" for x, y in pairs) + (f" {unit}" if unit else "")
     return Claim(text, tuple(x < y for x, y in pairs), f"{why or 'against each other'}, by seed: {said}")
 
 
-def falls(text: str, rows: Sequence[Sequence[float]], factor: float = 1.0) -> Claim:
+def falls(text: str, rows: Rows, factor: float = 1.0) -> Claim:
     """That each seed's last value is below ``factor`` times its first one; ``rows[s]`` is of seed s."""
-    first, last = ([row[at] for row in rows] for at in (0, -1))
     said = "the last and the first" + (f", times {factor:g}" if factor != 1 else "")
-    return below(text, last, [factor * value for value in first], why=said)
+    return below(text, at(rows, -1), times(factor, at(rows, 0)), why=said)
 
 
-def rises(text: str, rows: Sequence[Sequence[float]]) -> Claim:
+def rises(text: str, rows: Rows) -> Claim:
     """That each seed's last value is above its first one."""
-    first, last = ([row[at] for row in rows] for at in (0, -1))
-    return below(text, first, last, why="the first and the last")
+    return below(text, at(rows, 0), at(rows, -1), why="the first and the last")
 
 
-def falls_at_every_step(text: str, rows: Sequence[Sequence[float]], slack: float = 0.0) -> Claim:
+def falls_at_every_step(text: str, rows: Rows, slack: float = 0.0) -> Claim:
     """That no value of a seed is above the one before it by ``slack`` or more."""
     rise = [max(y - x for x, y in pairwise(row)) for row in rows]
-    return below(text, rise, [slack] * len(rise), why="largest rise, and the slack")
-
-
-def by_width_figures(
-    name: str, widths: Sequence[float], rows: Sequence[Sequence[float]], unit: str = "", widest: str = ""
-) -> tuple[Figure, ...]:
-    """One figure for each width; ``rows[s][w]`` is of seed s. ``widest``: the paper's number for its widest model."""
-    papers = [""] * (len(widths) - 1) + [widest]
-    return tuple(
-        Figure(f"{name}, width {width:g}", tuple(row[i] for row in rows), papers[i], unit)
-        for i, width in enumerate(widths)
-    )
-
-
-def by_width_chart(
-    title: str,
-    y: str,
-    widths: Sequence[float],
-    lines: Mapping[str, Sequence[Sequence[float]]],
-    x: str = "hidden units",
-) -> Chart:
-    """A curve for each entry of ``lines`` against width, on a logarithmic axis."""
-    return Chart(title, x, y, tuple(curve(label, widths, rows) for label, rows in lines.items()), log_x=True)
+    return below(text, rise, slack, why="largest rise, and the slack")

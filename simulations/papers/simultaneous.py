@@ -1,13 +1,13 @@
 """Experiments of Simultaneous connectivity (Sharma, Kwok et al., 2024): trajectories, sets, layers, stability."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
 from fedrebasin.analysis import (
+    Barrier,
     fixed_points,
     instability,
     loss_barrier,
@@ -19,10 +19,10 @@ from fedrebasin.matching import WeightMatching
 from fedrebasin.state import State
 
 from .lab import Lab
-from .pairs import pair
+from .pairs import Bench, members, pair, trajectories, width_chart
 from .recipe import PAPER_MLP, Recipe
 from .registry import Setting, experiment
-from .result import Chart, Claim, Figure, Result, below, curve, falls, rises
+from .result import Claim, Figure, Result, at, below, by_name, chart, falls, figures_along, rises, times
 
 Order = Literal["bottom-up", "top-down", "put-in", "leave-out"]
 
@@ -41,39 +41,38 @@ Order = Literal["bottom-up", "top-down", "put-in", "leave-out"]
 )
 def trajectory(lab: Lab, setting: Setting) -> Result:
     """Barriers at every kept epoch under the permutation of every kept epoch, and fixed points with the last one."""
-    loss: dict[int, list[list[float]]] = {}
-    error: dict[int, list[list[float]]] = {}
+    loss: dict[int, list[list[float]]] = defaultdict(list)
+    error: dict[int, list[list[float]]] = defaultdict(list)
     shares: list[list[float]] = []
-    at: list[int] = []
+    epochs: list[int] = []
     for seed in setting.seeds:
-        recipe = setting.of(seed=seed)
-        first, second = (lab.checkpoints(setting.of(seed=seed, number=number)) for number in (0, 1))
-        model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
-        at = list(first)
-        found = {e: WeightMatching()(spec, reference=first[e], candidate=second[e]).permutation for e in at}
+        nets, first, second = trajectories(lab, setting, seed)
+        epochs = list(first)
+        found = {e: WeightMatching()(nets.spec, reference=first[e], candidate=second[e]).permutation for e in epochs}
         for epoch, permutation in found.items():
             paths = [
-                loss_barrier(model, first[e], permutation.apply(second[e]), test, setting.points, "simultaneous")
-                for e in at
+                loss_barrier(
+                    nets.model, first[e], permutation.apply(second[e]), nets.test, setting.points, "simultaneous"
+                )
+                for e in epochs
             ]
-            loss.setdefault(epoch, []).append([path.value for path in paths])
-            error.setdefault(epoch, []).append([100 * path.error_barrier("simultaneous") for path in paths])
-        shares.append([fixed_points(found[epoch], found[at[-1]]).share for epoch in at])
+            loss[epoch].append([path.value for path in paths])
+            error[epoch].append([100 * path.error_barrier("simultaneous") for path in paths])
+        shares.append([fixed_points(found[epoch], found[epochs[-1]]).share for epoch in epochs])
     measures = (("loss", loss, "nats", 1e-3), ("error", error, "% points", 0.0))
-    claims = [claim for name, rows, unit, slack in measures for claim in _last_is_best(name, rows, unit, slack)]
     return Result(
         figures=tuple(
             Figure(
                 f"mean {name} barrier over the trajectory, permutation of epoch {epoch}",
-                tuple(fmean(row) for row in found_),
-                "lowest of all" if epoch == at[-1] else "",
+                tuple(map(fmean, by_seed)),
+                "lowest of all" if epoch == epochs[-1] else "",
                 unit,
             )
             for name, rows, unit, _ in measures
-            for epoch, found_ in rows.items()
+            for epoch, by_seed in rows.items()
         ),
         claims=(
-            *claims,
+            *(claim for name, rows, unit, slack in measures for claim in _last_is_best(name, rows, unit, slack)),
             rises(
                 "the permutations settle: the share of units placed as at the end rises with time",
                 [row[:-1] for row in shares],
@@ -81,18 +80,17 @@ def trajectory(lab: Lab, setting: Setting) -> Result:
         ),
         charts=(
             *(
-                Chart(
+                chart(
                     f"{name} barrier along the trajectory",
                     "epoch",
                     f"test {name} barrier ({unit})",
+                    epochs,
                     # that of untrained networks is far above all others
-                    tuple(
-                        curve(f"permutation of epoch {epoch}", at, found_) for epoch, found_ in rows.items() if epoch
-                    ),
+                    {f"permutation of epoch {epoch}": by_seed for epoch, by_seed in rows.items() if epoch},
                 )
                 for name, rows, unit, _ in measures
             ),
-            Chart("units placed as at the end", "epoch", "share", (curve("fixed points", at, shares),)),
+            chart("units placed as at the end", "epoch", "share", epochs, {"fixed points": shares}),
         ),
         notes="Barriers of Eq. 1, of the loss and of the classification error.",
     )
@@ -129,45 +127,30 @@ def _last_is_best(name: str, rows: dict[int, list[list[float]]], unit: str, slac
 )
 def strong(lab: Lab, setting: Setting) -> Result:
     """Barriers with pairwise permutations, direct ones, and those through a third network."""
-    rows: dict[str, list[list[float]]] = {"weak": [], "strong, direct": [], "strong, through a third": []}
-    for seed in setting.seeds:
-        cells: dict[str, list[float]] = {name: [] for name in rows}
-        for width in setting.widths:
-            recipe = setting.of(width, seed)
-            states = [lab.trained(setting.of(width, seed, number)) for number in range(setting.models)]
-            model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
-            weak = weak_connectivity(model, spec, states, test, points=setting.points)
-            found = strong_connectivity(model, spec, states, test, points=setting.points)
-            cells["weak"].append(weak.mean)
-            cells["strong, direct"].append(found.direct.mean)
-            cells["strong, through a third"].append(found.through_third.mean)
-        for name, values in cells.items():
-            rows[name].append(values)
-    third, weak_rows = rows["strong, through a third"], rows["weak"]
+
+    def measure(seed: int, width: float) -> dict[str, float]:
+        nets, states = members(lab, setting, seed, width)
+        found = strong_connectivity(nets.model, nets.spec, states, nets.test, points=setting.points)
+        return {
+            "weak": weak_connectivity(nets.model, nets.spec, states, nets.test, points=setting.points).mean,
+            "strong, direct": found.direct.mean,
+            "strong, through a third": found.through_third.mean,
+        }
+
+    rows = by_name(by_name(measure(seed, width) for width in setting.widths) for seed in setting.seeds)
+    third = rows["strong, through a third"]
     return Result(
-        figures=tuple(
-            Figure(f"barrier, {name}, width {width:g}", tuple(row[i] for row in found), "", "nats")
-            for name, found in rows.items()
-            for i, width in enumerate(setting.widths)
-        ),
+        figures=figures_along("barrier, {}, width {:g}", rows, setting.widths, "nats"),
         claims=(
             falls("through a third network the barrier falls with width, by half or more", third, 0.5),
             below(
                 "at the narrowest it is higher than with a permutation for each pair: weak is not strong connectivity",
-                [row[0] for row in weak_rows],
-                [row[0] for row in third],
+                at(rows["weak"], 0),
+                at(third, 0),
                 "nats",
             ),
         ),
-        charts=(
-            Chart(
-                "weak and strong connectivity",
-                "hidden units",
-                "test loss barrier (nats)",
-                tuple(curve(name, setting.widths, found) for name, found in rows.items()),
-                log_x=True,
-            ),
-        ),
+        charts=(width_chart(setting, "weak and strong connectivity", "test loss barrier (nats)", rows),),
     )
 
 
@@ -181,41 +164,43 @@ def strong(lab: Lab, setting: Setting) -> Result:
 def partial(lab: Lab, setting: Setting) -> Result:
     """Barriers under bottom-up, top-down, put-in and leave-out permutations."""
     orders: tuple[Order, ...] = ("bottom-up", "top-down", "put-in", "leave-out")
-    rows: dict[str, list[list[float]]] = {}
-    labels: dict[str, list[str]] = {}
+    found: dict[str, list[dict[str, Barrier]]] = defaultdict(list)
     for seed in setting.seeds:
-        p = pair(lab, setting, seed=seed)
+        p = pair(lab, setting, seed)
         for order in orders:
-            found = partial_barriers(p.model, p.alignment.permutation, p.a, p.b, p.test, order, setting.points)
-            labels[order] = list(found)
-            rows.setdefault(order, []).append([barrier.value for barrier in found.values()])
-    up = rows["bottom-up"]
+            found[order].append(
+                partial_barriers(p.model, p.alignment.permutation, p.a, p.b, p.test, order, setting.points)
+            )
+    rows = {order: [[one.value for one in barriers.values()] for barriers in found[order]] for order in orders}
+    up = at(rows["bottom-up"], -1)
+    lines = {order: rows[order] for order in ("bottom-up", "top-down")}
     return Result(
         figures=tuple(
-            Figure(f"barrier, {order}, {label}", tuple(row[i] for row in rows[order]), "", "nats")
-            for order in orders
-            for i, label in enumerate(labels[order])
+            figure
+            for order, by_seed in rows.items()
+            for figure in figures_along("barrier, {}, {}", {order: by_seed}, found[order][0], "nats")
         ),
         claims=(
             below(
                 "all layers' permutations together do what no single layer's does: half of the best one's barrier",
-                [row[-1] for row in up],
+                up,
                 [0.5 * min(row) for row in rows["put-in"]],
                 "nats",
             ),
             below(
                 "leaving out one layer's permutation raises the barrier, whichever it is",
-                [row[-1] for row in up],
-                [min(row) for row in rows["leave-out"]],
+                up,
+                list(map(min, rows["leave-out"])),
                 "nats",
             ),
         ),
         charts=(
-            Chart(
+            chart(
                 "partial permutations",
                 "layers permuted",
                 "test loss barrier (nats)",
-                tuple(curve(order, range(len(labels[order])), rows[order]) for order in orders[:2]),
+                range(len(found["bottom-up"][0])),
+                lines,
             ),
         ),
     )
@@ -234,42 +219,46 @@ def stability(lab: Lab, setting: Setting) -> Result:
     error: list[list[float]] = []
     epochs: list[int] = []
     for seed in setting.seeds:
-        recipe = setting.of(seed=seed)
-        checkpoints = lab.checkpoints(recipe)
-        epochs = [epoch for epoch in checkpoints if epoch < recipe.epochs]
+        nets = Bench(lab, setting.of(seed=seed))
+        checkpoints = lab.checkpoints(nets.recipe)
+        epochs = [epoch for epoch in checkpoints if epoch < nets.recipe.epochs]
 
-        def child(start: State, position: int, order: int, recipe: Recipe = recipe, at: list[int] = epochs) -> State:
+        def child(
+            start: State, position: int, order: int, recipe: Recipe = nets.recipe, at: list[int] = epochs
+        ) -> State:
             rest = replace(recipe, epochs=recipe.epochs - at[position], order=order, keep=())
             return lab.retrained(rest, start, label=f"child of epoch {at[position]}")
 
-        model, test = lab.model(recipe), lab.test(recipe.dataset)
         states = [checkpoints[epoch] for epoch in epochs]
-        loss.append(list(instability(model, states, child, test, points=setting.points)))
-        errors = instability(model, states, child, test, points=setting.points, of="error")
-        error.append([100 * value for value in errors])
+        loss.append(list(instability(nets.model, states, child, nets.test, points=setting.points)))
+        errors = instability(nets.model, states, child, nets.test, points=setting.points, of="error")
+        error.append(times(100, errors))
     measures = (("loss", loss, "nats", 0.01), ("error", error, "% points", 0.5))
     return Result(
         figures=tuple(
-            Figure(f"{name} barrier of two children, spawned after epoch {e}", tuple(row[i] for row in rows), "", unit)
+            figure
             for name, rows, unit, _ in measures
-            for i, e in enumerate(epochs)
+            for figure in figures_along(
+                "{} barrier of two children, spawned after epoch {}", {name: rows}, epochs, unit
+            )
         ),
         claims=tuple(
             below(
                 f"{name}: training becomes stable early: the children of the last spawning epoch are closer than those "
                 f"of the initialisation, by a factor of 2 or more, or below {small:g} {unit}",
-                [row[-1] for row in rows],
-                [max(small, 0.5 * row[0]) for row in rows],
+                at(rows, -1),
+                [max(small, 0.5 * first) for first in at(rows, 0)],
                 unit,
             )
             for name, rows, unit, small in measures
         ),
         charts=tuple(
-            Chart(
+            chart(
                 f"instability of the {name}",
                 "epoch of spawning",
                 f"test {name} barrier ({unit})",
-                (curve("two children", epochs, rows),),
+                epochs,
+                {"two children": rows},
             )
             for name, rows, unit, _ in measures
         ),

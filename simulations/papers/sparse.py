@@ -1,10 +1,10 @@
 """Experiments of Simultaneous connectivity on pruned networks."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from operator import itemgetter
 from statistics import fmean
 from typing import Literal
 
@@ -21,31 +21,24 @@ from fedrebasin.analysis import (
 from fedrebasin.matching import WeightMatching
 from fedrebasin.spec import Permutation
 from fedrebasin.state import State
-from fedrebasin.sums import evaluate
 
 from .lab import Lab
+from .pairs import Bench
 from .recipe import PAPER_MLP, Recipe
 from .registry import Setting, experiment
-from .result import Chart, Figure, Result, below, curve
+from .result import Result, at, below, chart, each, figures
 
 SPARSE = Setting(recipe=Recipe(weight_decay=0.0, epochs=30, keep=(1,)), widths=(128,), points=5)
 PAPER_SPARSE = Setting(recipe=replace(PAPER_MLP, keep=(1,)), widths=(512,), points=25)
 LEVELS, SHARE = 5, 0.4
 
-
 Rewinding = Literal["weights", "learning-rate"]
 
 
-def _rest(recipe: Recipe) -> Recipe:
-    """The training from the rewinding point on."""
-    return replace(recipe, epochs=recipe.epochs - recipe.keep[0], keep=())
-
-
 def _trainer(lab: Lab, recipe: Recipe, label: str) -> Callable[[State, State], State]:
-    def train(start: State, mask: State) -> State:
-        return lab.retrained(_rest(recipe), start, mask, label)
-
-    return train
+    """The training from the rewinding point on."""
+    rest = replace(recipe, epochs=recipe.epochs - recipe.keep[0], keep=())
+    return lambda start, mask: lab.retrained(rest, start, mask, label)
 
 
 def _pruned(lab: Lab, recipe: Recipe, rewinding: Rewinding = "weights") -> tuple[Pruned, ...]:
@@ -62,23 +55,22 @@ def _pruned(lab: Lab, recipe: Recipe, rewinding: Rewinding = "weights") -> tuple
 )
 def pruning(lab: Lab, setting: Setting) -> Result:
     """Barriers at every level under the dense permutation, and accuracies under a transported mask."""
-    rows: dict[str, list[list[float]]] = {"dense permutation": [], "no permutation": []}
-    accuracy: dict[str, list[list[float]]] = {}
-    levels: list[float] = []
+    rows: dict[str, list[list[float]]] = defaultdict(list)
+    accuracy: dict[str, list[list[float]]] = defaultdict(list)
+    sparse: list[float] = []
     for seed in setting.seeds:
-        recipe = setting.of(seed=seed)
+        nets = Bench(lab, setting.of(seed=seed))
         first, second = (_pruned(lab, setting.of(seed=seed, number=number)) for number in (0, 1))
-        levels = [level.sparsity for level in first]
-        model, spec, test = lab.model(recipe), lab.spec(recipe), lab.test(recipe.dataset)
-        permutation = WeightMatching()(spec, reference=first[0].state, candidate=second[0].state).permutation
-        states = [[level.state for level in side] for side in (first, second)]
+        sparse = [100 * level.sparsity for level in first]
+        permutation = WeightMatching()(nets.spec, reference=first[0].state, candidate=second[0].state).permutation
+        a, b = ([level.state for level in side] for side in (first, second))
         identity = Permutation.identity(permutation.spec)
         for name, applied in (("dense permutation", permutation), ("no permutation", identity)):
-            barriers = simultaneous_connectivity(model, states[0], states[1], applied, test, setting.points)
+            barriers = simultaneous_connectivity(nets.model, a, b, applied, nets.test, setting.points)
             rows[name].append(list(barriers))
-        rewind = lab.checkpoints(recipe)[recipe.keep[0]]
-        train, again = _trainer(lab, recipe, "masked"), _trainer(lab, recipe, "one-shot")
-        cells: dict[str, list[float]] = {}
+        rewind = lab.checkpoints(nets.recipe)[nets.recipe.keep[0]]
+        train, again = _trainer(lab, nets.recipe, "masked"), _trainer(lab, nets.recipe, "one-shot")
+        cells: dict[str, list[float]] = defaultdict(list)
         for own, other in zip(first[1:], second[1:], strict=True):
             moved = transport_mask(permutation, other.mask, other.state)
             trained = {
@@ -88,54 +80,34 @@ def pruning(lab: Lab, setting: Setting) -> Result:
                 "one-shot": one_shot_pruning(again, rewind, first[0].state, own.sparsity).state,
             }
             for name, state in trained.items():
-                cells.setdefault(name, []).append(100 * evaluate(model, state, test).accuracy)
+                cells[name].append(100 * nets.score(state).accuracy)
         for name, values in cells.items():
-            accuracy.setdefault(name, []).append(values)
-    sparse = [100 * level for level in levels]
-    permuted, foreign = accuracy["B's mask, permuted"], accuracy["B's mask, as it is"]
+            accuracy[name].append(values)
+    both = zip(rows["dense permutation"], rows["no permutation"], strict=True)
     return Result(
         figures=(
-            *(
-                Figure(f"barrier, {name}, {sparse[-1]:.0f} % sparse", tuple(row[-1] for row in found), "", "nats")
-                for name, found in rows.items()
-            ),
-            *(
-                Figure(f"accuracy, {name}, {sparse[-1]:.0f} % sparse", tuple(row[-1] for row in found), "", "%")
-                for name, found in accuracy.items()
-            ),
+            *figures(f"barrier, {{}}, {sparse[-1]:.0f} % sparse", each(itemgetter(-1), rows), "nats"),
+            *figures(f"accuracy, {{}}, {sparse[-1]:.0f} % sparse", each(itemgetter(-1), accuracy), "%"),
         ),
         claims=(
             below(
                 "the dense networks' permutation lowers the barrier at every level of sparsity",
-                [
-                    max(x - y for x, y in zip(*pair, strict=True))
-                    for pair in zip(rows["dense permutation"], rows["no permutation"], strict=True)
-                ],
-                [0.0] * len(setting.seeds),
+                [max(x - y for x, y in zip(*pair, strict=True)) for pair in both],
+                0.0,
                 "nats",
                 "largest difference with and without, and its bound",
             ),
             below(
                 "at the sparsest level a permuted mask trains to a higher accuracy than the same mask unpermuted",
-                [row[-1] for row in foreign],
-                [row[-1] for row in permuted],
+                at(accuracy["B's mask, as it is"], -1),
+                at(accuracy["B's mask, permuted"], -1),
                 "%",
                 "digits are so easy that any mask trains well; unpermuted and permuted",
             ),
         ),
         charts=(
-            Chart(
-                "barrier of pruned networks",
-                "sparsity (%)",
-                "test loss barrier (nats)",
-                tuple(curve(name, sparse, found) for name, found in rows.items()),
-            ),
-            Chart(
-                "accuracy under masks",
-                "sparsity (%)",
-                "test accuracy (%)",
-                tuple(curve(name, sparse[1:], found) for name, found in accuracy.items()),
-            ),
+            chart("barrier of pruned networks", "sparsity (%)", "test loss barrier (nats)", sparse, rows),
+            chart("accuracy under masks", "sparsity (%)", "test accuracy (%)", sparse[1:], accuracy),
         ),
     )
 
@@ -144,49 +116,34 @@ def pruning(lab: Lab, setting: Setting) -> Result:
     "sim-rewinding",
     "Simultaneous connectivity, Figure 13",
     "Weight rewinding against learning-rate rewinding",
-    replace(SPARSE, seeds=(0, 1, 2)),
+    SPARSE,
     PAPER_SPARSE,
 )
 def rewinding(lab: Lab, setting: Setting) -> Result:
     """The barrier between neighbouring levels of sparsity, under both kinds of rewinding."""
-    rows: dict[str, list[list[float]]] = {}
+    rows: dict[str, list[list[float]]] = defaultdict(list)
     sparse: list[float] = []
+    kinds: tuple[Rewinding, ...] = ("weights", "learning-rate")
     for seed in setting.seeds:
-        recipe = setting.of(seed=seed)
-        model, test = lab.model(recipe), lab.test(recipe.dataset)
-        kinds: tuple[Rewinding, ...] = ("weights", "learning-rate")
+        nets = Bench(lab, setting.of(seed=seed))
         for kind in kinds:
-            levels = _pruned(lab, recipe, kind)
+            levels = _pruned(lab, nets.recipe, kind)
             sparse = [100 * level.sparsity for level in levels[1:]]
             states = [apply_mask(level.state, dense_mask(level.state) | dict(level.mask)) for level in levels]
-            rows.setdefault(kind, []).append(
-                [loss_barrier(model, a, b, test, setting.points, "simultaneous").value for a, b in pairwise(states)]
-            )
-    weights, rates = rows["weights"], rows["learning-rate"]
+            paths = [
+                loss_barrier(nets.model, a, b, nets.test, setting.points, "simultaneous") for a, b in pairwise(states)
+            ]
+            rows[kind].append([path.value for path in paths])
+    means = each(fmean, rows)
     return Result(
-        figures=tuple(
-            Figure(
-                f"barrier between neighbouring levels, mean, {kind} rewinding",
-                tuple(fmean(row) for row in found),
-                "",
-                "nats",
-            )
-            for kind, found in rows.items()
-        ),
+        figures=figures("barrier between neighbouring levels, mean, {} rewinding", means, "nats"),
         claims=(
             below(
                 "learning-rate rewinding keeps neighbouring levels at least as well connected (0.01 nats of slack)",
-                [fmean(row) for row in rates],
-                [fmean(row) + 0.01 for row in weights],
+                means["learning-rate"],
+                [mean + 0.01 for mean in means["weights"]],
                 "nats",
             ),
         ),
-        charts=(
-            Chart(
-                "neighbouring levels of sparsity",
-                "sparsity (%)",
-                "test loss barrier (nats)",
-                tuple(curve(kind, sparse, found) for kind, found in rows.items()),
-            ),
-        ),
+        charts=(chart("neighbouring levels of sparsity", "sparsity (%)", "test loss barrier (nats)", sparse, rows),),
     )

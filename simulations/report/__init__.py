@@ -1,3 +1,4 @@
+# mypy: implicit-reexport
 """What came out, and how it is shown: figures, studies, tables, charts and pages."""
 
 from .comparison import Comparison
@@ -11,28 +12,3 @@ from .results import read_results, write_results
 from .sentences import in_words
 from .study import Setting, Study, Summary, expand
 from .table import COLUMNS, cells
-
-__all__ = [
-    "COLUMNS",
-    "REFERENCES",
-    "Bin",
-    "Comparison",
-    "Figures",
-    "Origin",
-    "Row",
-    "Setting",
-    "Study",
-    "Summary",
-    "cells",
-    "draw",
-    "draw_paths",
-    "expand",
-    "in_words",
-    "read_results",
-    "usable_cores",
-    "write_experiment",
-    "write_page",
-    "write_picture",
-    "write_report",
-    "write_results",
-]

@@ -1,7 +1,5 @@
 """The charts of the report, as SVG elements with text alternatives."""
 
-from __future__ import annotations
-
 import html
 import io
 from collections.abc import Iterator, Sequence
@@ -65,8 +63,8 @@ class Panel:
     edges: Sequence[float]
 
 
-def bars(title: str, axis: str, rows: Sequence[Bar], unit: str = " %", limit: float | None = 100) -> str:
-    """Horizontal bars with their numbers beside them, the first one on top."""
+def bars(title: str, axis: str, rows: Sequence[Bar]) -> str:
+    """Horizontal bars of percentages with their numbers beside them, the first one on top."""
     with _figure(0.9 + 0.4 * len(rows)) as (figure, axes):
         shown = list(rows)[::-1]
         spreads = [bar.spread or 0.0 for bar in shown]
@@ -80,15 +78,10 @@ def bars(title: str, axis: str, rows: Sequence[Bar], unit: str = " %", limit: fl
             height=0.7,
             error_kw=error,
         )
-        texts = [_with_spread(bar, unit) for bar in shown]
-        axes.bar_label(drawn, texts, padding=5)
-        largest = limit or max(value + spread for value, spread in zip(values, spreads, strict=True))
-        axes.set_xlim(0, 1.22 * largest)
-        if limit == 100:
-            axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel(axis)
+        axes.bar_label(drawn, list(map(_in_percent, shown)), padding=5)
+        axes.set(xlim=(0, 122), xticks=range(0, 101, 20), xlabel=axis)
         axes.tick_params(axis="y", length=0)
-        spoken = ", ".join(f"{bar.name} {_with_spread(bar, unit)}" for bar in rows)
+        spoken = ", ".join(f"{bar.name} {_in_percent(bar)}" for bar in rows)
         return _svg(figure, title, f"Bars: {spoken}.")
 
 
@@ -208,9 +201,9 @@ def described(svg: str, title: str, description: str, prefix: str = "") -> str:
     return head + texts + svg[start:]
 
 
-def _with_spread(bar: Bar, unit: str) -> str:
+def _in_percent(bar: Bar) -> str:
     spread = "" if bar.spread is None else f" ± {bar.spread:.1f}"
-    return f"{bar.value:.1f}{spread}{unit}"
+    return f"{bar.value:.1f}{spread} %"
 
 
 def _lean(panel: Panel) -> str:

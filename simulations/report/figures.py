@@ -75,13 +75,6 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, the figures beside the rest."""
-        return {
-            "strategy": self.strategy,
-            "seed": self.seed,
-            "round": self.round,
-            **asdict(self.figures),
-            "seconds": self.seconds,
-            "metrics": dict(self.metrics),
-            "reliability": [asdict(one) for one in self.reliability],
-            "moved": dict(self.moved),
-        }
+        content = asdict(self)
+        figures = content.pop("figures")
+        return {**content, **figures}

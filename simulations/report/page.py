@@ -1,7 +1,5 @@
 """report.html: a study, or an experiment, as one page that needs nothing but itself."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import astuple
@@ -137,6 +135,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     versions = dict.fromkeys(
         ", ".join(f"{package} {number}" for package, number in origin.versions.items()) for origin in origins
     )
+    count = "one comparison" if len(origins) == 1 else f"{len(origins)} comparisons"
     facts = [
         ("options", ", ".join(f"{name} {value}" for name, value in charts.common_options(study))),
         *((name.replace("_", "-"), ", ".join(_values(study, name))) for name in study.varying),
@@ -145,14 +144,10 @@ def _facts(study: Study) -> list[tuple[str, str]]:
         ("machine", "; ".join(dict.fromkeys(origin.machine for origin in origins))),
         ("engine", ", ".join(dict.fromkeys(origin.engine for origin in origins))),
         ("started", min(origin.started for origin in origins)),
-        ("time", f"{study.seconds:.0f} s for {_comparisons(len(origins))}"),
+        ("time", f"{study.seconds:.0f} s for {count}"),
     ]
     return [(name, value) for name, value in facts if value]
 
 
 def _values(study: Study, option: str) -> list[str]:
     return list(dict.fromkeys(shown(setting.options[option]) for setting in study.settings))
-
-
-def _comparisons(count: int) -> str:
-    return "one comparison" if count == 1 else f"{count} comparisons"

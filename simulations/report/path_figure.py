@@ -1,7 +1,5 @@
 """The figure of a path between two models: loss and accuracy before and after matching, as SVG and PNG."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

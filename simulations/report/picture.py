@@ -1,7 +1,5 @@
 """picture.svg: a comparison in three panels: what alignment does, what happens between two clients, what comes out."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -37,10 +37,11 @@ class Origin:
     @staticmethod
     def now(device: torch.device, engine: str) -> Origin:
         """Of a run that starts now on this machine."""
+        cores = usable_cores()
         return Origin(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-            machine=f"{platform.system()} {platform.machine()}, {_counted(usable_cores(), 'core')}",
+            machine=f"{platform.system()} {platform.machine()}, {cores} core{'' if cores == 1 else 's'}",
             engine=engine,
             versions={
                 "python": platform.python_version(),
@@ -55,7 +56,3 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -1,7 +1,5 @@
 """results.json: what simulations were run with and what came out."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -37,7 +35,7 @@ def write_results(folder: Path, study: Study) -> Path:
     content: dict[str, Any] = {
         "version": VERSION,
         "command": study.command,
-        "comparisons": [_comparison_to_json(comparison) for comparison in study.comparisons],
+        "comparisons": [asdict(one) | {"rows": [row.to_json() for row in one.rows]} for one in study.comparisons],
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / FILE, json_text(content))
@@ -64,18 +62,6 @@ def read_results(file: Path) -> Study:
         return Study(comparisons, content["command"])
     except (KeyError, TypeError, AttributeError) as error:
         raise RebasinError(f"{file} is not a file of results: {type(error).__name__} {error}") from None
-
-
-def _comparison_to_json(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "config": asdict(comparison.config),
-        "strategies": comparison.strategies,
-        "rows": [row.to_json() for row in comparison.rows],
-        "paths": {name: asdict(path) for name, path in comparison.paths.items()},
-        "label_counts": comparison.label_counts,
-        "seconds": comparison.seconds,
-        "origin": asdict(comparison.origin),
-    }
 
 
 def _comparison_from_json(content: Mapping[str, Any]) -> Comparison:

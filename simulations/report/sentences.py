@@ -1,7 +1,5 @@
 """What the numbers of a study say, in plain words that are derived from them."""
 
-from __future__ import annotations
-
 from statistics import fmean
 
 from ..papers import Record
@@ -24,7 +22,7 @@ def in_words(study: Study) -> list[str]:
     if len(settings) == 1:
         return [_what_was_done(settings[0]), _findings(settings[0]), _trust(settings[0])]
     done = f"{len(settings)} settings were compared, over {_seeds(study)}. {_what_was_done(settings[0], common=study)}"
-    return [done, *(f"{_capitalised(setting.label)}. {_findings(setting)}" for setting in settings)]
+    return [done, *(f"{one.label[:1].upper()}{one.label[1:]}. {_findings(one)}" for one in settings)]
 
 
 def _seeds(study: Study) -> str:
@@ -40,25 +38,16 @@ def _what_was_done(setting: Setting, common: Study | None = None) -> str:
     who = "Clients" if "clients" in varying else f"{config.clients} clients"
     model = "models" if "model" in varying else f"models ({config.model})"
     data = "a data set" if "dataset" in varying else config.dataset
-    start = "" if "init" in varying else ", " + _start(config.init)
+    whose = "each from its own" if config.init == "independent" else "all from the same"
+    start = "" if "init" in varying else f", {whose} initialisation"
     rounds = "" if "rounds" in varying or config.rounds == 1 else f", for {config.rounds} rounds"
     return f"{who} trained {model} on their parts of {data}{start}{rounds}."
 
 
-def _start(init: str) -> str:
-    return "each from its own initialisation" if init == "independent" else "all from the same initialisation"
-
-
 def _findings(setting: Setting) -> str:
     found = {summary.strategy: summary for summary in setting.summaries}
-    sentences = [
-        _averaged_as_they_are(found),
-        _aligned(found),
-        _best(setting, found),
-        _barrier(setting),
-        _confidence(setting.best),
-    ]
-    return " ".join(sentence for sentence in sentences if sentence)
+    aligned = (_averaged_as_they_are(found), _aligned(found))
+    return " ".join(filter(None, (*aligned, _best(setting, found), _barrier(setting), _confidence(setting.best))))
 
 
 def _averaged_as_they_are(found: dict[str, Summary]) -> str:
@@ -96,7 +85,8 @@ def _best(setting: Setting, found: dict[str, Summary]) -> str:
     compared = ""
     if everything is not None:
         gap = _points(best, everything)
-        compared = ", as much as" if abs(gap) < EQUAL_POINTS else f", {abs(gap):.1f} points {_side(gap)}"
+        side = "above" if gap > 0 else "below"
+        compared = ", as much as" if abs(gap) < EQUAL_POINTS else f", {abs(gap):.1f} points {side}"
         compared += " one model trained on all the data for the epochs of one round"
     sentence = f"The best strategy is {best.strategy} with {percent(best)}{compared}."
     if others and _indistinguishable(best, others[-1]):
@@ -156,14 +146,6 @@ def percent(summary: Summary) -> str:
 
 def _points(one: Summary, other: Summary) -> float:
     return 100 * (one.figures.accuracy - other.figures.accuracy)
-
-
-def _side(gap: float) -> str:
-    return "above" if gap > 0 else "below"
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _listed(names: list[str]) -> str:

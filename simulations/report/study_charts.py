@@ -1,7 +1,5 @@
 """Which charts a study gets, and the numbers in them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict

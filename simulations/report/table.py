@@ -1,7 +1,5 @@
 """A study as a table of text: what the command prints and the report shows."""
 
-from __future__ import annotations
-
 import math
 
 from .study import Study, Summary

@@ -1,7 +1,5 @@
 """The papers' augmentation of training images: shifted by up to four pixels, mirrored."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad

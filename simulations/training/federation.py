@@ -1,7 +1,5 @@
 """What server and clients of one simulation derive from its config: data, partition, models, initialisations."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any

@@ -1,7 +1,5 @@
 """Local training and evaluation: deterministic, and independent of where and in which order clients run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

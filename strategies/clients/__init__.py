@@ -1,10 +1,5 @@
+# mypy: implicit-reexport
 """What runs at the clients: sums on request, and alignment before anything leaves."""
 
 from .align_mod import AlignMod
 from .statistics_mod import StatisticsMod, register
-
-__all__ = [
-    "AlignMod",
-    "StatisticsMod",
-    "register",
-]

@@ -1,12 +1,6 @@
+# mypy: implicit-reexport
 """What is measured on a round."""
 
 from .alignment import AlignmentProbe
 from .pairs import BarrierProbe, ConnectivityProbe
 from .spectrum import SpectrumProbe
-
-__all__ = [
-    "AlignmentProbe",
-    "BarrierProbe",
-    "ConnectivityProbe",
-    "SpectrumProbe",
-]

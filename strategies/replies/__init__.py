@@ -1,3 +1,4 @@
+# mypy: implicit-reexport
 """Bytes to state dicts and back: decoded without trust, screened, streamed."""
 
 from .integers import agreed, alike, dissent, moving_integers
@@ -7,27 +8,3 @@ from .records import FLOATS, Form, RecordError, Template, decode_array, to_state
 from .reply import Reply, carrying
 from .screening import MAX_EXAMPLES, Screener, SetAside
 from .streaming import StreamingGrid, send_and_stream
-
-__all__ = [
-    "FLOATS",
-    "MAX_EXAMPLES",
-    "Form",
-    "Proportions",
-    "RecordError",
-    "Reply",
-    "Screener",
-    "SetAside",
-    "StreamingGrid",
-    "Template",
-    "agreed",
-    "alike",
-    "carrying",
-    "decode_array",
-    "demand_ratio",
-    "dissent",
-    "moving_integers",
-    "of_usual_length",
-    "outliers",
-    "send_and_stream",
-    "to_state",
-]

@@ -1,13 +1,7 @@
+# mypy: implicit-reexport
 """What lasts longer than a round: a run, the nodes' coordinates, checkpoints, the inner strategy's memory."""
 
 from .checkpoint import CheckpointError
 from .checkpoints import Checkpoints
 from .frames import Frames
 from .run import Run
-
-__all__ = [
-    "CheckpointError",
-    "Checkpoints",
-    "Frames",
-    "Run",
-]

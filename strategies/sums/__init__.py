@@ -1,17 +1,5 @@
+# mypy: implicit-reexport
 """How statistics and their sums travel."""
 
 from .encoding import ACTION, MODEL, QUERY, STATISTIC, SUMS, encode_sums, read_max_examples, read_statistic
 from .query import Question, ask
-
-__all__ = [
-    "ACTION",
-    "MODEL",
-    "QUERY",
-    "STATISTIC",
-    "SUMS",
-    "Question",
-    "ask",
-    "encode_sums",
-    "read_max_examples",
-    "read_statistic",
-]

@@ -2,13 +2,14 @@
 
 import pytest
 from flwr.app import ConfigRecord
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrebasin import RebasinError
 from fedrebasin.simulations import DATASETS, DEVICES, ENGINES, INITS, OPTIMIZERS, PARTITIONS, SimulationConfig
 
 
+@settings(deadline=None)
 @given(width=st.floats(0, 4096), seed=st.integers(0, 2**31), init=st.sampled_from(INITS), rounds=st.integers(1, 100))
 def test_a_config_survives_flowers_records(width, seed, init, rounds):
     config = SimulationConfig(width=width, seed=seed, init=init, rounds=rounds)

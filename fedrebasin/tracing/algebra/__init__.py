@@ -1,3 +1,4 @@
+# mypy: implicit-reexport
 """The algebra of axes: products, concatenations and cuts of parts, and what ties them."""
 
 from fedrebasin.tracing.algebra.boxes import Box, Boxes, boxes
@@ -20,41 +21,3 @@ from fedrebasin.tracing.algebra.parts import (
 )
 from fedrebasin.tracing.algebra.tying import TWO_PLACES, collapse, scope, settle, tell_apart, tie
 from fedrebasin.tracing.algebra.walks import at, cases_in, incomplete, leaves, number_of, pin, selector_of
-
-__all__ = [
-    "LARGEST_SELECTOR",
-    "TWO_PLACES",
-    "UNIT",
-    "Box",
-    "Boxes",
-    "Concat",
-    "Part",
-    "Pinned",
-    "Run",
-    "Tree",
-    "at",
-    "axes_of",
-    "blocks",
-    "boxes",
-    "case",
-    "cases_in",
-    "collapse",
-    "concat",
-    "divide",
-    "factorise",
-    "incomplete",
-    "leaves",
-    "number_of",
-    "pieces",
-    "pin",
-    "product",
-    "resolve",
-    "scope",
-    "selector_of",
-    "settle",
-    "stretch",
-    "take",
-    "tell_apart",
-    "tie",
-    "units",
-]

@@ -4,15 +4,3 @@ Importing the room registers all of them.
 """
 
 from fedrebasin.tracing.rules import elementwise, index, linear, norm, order, recurrent, shape, space, write
-
-__all__ = [
-    "elementwise",
-    "index",
-    "linear",
-    "norm",
-    "order",
-    "recurrent",
-    "shape",
-    "space",
-    "write",
-]
