@@ -172,7 +172,7 @@ def from_transformers() -> Iterator[tuple[str, Case]]:
 
 
 def from_timm() -> Iterator[tuple[str, Case]]:
-    """Of every module of timm, which are its families, the smallest model."""
+    """Of every module of timm, which are its families, the smallest model; shrunk where it takes minutes as it is."""
     import timm
     from timm.models import list_modules
 
@@ -180,7 +180,14 @@ def from_timm() -> Iterator[tuple[str, Case]]:
         model = timm.create_model(name).eval()
         return model, torch.randn(1, *model.default_cfg["input_size"])
 
+    def shrunk(make: Callable[[], nn.Module]) -> tuple[nn.Module, Any]:
+        return make().eval(), torch.randn(1, 3, 64, 64)
+
+    small = _shrunk_timm()
     for module in list_modules():
+        if module in small:
+            yield f"{module}, shrunk", partial(shrunk, small[module])
+            continue
         sizes = {}
         for name in timm.list_models(module=module):
             with torch.device("meta"):
@@ -188,6 +195,54 @@ def from_timm() -> Iterator[tuple[str, Case]]:
         smallest = min(sizes, key=lambda name: sizes[name], default=None)
         if smallest is not None and sizes[smallest] <= MOST:
             yield f"{module}: {smallest}", partial(named, smallest)
+
+
+def _shrunk_timm() -> dict[str, Callable[[], nn.Module]]:
+    """Few, narrow blocks, but every kind that the family's smallest model has; images of 64 x 64."""
+    import timm.models as tm
+
+    image: dict[str, Any] = {"img_size": 64, "num_classes": 10}
+    four: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "num_classes": 10, "stages": (1, 1, 2, 1)}
+    swin: dict[str, Any] = {**image, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+    multiscale = tm.mvitv2.MultiScaleVitCfg(depths=(1, 1, 2, 1), embed_dim=16, num_heads=2)
+    return {
+        "davit": partial(
+            tm.davit.DaVit, depths=(1, 2), embed_dims=(16, 32), num_heads=(2, 4), window_size=4, num_classes=10
+        ),
+        "focalnet": partial(
+            tm.focalnet.FocalNet, embed_dim=16, depths=(1, 2), focal_levels=(2, 2), focal_windows=(3, 3), num_classes=10
+        ),
+        "hiera": partial(tm.hiera.Hiera, img_size=(64, 64), **four),
+        "hieradet_sam2": partial(
+            tm.hieradet_sam2.HieraDet, window_spec=(8, 4, 4, 2), global_att_blocks=(3,), **four
+        ),
+        "mvitv2": partial(tm.mvitv2.MultiScaleVit, multiscale, img_size=(64, 64), num_classes=10),
+        "rdnet": partial(
+            tm.rdnet.RDNet, num_init_features=16, growth_rates=(8, 12, 12, 16), num_blocks_list=(2, 2, 2, 2),
+            block_type=("Block", "Block", "BlockESE", "BlockESE"), is_downsample_block=(None, True, False, True),
+            num_classes=10,
+        ),
+        "sequencer": partial(
+            tm.sequencer.Sequencer2d, layers=(1, 2, 1), patch_sizes=(8, 2, 1), embed_dims=(16, 24, 24),
+            hidden_sizes=(6, 8, 8), mlp_ratios=(3.0, 3.0, 3.0), **image,
+        ),
+        "swin_transformer": partial(tm.swin_transformer.SwinTransformer, **swin),
+        "swin_transformer_v2": partial(tm.swin_transformer_v2.SwinTransformerV2, **swin),
+        "swin_transformer_v2_cr": partial(
+            tm.swin_transformer_v2_cr.SwinTransformerV2Cr, **{**swin, "img_size": (64, 64)}
+        ),
+        "tnt": partial(
+            tm.tnt.TNT, patch_size=16, embed_dim=48, inner_dim=16, depth=2, num_heads_inner=4, num_heads_outer=4,
+            legacy=True, **image,
+        ),
+        "twins": partial(
+            tm.twins.Twins, embed_dims=(16, 32), num_heads=(2, 4), mlp_ratios=(4, 4), depths=(2, 2), sr_ratios=(4, 2),
+            wss=(4, 4), **image,
+        ),
+        "volo": partial(
+            tm.volo.VOLO, (1, 1, 2, 1), embed_dims=(16, 32, 32, 32), num_heads=(2, 4, 4, 4), **image
+        ),
+    }  # fmt: skip
 
 
 ZOOS = {"torchvision": from_torchvision, "transformers": from_transformers, "timm": from_timm}

@@ -23,8 +23,9 @@ _KEPT_BYTES = 2**28
 _LEAST, _MOST = -30, 40
 # A tensor this much smaller than the largest is matched in float64, where its products are still numbers.
 _RANGE = 40
-# Entries that are added up in their own precision.
+# Entries that are added up in their own precision, and squares.
 _STRETCH = 4096
+_SQUARES = 512
 # Norms whose squares, and those of all entries that matter, are float32 numbers.
 _PLAIN = 1e-12, 1e15
 
@@ -164,8 +165,17 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 
 def _norm(vector: Tensor) -> float:
-    norm = math.sqrt(dot(vector, vector))
+    norm = _plain_norm(vector)
     if _PLAIN[0] < norm < _PLAIN[1] or not vector.numel():
         return norm
     largest = float(vector.abs().max())  # squares may overflow and vanish
     return largest * float(torch.linalg.vector_norm(vector.double() / largest)) if largest else 0.0
+
+
+def _plain_norm(vector: Tensor) -> float:
+    """As of :func:`dot`, and as exact, but no products are written down."""
+    whole = vector.numel() // _SQUARES * _SQUARES
+    if vector.dtype == torch.float64 or vector.numel() < _STRETCH:
+        return float(torch.linalg.vector_norm(vector.double()))
+    stretches = torch.linalg.vector_norm(vector[:whole].view(-1, _SQUARES), dim=1)
+    return math.hypot(float(torch.linalg.vector_norm(stretches.double())), float(vector[whole:].double().norm()))

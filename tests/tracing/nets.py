@@ -105,6 +105,19 @@ class LastStep(nn.Module):
         return self.head(self.layer(x)[0][:, -1])
 
 
+class SideBySide(nn.Module):
+    """Two recurrent layers of a size, both from the same first state: their own zeros, or zeros for both."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.GRU(3, 4, batch_first=True), nn.GRU(3, 4, batch_first=True)
+        self.shared, self.head = shared, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(1, len(x), 4, dtype=x.dtype) if self.shared else None
+        return self.head(torch.cat((self.first(x, state)[0], self.second(x, state)[0]), -1))
+
+
 class Cell(nn.Module):
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
@@ -296,6 +309,8 @@ NETS: dict[str, Net] = {
         lambda: LastStep(nn.LSTM(3, 5, proj_size=4, batch_first=True), 4), SEQUENCE, members((5,), (4,))
     ),
     "gru": Net(lambda: LastStep(nn.GRU(3, 4, 2, batch_first=True), 4), SEQUENCE, members((4,), (4,))),
+    "grus-from-zeros": Net(lambda: SideBySide(False), SEQUENCE, members((4,), (4,))),
+    "grus-from-shared-zeros": Net(lambda: SideBySide(True), SEQUENCE, members((4,), (4,))),
     "gru-cell": Net(lambda: Cell(nn.GRUCell(3, 4)), SEQUENCE, members((4,))),
     "lstm-cell": Net(lambda: Cell(nn.LSTMCell(3, 4)), SEQUENCE, members((4,))),
 }

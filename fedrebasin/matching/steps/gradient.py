@@ -17,6 +17,8 @@ from fedrebasin.memory import LARGE
 
 # Cost matrices up to this many bytes in all are kept up to date; of more, the ones used last.
 _KEPT_BYTES = 2**29
+# Where more units than this share moved, those that did not add zeros: copying the others costs more than that.
+_NEARLY_ALL = 0.9
 
 
 class Gradient:
@@ -103,8 +105,11 @@ class Gradient:
                 return _sum(_units(term, a) @ _units(term, b.sub_(old)).mT for (a, b), (_, old) in pairs)
             if turned := self._problem.turned(term):
                 a, b = turned
-                moved = b.index_select(1, now[dim][where]).sub_(b.index_select(1, then[dim][where]))
-                return a.index_select(1, where).flatten(1) @ moved.flatten(1).mT
+                new, old = now[dim], then[dim]
+                if len(where) < _NEARLY_ALL * len(new):
+                    a, new, old = a.index_select(1, where), new[where], old[where]
+                moved = b.index_select(1, new).sub_(b.index_select(1, old))
+                return a.flatten(1) @ moved.flatten(1).mT
             reference = reference.index_select(dim, where)
             now, then = {**now, dim: now[dim][where]}, {**then, dim: then[dim][where]}
         return _units(term, reference) @ (self._candidate(term, now) - self._candidate(term, then)).mT

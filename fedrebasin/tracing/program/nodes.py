@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from fedrebasin.tracing import rules
+from fedrebasin.tracing.registry import find_rule
+
 #: Stands for a size that depends on data. No axis of a parameter has such a size, and products of primes do not clash.
 _PRIMES = (1_000_003, 1_000_033, 1_000_037, 1_000_039, 1_000_081, 1_000_099, 1_000_117, 1_000_121, 1_000_133)
 
@@ -45,9 +48,12 @@ def live_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
 
 
 def simplify(graph: fx.Graph) -> None:
-    """What a graph does twice, or does and undoes, it does once."""
+    """What a graph does twice, or does and undoes, it does once; but nothing is tied by reading the same constant."""
     _join_views(graph)
-    _join_repeated(graph)
+    # Nothing more is said of graphs that write into tensors.
+    if not any(map(_writes, graph.nodes)):
+        _part_constants(graph)
+        _join_repeated(graph)
 
 
 def _join_views(graph: fx.Graph) -> None:
@@ -65,19 +71,32 @@ def _packet(node: fx.Node) -> str:
     return str(node.target).rsplit(".", 1)[0]
 
 
-def _join_repeated(graph: fx.Graph) -> None:
-    """Calls that an earlier call has made already, with the same arguments, are that one: what comes out is the same.
+def _part_constants(graph: fx.Graph) -> None:
+    """Zeros, ones and the like are made anew for each call that reads them: the first states of two layers, say."""
+    for node in list(graph.nodes):
+        for user in list(node.users)[1:] if _is_constant(node) else ():
+            with graph.inserting_before(user):
+                user.replace_input_with(node, graph.node_copy(node, lambda given: given))
 
-    Nothing is said of graphs that write into tensors, and of random numbers.
-    """
-    if any(map(_writes, graph.nodes)):
-        return
+
+def _join_repeated(graph: fx.Graph) -> None:
+    """Calls that an earlier call has made already, with the same arguments, are that one."""
     first: dict[tuple[Any, str, str], fx.Node] = {}
     for node in graph.nodes:
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        if node.op == "call_function" and not _is_random(node) and not _is_constant(node):
             before = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
             if before is not node:
                 node.replace_all_uses_with(before)
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether it makes a tensor of equal entries. Not of whole numbers, which may be places: these are told apart."""
+    uniform = node.op == "call_function" and find_rule(node.target) is rules.elementwise.uniform
+    return uniform and not _is_random(node) and all(dtype.is_floating_point for dtype in dtypes_of(node))
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _writes(node: fx.Node) -> bool:
