@@ -2,7 +2,9 @@
 
 import math
 from fractions import Fraction
+from functools import reduce
 
+import numpy as np
 import pytest
 import torch
 
@@ -260,7 +262,9 @@ def test_with_a_total_every_product_and_sum_is_rounded_as_numpy_does(dtype):
     for state, weight in zip(states, weights, strict=True):
         mean.add(state, weight)
     for key, tensor in mean.finish().items():
-        expected = sum(state[key].numpy() * (weight / 1060) for state, weight in zip(states, weights, strict=True))
+        arrays = [state[key].numpy() for state in states]  # numpy 1 made float64 of what has no dimension
+        products = [np.multiply(a, w / 1060, dtype=a.dtype) for a, w in zip(arrays, weights, strict=True)]
+        expected = reduce(np.add, products)
         assert tensor.numpy().tobytes() == expected.tobytes()
 
 

@@ -43,16 +43,26 @@ def exported(model: nn.Module, example_inputs: Any) -> ExportedProgram:
         ) from error
 
 
-class _Cache(dict[Any, Any]):
+class _Dict(dict[Any, Any]):
     """What torch.export does not look into."""
+
+
+class _List(list[Any]):
+    """What torch.export does not look into."""
+
+
+_OPAQUE: dict[type, type] = {dict: _Dict, list: _List}
 
 
 @contextmanager
 def _caches_aside(model: nn.Module) -> Iterator[None]:
-    """Older versions of torch.export compare a model's dicts before and after and stumble over one that was filled."""
+    """Older versions of torch.export compare a model's dicts and lists before and after, and stumble over changes.
+
+    A dict may be a cache that was filled; a recurrent layer's list holds its weights, which export itself exchanges.
+    """
     standard = vars(nn.Module())
-    own = {name: value for name, value in vars(model).items() if type(value) is dict and name not in standard}
-    vars(model).update({name: _Cache(value) for name, value in own.items()})
+    own = {name: value for name, value in vars(model).items() if type(value) in _OPAQUE and name not in standard}
+    vars(model).update({name: _OPAQUE[type(value)](value) for name, value in own.items()})
     try:
         yield
     finally:
