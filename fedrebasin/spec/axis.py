@@ -36,6 +36,11 @@ class Factor(NamedTuple):
         return self.stride if isinstance(self.stride, tuple) else range(0, self.size * self.stride, self.stride)
 
     @property
+    def reach(self) -> int:
+        """The distance of the last unit from the first."""
+        return max(self.stride) if isinstance(self.stride, tuple) else (self.size - 1) * self.stride
+
+    @property
     def order(self) -> tuple[int, int]:
         """Outer factors before inner ones, by dimension."""
         return self.dim, -(self.stride if isinstance(self.stride, int) else self.stride[1])
@@ -68,7 +73,7 @@ class Layout:
 
     def extent(self, dim: int) -> int:
         """One more than the largest index that the layout reaches along ``dim``."""
-        reach = sum(max(factor.places) for factor in (*self.levels, *self.rest) if factor.dim == dim)
+        reach = sum(factor.reach for factor in (*self.levels, *self.rest) if factor.dim == dim)
         return dict(self.start).get(dim, 0) + reach + 1
 
 

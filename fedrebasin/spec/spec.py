@@ -53,6 +53,8 @@ class PermutationSpec:
             if group.parent is not None and group.parent not in self.groups:
                 raise SpecError(f"group {name!r} lies in the blocks of {group.parent!r}, which is not in the spec")
             list(self.ancestors(name))
+            if absent := next((axis.key for axis in group.axes if axis.key not in self.shapes), None):
+                raise SpecError(f"group {name!r} has an axis of {absent}, whose shape is not in the spec")
 
     # -- from where ------------------------------------------------------------------------------------------------
 
@@ -102,7 +104,7 @@ class PermutationSpec:
         try:
             text = Path(path).read_text(encoding="utf-8")
             return spec_json.decode(json.loads(text))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError, OverflowError) as error:
             raise SpecError(f"{path}: not a permutation spec: {error}") from None
 
     def save(self, path: str | PathLike[str]) -> None:
