@@ -19,6 +19,10 @@ from torch import Tensor
 from fedrebasin.errors import SpecError
 
 
+#: Entries of a tensor that are marked one by one to count those that some axis moves.
+_MOST_COUNTED = 2**30
+
+
 class Factor(NamedTuple):
     """One index of a layout: its values 0 .. size - 1 advance the position along ``dim`` by ``stride`` each.
 
@@ -213,7 +217,10 @@ def number_moved(axes: Sequence[Axis], shape: tuple[int, ...]) -> int:
         return math.prod(shape)
     if not layouts:
         return 0
-    mask = torch.zeros([size if dim in named else 1 for dim, size in enumerate(shape)], dtype=torch.bool)
+    sizes = [size if dim in named else 1 for dim, size in enumerate(shape)]
+    if math.prod(sizes) > _MOST_COUNTED:
+        raise SpecError(f"{axes[0].key}: what moves in a tensor of shape {shape} cannot be counted")
+    mask = torch.zeros(sizes, dtype=torch.bool)
     for axis in axes:
         axis.write(mask, torch.tensor(True))
     return int(mask.sum()) * math.prod(size for dim, size in enumerate(shape) if dim not in named)

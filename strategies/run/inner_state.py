@@ -89,8 +89,8 @@ def rebuild(
     for where, value in form["numbers"].items():
         if where not in declared or not _is_number(declared[where]):
             raise ValueError(f"{where}: not an attribute that holds a number")
-        if not _is_number(value) or math.isnan(float(value)):
-            raise ValueError(f"{where}: not a number")
+        if not _is_number(value) or not math.isfinite(float(value)):
+            raise ValueError(f"{where}: not a finite number")
         found[where] = value
     return found
 
