@@ -38,7 +38,7 @@ from fedrebasin.strategies import Aligned, StreamingGrid
 #: Model, shape of an example, width, how replies are made.
 LARGE = {
     "ResNet-20, own": ("resnet20", (3, 32, 32), 1, "own"),
-    "ResNet-20 x4, planted": ("resnet20", (3, 32, 32), 4, "planted"),
+    "ResNet-20, planted": ("resnet20", (3, 32, 32), 1, "planted"),
 }
 LONG = ("FedAvg", "FedAvg, streamed, client frame", "FedAvgM, checkpoints")
 NODES = 8  # of the long runs
@@ -251,7 +251,9 @@ def main() -> None:
         cases: dict[str, Callable[[str, int], dict[str, float]]] = {"large": large, "long": long}
         print(json.dumps(cases[what](name, int(count))))
         return
-    said = f"`python {Path(__file__).parent.name}/long_runs.py --write`. The clients train nothing: time and memory are "
+    said = (
+        f"`python {Path(__file__).parent.name}/long_runs.py --write`. The clients train nothing: time and memory are "
+    )
     lines = [
         said + "the server's, in processor",
         "seconds of one thread, without those that the replies take to make.",

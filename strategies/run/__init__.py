@@ -3,11 +3,13 @@
 from .checkpoint import CheckpointError
 from .checkpoints import Checkpoints
 from .frames import Frames
+from .inner_state import Memory
 from .run import Run
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
     "Frames",
+    "Memory",
     "Run",
 ]

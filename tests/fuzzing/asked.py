@@ -44,7 +44,9 @@ OTHER = dict(make_model(7).state_dict())
 TARGETS = {"0.weight": Moments(24.0, torch.zeros(HIDDEN), torch.ones(HIDDEN))}
 
 ASKED = {
-    "activation_correlation": ActivationCorrelation(unit_places(make_model(), make_model().state_dict(), EXAMPLE, SPEC), OTHER),
+    "activation_correlation": ActivationCorrelation(
+        unit_places(make_model(), make_model().state_dict(), EXAMPLE, SPEC), OTHER
+    ),
     "batch_norm": BatchNormMoments(),
     "gram": GramMatrices(max_features=100),
     "halfway_connectivity": HalfwayConnectivity(OTHER),

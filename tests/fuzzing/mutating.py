@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -20,7 +21,22 @@ TEXTS = (
 OTHERS = (None, True, False, [], {}, [[]], [None], {"": None})
 #: What parsers of several formats trip over.
 TOKENS = (
-    *(b"NaN", b"Infinity", b"1e999", b"-", b"null", b"{", b"}", b"[", b"]", b'"', b",", b"\\u0000", b"\xff\xfe", b"\x80"),
+    *(
+        b"NaN",
+        b"Infinity",
+        b"1e999",
+        b"-",
+        b"null",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b'"',
+        b",",
+        b"\\u0000",
+        b"\xff\xfe",
+        b"\x80",
+    ),
     *(b"9" * 25, b"[" * 2000, b'{"a":' * 2000, b"\x00" * 8, b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"PK\x03\x04"),
 )
 
@@ -109,9 +125,9 @@ def _changed(document: Any, rng: random.Random) -> Any:
         del container[key]
     elif what == 4:
         other, at = rng.choice(places)
-        container[key], other[at] = other[at], value
+        container[key], other[at] = copy.deepcopy(other[at]), copy.deepcopy(value)  # one may lie in the other
     elif what == 5:
-        container[key] = json.loads(json.dumps(rng.choice(places)[0]))
+        container[key] = copy.deepcopy(rng.choice(places)[0])
     elif what == 6 and isinstance(container, dict):
         container[rng.choice((*TEXTS, *(str(k) for k in container)))] = container.pop(key)
     elif what == 7 and isinstance(container, list) and container is not holder:

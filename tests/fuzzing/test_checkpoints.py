@@ -88,7 +88,9 @@ def check_in(folder):
             raise CannotTravel from error
         arrays = len(header).to_bytes(8, "little") + header + numbers
         meta = json.dumps(document["meta"]).encode()
-        sums = [f"{hashlib.sha256(b).hexdigest()}  {n}\n" for b, n in ((arrays, "arrays.safetensors"), (meta, "meta.json"))]
+        sums = [
+            f"{hashlib.sha256(b).hexdigest()}  {n}\n" for b, n in ((arrays, "arrays.safetensors"), (meta, "meta.json"))
+        ]
         (path / "arrays.safetensors").write_bytes(arrays)
         (path / "meta.json").write_bytes(meta)
         (path / "SHA256SUMS").write_text("".join(sums))
