@@ -83,6 +83,7 @@ def main() -> int:
             totals[name]["accepted"] += seen["outcomes"].get("accepted", 0)
             totals[name]["kinds"] |= seen["outcomes"].keys()
             found[name] |= seen["findings"].keys()
+            print(f"{name}, seed {seed}: {totals[name]['cases']} inputs so far", flush=True)
             slowest[name] = max(slowest[name], seen["slowest"])
     print("| target | inputs | accepted | kinds of refusal | slowest | findings |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
