@@ -259,10 +259,10 @@ def main() -> None:
         "seconds of one thread, without those that the replies take to make.",
         stamp(),
         "",
-        "One streamed round of clients with own starts; what a reply costs holds the matchings for the reference.",
+        "One streamed round of clients with own starts: what the peak of memory grew by, matchings for the reference and",
+        "for replies. What a reply costs holds the former.",
         "",
-        "| model, starts | clients | a model | seconds | ms a reply | peak memory grown by | matchings for the reference "
-        "| for replies | set aside |",
+        "| model, starts | clients | a model | seconds | ms a reply | memory grown by | reference | replies | set aside |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     print(*lines, sep="\n", flush=True)
@@ -271,7 +271,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     head = [
         "",
-        f"Rounds of an MLP with three layers of 64, {NODES} clients: the mean of the first and of the last tenth (the "
+        f"Rounds of an MLP with three layers of 64, {NODES} clients: the mean of the first and of the last tenth (the",
         "rounds before them are warm-up), and the slope by thousand rounds with its standard error.",
         "",
         "| strategy | rounds | ms a round | slope | resident MB | slope | live objects | slope | set aside |",

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -150,7 +150,7 @@ def _torch(path: Path, mapped: bool) -> Any:
                 _demand_stored(path)
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             with legacy.mapped(path) as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
+                return torch.load(cast(IO[bytes], file), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"(?:GLOBAL|[Gg]lobal|class) `?([\w.]+\.[\w.]+)", str(error))
         what = f" (it asks for {wanted.group(1)})" if wanted else ""

@@ -48,7 +48,7 @@ class _Inert:
         pass
 
 
-class _Sizes(pickle._Unpickler):  # type: ignore[name-defined,misc]  # in Python: the other makes room for what it is told
+class _Sizes(pickle._Unpickler):  # in Python: the other makes room for what it is told
     """Reads a pickle for the sizes of its storages only, which torch makes room for before it reads them."""
 
     def __init__(self, file: mmap.mmap, most: int) -> None:

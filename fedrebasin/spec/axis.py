@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fedrebasin.errors import SpecError
 
-
 #: Entries of a tensor that are marked one by one to count those that some axis moves.
 _MOST_COUNTED = 2**30
 

@@ -145,6 +145,6 @@ def _as(kind: type[Kind], value: Any) -> Kind:
     """
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise TypeError(f"{value!r:.40} instead of {kind.__name__}")
     return value

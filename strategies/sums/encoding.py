@@ -112,10 +112,10 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Tensor]:
 def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     nested: dict[str, Any] = {key: tensor for key, tensor in flat.items() if MOMENTS not in key}
     for key in dict.fromkeys(key.partition(MOMENTS)[0] for key in flat if MOMENTS in key):
-        parts = [flat.get(f"{key}{MOMENTS}{part}") for part in ("count", "mean", "variance")]
-        if any(part is None for part in parts) or parts[0].numel() != 1:
-            raise RecordError(f"{key}: moments are a count, a mean and a variance")
-        count, mean, variance = parts
+        try:
+            count, mean, variance = (flat[f"{key}{MOMENTS}{part}"] for part in ("count", "mean", "variance"))
+        except KeyError:
+            raise RecordError(f"{key}: moments are a count, a mean and a variance") from None
         nested[key] = Moments(float(count), mean, variance)
     return nested
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from fedrebasin.analysis.midpoint import HalfwayConnectivity
-from fedrebasin.analysis.path import PathEvaluation
 from torch import nn
 
 from fedrebasin import PermutationSpec
-from fedrebasin.watching import unit_places
+from fedrebasin.analysis.midpoint import HalfwayConnectivity
+from fedrebasin.analysis.path import PathEvaluation
 from fedrebasin.registry import STATISTICS
 from fedrebasin.sums import (
     ActivationCorrelation,
@@ -20,6 +19,7 @@ from fedrebasin.sums import (
     PreActivationMoments,
     TemperatureCurve,
 )
+from fedrebasin.watching import unit_places
 
 FEATURES, HIDDEN, CLASSES = 3, 4, 3
 EXAMPLE = torch.zeros(2, FEATURES)

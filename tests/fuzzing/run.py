@@ -88,10 +88,8 @@ def main() -> int:
     print("| target | inputs | accepted | kinds of refusal | slowest | findings |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, total in totals.items():
-        kinds = len(total["kinds"] - {"accepted"})
-        print(
-            f"| {name} | {total['cases']} | {total['accepted']} | {kinds} | {slowest[name]:.1f} s | {len(found[name])} |"
-        )
+        kinds, findings = len(total["kinds"] - {"accepted"}), len(found[name])
+        print(f"| {name} | {total['cases']} | {total['accepted']} | {kinds} | {slowest[name]:.1f} s | {findings} |")
     return int(any(found.values()))
 
 

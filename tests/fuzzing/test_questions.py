@@ -11,10 +11,10 @@ from flwr.clientapp import ClientApp
 
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import StatisticsMod
+from tests.fuzzing.asked import ASKED, batches, make_model
 from tests.fuzzing.documents import content_of, document_of, parsed
 from tests.fuzzing.engine import Target, assert_nothing_found
 from tests.fuzzing.mutating import mutate_document
-from tests.fuzzing.asked import ASKED, batches, make_model
 
 MOD = StatisticsMod(lambda _: make_model(), lambda _: batches(), device="cpu")
 MODEL = ArrayRecord(make_model(3).state_dict())

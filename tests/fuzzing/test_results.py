@@ -4,9 +4,9 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from fedrebasin.cli.compare import table_of
 from rich.console import Console
 
+from fedrebasin.cli.compare import table_of
 from fedrebasin.simulations import read_results, write_page, write_picture, write_results
 from tests.fuzzing.engine import Target, assert_nothing_found
 from tests.fuzzing.mutating import TEXTS, mutate_document

@@ -12,10 +12,10 @@ from flwr.clientapp import ClientApp
 from fedrebasin import CalibrationError, collect_sums
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.sums import add_sums
+from tests.fuzzing.asked import ASKED, batches, make_model
 from tests.fuzzing.documents import content_of, document_of, parsed
 from tests.fuzzing.engine import CannotTravel, Target, assert_nothing_found
 from tests.fuzzing.mutating import mutate_document
-from tests.fuzzing.asked import ASKED, batches, make_model
 
 MODEL = ArrayRecord(make_model(3).state_dict())
 HONEST = {
@@ -64,12 +64,12 @@ def check(data):
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logger = logging.getLogger("flwr")
-    logger.addHandler(handler)
+    others, logger.handlers = logger.handlers, [handler]
     logger.setLevel(logging.WARNING)
     try:
         answers = dict(ask(InlineGrid(app, 1), {1: Question(statistic, MODEL)}, timeout=60))
     finally:
-        logger.removeHandler(handler)
+        logger.handlers = others
         logger.setLevel(logging.CRITICAL)
     if not answers:
         assert len(said) == 1, said

@@ -1,10 +1,11 @@
-"""Nodes that are silent, slow, answer twice or were never asked, and clocks that jump: nothing hangs and nothing is lost."""
+"""Nodes that are silent, slow, answer twice or were never asked, and clocks that jump: nothing hangs or is lost."""
 
 import time
 from itertools import count
 
 import pytest
 import torch
+from fedrebasin.strategies.replies import streaming as streaming_file
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
@@ -12,7 +13,6 @@ from flwr.serverapp.strategy import FedAvg, FedMedian
 from fedrebasin import PermutationSpec
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import Aligned
-from fedrebasin.strategies.replies import streaming as streaming_file
 from tests.strategies.helpers import AXES, make_state
 
 CLIENTS, ROUNDS = 5, 3
