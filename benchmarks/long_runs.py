@@ -259,10 +259,10 @@ def main() -> None:
         "seconds of one thread, without those that the replies take to make.",
         stamp(),
         "",
-        "One streamed round of clients with own starts: what the peak of memory grew by, matchings for the reference and",
+        "One streamed round of clients with own starts: what peak memory grew by, matchings for the reference and",
         "for replies. What a reply costs holds the former.",
         "",
-        "| model, starts | clients | a model | seconds | ms a reply | memory grown by | reference | replies | set aside |",
+        "| model, starts | clients | a model | seconds | ms a reply | grown by | reference | replies | set aside |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     print(*lines, sep="\n", flush=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedrebasin.errors import DataError
+from fedrebasin.errors import DataError, one_line
 
 PICKLES = 4  # a magic number, a version, the machine, and what was saved
 
@@ -20,11 +20,18 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
 
     Raises:
         DataError: if it speaks of storages that are larger than itself.
-        Exception: of any kind, if it is no such file.
+        UnpicklingError: if it is no such file, with the first thing that it asks for; ValueError, if with none.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for _ in range(PICKLES):
-            _Sizes(content, len(content)).load()
+        asked: list[str] = []
+        try:
+            for _ in range(PICKLES):
+                _Sizes(content, len(content), asked).load()
+        except DataError:
+            raise
+        except Exception as error:  # it is no such file, and torch does not get to see it
+            kind = pickle.UnpicklingError if asked else ValueError
+            raise kind(f"GLOBAL {asked[0]}" if asked else one_line(error)) from None
         content.seek(0)
         yield content
 
@@ -51,12 +58,13 @@ class _Inert:
 class _Sizes(pickle._Unpickler):  # in Python: the other makes room for what it is told
     """Reads a pickle for the sizes of its storages only, which torch makes room for before it reads them."""
 
-    def __init__(self, file: mmap.mmap, most: int) -> None:
+    def __init__(self, file: mmap.mmap, most: int, asked: list[str]) -> None:
         super().__init__(file)
-        self._most = most
+        self._most, self._asked = most, asked
         self._seen: set[Any] = set()
 
     def find_class(self, module: str, name: str) -> Any:
+        self._asked.append(f"{module}.{name}")
         return _Inert
 
     def persistent_load(self, pid: Any) -> Any:
