@@ -11,51 +11,26 @@ the replies themselves where they are all at hand.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Strategy
+from support.lazy import LazyGrid, forget_peak, resident
 
 from fedrebasin import Identity, PermutationSpec
 from fedrebasin.models import make_model
-from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import Aligned, FedRebasin, StreamingGrid
 
 MODELS = {"mlp": ("mlp", (1, 28, 28), 512), "resnet20": ("resnet20", (3, 32, 32), 4)}
 KINDS = ("FedAvg", "identity", "rebasin", "streaming")
 LARGEST = {"mlp": 2000, "resnet20": 64}
 STEP = 0.05  # of a client's training, in standard deviations of each array
-
-
-class LazyGrid(InlineGrid):
-    """Makes each reply when it is pulled, as clients that end one after the other would."""
-
-    def __init__(self, nodes: int, make_reply: Callable[[Message], Message]) -> None:
-        super().__init__(ClientApp(), nodes)
-        self._make_reply = make_reply
-        self._sent: dict[str, Message] = {}
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        for number, message in enumerate(messages):
-            message.metadata.__dict__["_message_id"] = str(number)
-            self._sent[str(number)] = message
-        return list(self._sent)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        for message_id in message_ids:
-            if message_id in self._sent:
-                return [self._make_reply(self._sent.pop(message_id))]
-        return []
 
 
 class Replies:
@@ -86,19 +61,6 @@ def make_strategy(kind: str, spec: PermutationSpec, nodes: int) -> Strategy:
     if kind == "identity":
         return Aligned(inner, aligner=Identity())
     return FedRebasin(inner, spec=spec, streaming=kind == "streaming")
-
-
-def peak_memory() -> float:
-    """The largest resident size since it was last forgotten, in MB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-def forget_peak() -> float:
-    """What is resident now, from where the peak is counted anew."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_memory()
 
 
 def measure(model_name: str, nodes: int, repeats: int) -> dict[str, dict[str, float]]:
@@ -144,7 +106,7 @@ def run(
         started = time.process_time()
         strategy.aggregate_train(1, replies)
         seconds = time.process_time() - started
-    return seconds, peak_memory() - before
+    return seconds, resident(peak=True) - before
 
 
 def main() -> None:

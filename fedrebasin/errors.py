@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 
 class RebasinError(ValueError):
-    """Base class of every error that fedrebasin raises on purpose."""
+    """Base class of every error that fedrebasin raises on purpose: a line, whatever names it repeats."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class SpecError(RebasinError):
@@ -42,6 +45,11 @@ def deprecated(old: str, new: str) -> None:
     warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=3)
 
 
+def printable(text: str) -> str:
+    """A text with spaces for what would break a line or steer a terminal: names come from strangers."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def one_line(error: BaseException, longest: int = 300) -> str:
     """The kind of an error from elsewhere and the first line of what it says.
 
@@ -50,7 +58,7 @@ def one_line(error: BaseException, longest: int = 300) -> str:
         longest: characters; torch prints graphs and kernels.
     """
     said = next((line for line in str(error).splitlines() if line.strip()), "")
-    text = " ".join(f"{type(error).__name__}: {said}".split()).removesuffix(":")
+    text = printable(" ".join(f"{type(error).__name__}: {said}".split())).removesuffix(":")
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."
 
 

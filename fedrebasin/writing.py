@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,9 @@ from typing import Any
 def written_atomically(path: Path, durable: bool = False) -> Iterator[Path]:
     """A path beside ``path`` to write a file to, or make a folder at, which takes its name when the block ends.
 
-    What was at ``path`` is replaced then; where the block fails it stays as it was, and nothing else is left.
+    What was at ``path`` is replaced then; where the block fails it stays as it was, and nothing else is left. What
+    killed processes have left in its folder is removed: names say whose it is, and what is of a process that lives, or
+    of another machine, stays.
 
     Args:
         path: in a folder that exists.
@@ -25,7 +31,8 @@ def written_atomically(path: Path, durable: bool = False) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _sweep(path)
+    partial = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.partial")
     _remove(partial)
     try:
         yield partial
@@ -63,6 +70,37 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that are gone have begun to write beside ``path``."""
+    name = re.compile(rf"\..+\.{_machine()}-([0-9]+)\.partial")
+    for beside in path.parent.glob(".*.partial"):
+        if (found := name.fullmatch(beside.name)) and not _lives(int(found[1])):
+            with suppress(OSError):  # another one removes it as well, or it is somebody else's
+                _remove(beside)
+
+
+@cache
+def _machine() -> str:
+    """What tells this machine, or this container, from others that may share the folder: they number processes anew."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        numbering = ""
+    return hashlib.sha256(f"{platform.node()} {numbering}".encode()).hexdigest()[:8]
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":  # there is nothing to ask with that would not end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def _remove(path: Path) -> None:

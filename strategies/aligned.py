@@ -23,7 +23,7 @@ from .aggregate import Aggregation, ReplyAlignment
 from .combinations import check_parts, inside_another
 from .replies import Proportions, Screener, StreamingGrid, demand_ratio, to_state
 from .round import Calibrator, Probe, Round, calibrate, measure, with_metrics
-from .run import Checkpoints, Frames, Run
+from .run import Checkpoints, Frames, Memory, Run
 from .sums import QUERY
 from .traits import traits_of, weighted_by
 
@@ -34,7 +34,7 @@ class Aligned(Strategy):
     With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy,
     bit for bit but for the dtypes, which are the global model's again, and for replies that are not of its form or not
     finite, which are set aside; nothing else is judged or capped. Its attributes are settings and cannot be
-    changed; what lasts for one run begins anew with each ``start``, the memory of the inner strategy excepted.
+    changed; what lasts for one run begins anew with each ``start``, the numbers and arrays of the inner strategy too.
 
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).
@@ -55,6 +55,8 @@ class Aligned(Strategy):
             No weight is capped where nothing is aligned or calibrated, nor with differential privacy inside.
         checkpoint: a folder to write a checkpoint to after each round. It belongs to one run, which holds a lock on it:
             a folder with checkpoints of another is refused.
+        keep_memory: whether the inner strategy keeps its momenta, its copy of the global model and whatever else it
+            remembers over another ``start``, as Flower's strategies do by themselves.
         resume: go on with the run whose checkpoints are in that folder, from the newest that is whole.
         query_type: the message type of the requests for sums. ``"train"`` reaches clients whose app has only
             :class:`StatisticsMod` and no query handler: Flower runs mods only around functions that the app has.
@@ -80,6 +82,7 @@ class Aligned(Strategy):
         max_weight_ratio: float | None = 1000.0,
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
+        keep_memory: bool = False,
         query_type: str = QUERY,
     ) -> None:
         self.strategy = FedAvg() if strategy is None else strategy
@@ -91,10 +94,12 @@ class Aligned(Strategy):
         self.workers = workers
         self.max_weight_ratio = max_weight_ratio
         self.resume = resume
+        self.keep_memory = keep_memory
         self.query_type = query_type
         self._spec = spec
         self._frames = frame if isinstance(frame, Frames) else Frames() if frame == "client" else None
         self._checkpoints = None if checkpoint is None else Checkpoints(Path(checkpoint), self.strategy)
+        self._memory = Memory(self.strategy)
         self._private = traits_of(self.strategy).private
         check_parts(
             type(self).__name__, self.strategy, spec, self.aligner, self.calibrators, self.probes, self.streaming
@@ -143,6 +148,8 @@ class Aligned(Strategy):
         """
         if self._frames is not None:
             self._frames.forget()
+        if not self.keep_memory and (forgotten := self._memory.begin()):
+            log(INFO, "the inner strategy begins anew: %s (keep_memory)", ", ".join(forgotten))
         self._run = run = Run(self._spec, self._frames)
         run.see(initial_arrays)
         if not self.alignment.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
@@ -263,5 +270,6 @@ SETTINGS = (
     "workers",
     "max_weight_ratio",
     "resume",
+    "keep_memory",
     "query_type",
 )

@@ -24,6 +24,7 @@ class Options(TypedDict, total=False):
     max_weight_ratio: float | None
     checkpoint: str | os.PathLike[str] | None
     resume: bool
+    keep_memory: bool
     query_type: str
 
 

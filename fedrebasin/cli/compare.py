@@ -124,9 +124,14 @@ def table_of(study: Study, width: int = ROOMY) -> Table:
     Args:
         study: what to show.
         width: columns of the terminal; in a narrow one spreads stand below their means.
+
+    Raises:
+        RebasinError: if there is none.
     """
     from fedrebasin.simulations import COLUMNS, cells
 
+    if not study.comparisons:
+        raise RebasinError("there is no comparison to show")
     settings = study.settings
     table = Table(
         title=_title(study),

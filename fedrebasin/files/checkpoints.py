@@ -11,16 +11,18 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedrebasin.errors import DataError
+from fedrebasin.files import legacy
 from fedrebasin.files.mapped import MappedState
 from fedrebasin.state import demand_numbers, flaws
 from fedrebasin.writing import written_atomically
@@ -124,6 +126,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise DataError(f"{path}: {unusual[0]} is sparse or quantised: only dense tensors can be merged")
     if empty := [key for key, value in tensors.items() if value.is_meta]:
         raise DataError(f"{path}: {empty[0]} has no numbers: it was saved from the meta device")
+    size = path.stat().st_size
+    if larger := [key for key, value in tensors.items() if value.nbytes > size]:
+        raise DataError(f"{path}: {larger[0]} would be larger than the file: it repeats a few numbers")
     return Checkpoint(
         path, MappedState(tensors, path), "torch", dropped=tuple(str(key) for key in entries if key not in tensors)
     )
@@ -141,7 +146,11 @@ def _torch(path: Path, mapped: bool) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            if mapped:
+                _demand_stored(path)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with legacy.mapped(path) as file:
+                return torch.load(cast(IO[bytes], file), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"(?:GLOBAL|[Gg]lobal|class) `?([\w.]+\.[\w.]+)", str(error))
         what = f" (it asks for {wanted.group(1)})" if wanted else ""
@@ -149,9 +158,19 @@ def _torch(path: Path, mapped: bool) -> Any:
             f"{path}: not plain tensors{what}: refused, and nothing in it was run; "
             "save model.state_dict(), or write a safetensors file"
         ) from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except Exception as error:  # whatever a damaged file makes the readers raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: cannot be read as a torch checkpoint: {reason}") from None
+
+
+def _demand_stored(path: Path) -> None:
+    """Refuse a file with compressed members, which torch.save never writes: they may unfold to any size."""
+    with zipfile.ZipFile(path) as packed:
+        for member in packed.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise DataError(f"{member.filename} is compressed, which torch.save does not do")
 
 
 def _state_dict(path: Path, loaded: Any) -> Mapping[str, Any]:

@@ -3,13 +3,14 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedrebasin.errors import MergeError, choose
 from fedrebasin.files.calibrate import Calibration, Data, Progress, calibrated
@@ -186,7 +187,9 @@ def merge_files(
                     one.state.release()
 
         released = [0]
-        save_checkpoint(out, like, mean, content.metadata(), written)
+        save_checkpoint(
+            out, like, None if mean is None else partial(_demand_numbers, mean), content.metadata(), written
+        )
 
     found, merged = _aligned(opened, spec.bind(opened.first), method, seed, weights, report)
     rows = tuple(
@@ -210,6 +213,13 @@ def merge_files(
         result = replace(result, calibration=calibration)
         write(result, state, None)
     return replace(result, seconds=time.perf_counter() - started)
+
+
+def _demand_numbers(mean: MeanInPieces, key: str) -> Iterator[Tensor]:
+    for part in mean(key):
+        if part.is_floating_point() and bool((part.float() if part.itemsize == 1 else part).isnan().any()):
+            raise MergeError(f"{key}: the mean is not a number: a checkpoint is damaged, or infinite numbers cancel")
+        yield part
 
 
 def _aligned(

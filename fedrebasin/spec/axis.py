@@ -18,6 +18,9 @@ from torch import Tensor
 
 from fedrebasin.errors import SpecError
 
+#: Entries of a tensor that are marked one by one to count those that some axis moves.
+_MOST_COUNTED = 2**30
+
 
 class Factor(NamedTuple):
     """One index of a layout: its values 0 .. size - 1 advance the position along ``dim`` by ``stride`` each.
@@ -34,6 +37,11 @@ class Factor(NamedTuple):
     def places(self) -> Sequence[int]:
         """The distance of each unit from the first."""
         return self.stride if isinstance(self.stride, tuple) else range(0, self.size * self.stride, self.stride)
+
+    @property
+    def reach(self) -> int:
+        """The distance of the last unit from the first."""
+        return max(self.stride) if isinstance(self.stride, tuple) else (self.size - 1) * self.stride
 
     @property
     def order(self) -> tuple[int, int]:
@@ -68,7 +76,7 @@ class Layout:
 
     def extent(self, dim: int) -> int:
         """One more than the largest index that the layout reaches along ``dim``."""
-        reach = sum(max(factor.places) for factor in (*self.levels, *self.rest) if factor.dim == dim)
+        reach = sum(factor.reach for factor in (*self.levels, *self.rest) if factor.dim == dim)
         return dict(self.start).get(dim, 0) + reach + 1
 
 
@@ -208,7 +216,10 @@ def number_moved(axes: Sequence[Axis], shape: tuple[int, ...]) -> int:
         return math.prod(shape)
     if not layouts:
         return 0
-    mask = torch.zeros([size if dim in named else 1 for dim, size in enumerate(shape)], dtype=torch.bool)
+    sizes = [size if dim in named else 1 for dim, size in enumerate(shape)]
+    if math.prod(sizes) > _MOST_COUNTED:
+        raise SpecError(f"{axes[0].key}: what moves in a tensor of shape {shape} cannot be counted")
+    mask = torch.zeros(sizes, dtype=torch.bool)
     for axis in axes:
         axis.write(mask, torch.tensor(True))
     return int(mask.sum()) * math.prod(size for dim, size in enumerate(shape) if dim not in named)

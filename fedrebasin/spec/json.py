@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from fedrebasin.spec.axis import Axis, Factor, Layout
@@ -48,7 +49,7 @@ def decode(data: Any) -> PermutationSpec:
         groups = {
             str(entry["name"]): Group(
                 name=str(entry["name"]),
-                size=None if entry["size"] is None else int(entry["size"]),
+                size=None if entry["size"] is None else _whole(entry["size"]),
                 axes=tuple(_decode_axis(axis) for axis in entry["axes"]),
                 parent=entry["parent"],
                 frozen=bool(entry["frozen"]),
@@ -58,7 +59,7 @@ def decode(data: Any) -> PermutationSpec:
         return PermutationSpec(
             groups=groups,
             shapes={
-                str(key): tuple(None if size is None else int(size) for size in shape)
+                str(key): tuple(None if size is None else _whole(size) for size in shape)
                 for key, shape in data["shapes"].items()
             },
             statistics=frozenset(map(str, data["statistics"])),
@@ -83,18 +84,40 @@ def _encode_axis(axis: Axis) -> dict[str, Any]:
 def _decode_axis(entry: Any) -> Axis:
     layout = entry.get("layout")
     if layout is None:
-        return Axis(str(entry["key"]), int(entry["dim"]))
-    return Axis(
-        str(entry["key"]),
-        int(entry["dim"]),
-        Layout(
-            levels=tuple(map(_decode_factor, layout["levels"])),
-            rest=tuple(map(_decode_factor, layout["rest"])),
-            start=tuple((int(dim), int(first)) for dim, first in layout["start"]),
-        ),
+        return Axis(str(entry["key"]), _whole(entry["dim"]))
+    found = Layout(
+        levels=tuple(map(_decode_factor, layout["levels"])),
+        rest=tuple(map(_decode_factor, layout["rest"])),
+        start=tuple((_whole(dim), _whole(first)) for dim, first in layout["start"]),
     )
+    if not found.levels:
+        raise ValueError(f"{entry['key']}: a layout without units")
+    for dim in found.dims:
+        _demand_apart([factor for factor in (*found.levels, *found.rest) if factor.dim == dim], str(entry["key"]))
+    return Axis(str(entry["key"]), _whole(entry["dim"]), found)
 
 
 def _decode_factor(entry: Any) -> Factor:
     dim, size, stride = entry
-    return Factor(int(dim), int(size), tuple(map(int, stride)) if isinstance(stride, list) else int(stride))
+    if isinstance(stride, list):
+        places = tuple(map(_whole, stride))
+        if len(places) != size or len(places) < 2 or places[0] != 0:
+            raise ValueError(f"{size} units at {len(places)} places")
+        return Factor(_whole(dim), len(places), places)
+    return Factor(_whole(dim), _whole(size, least=1), _whole(stride))
+
+
+def _whole(value: Any, least: int = 0) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{value!r} where a whole number of at least {least} is needed")
+    return value
+
+
+def _demand_apart(factors: list[Factor], key: str) -> None:
+    """Refuse indices along a dimension that two of their combinations lead to the same place."""
+    reach = 0
+    for factor in sorted(factors, key=lambda factor: factor.reach):
+        places = sorted(factor.places) if isinstance(factor.stride, tuple) else [0, factor.stride][: factor.size]
+        if any(after - before <= reach for before, after in pairwise(places)):
+            raise ValueError(f"{key}: units of a layout overlap")
+        reach += factor.reach

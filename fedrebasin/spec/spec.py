@@ -53,6 +53,8 @@ class PermutationSpec:
             if group.parent is not None and group.parent not in self.groups:
                 raise SpecError(f"group {name!r} lies in the blocks of {group.parent!r}, which is not in the spec")
             list(self.ancestors(name))
+            if absent := next((axis.key for axis in group.axes if axis.key not in self.shapes), None):
+                raise SpecError(f"group {name!r} has an axis of {absent}, whose shape is not in the spec")
 
     # -- from where ------------------------------------------------------------------------------------------------
 
@@ -101,8 +103,11 @@ class PermutationSpec:
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
-            return spec_json.decode(json.loads(text))
-        except (OSError, ValueError) as error:
+            spec = spec_json.decode(json.loads(text))
+            if spec._is_sized and (found := spec._misplaced()):
+                raise ValueError(found[0])
+            return spec
+        except (OSError, ValueError, RecursionError, OverflowError) as error:
             raise SpecError(f"{path}: not a permutation spec: {error}") from None
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -226,12 +231,7 @@ class PermutationSpec:
                 found.append(f"{key}: shape {shape} where the spec has ({', '.join(map(str, expected))})")
         if found:
             return found
-        sized = self._with_sizes_from(state)
-        for group in sized.groups.values():
-            shape = sized.shape(group.name)
-            for axis in group.axes:
-                found += axis.misfits(tuple(state[axis.key].shape), shape)
-        return found
+        return self._with_sizes_from(state)._misplaced()
 
     def bind(self, state: Mapping[str, Tensor]) -> PermutationSpec:
         """The spec with all sizes known, once it is sure that it fits the state dict.
@@ -242,6 +242,20 @@ class PermutationSpec:
         if misfits := self.misfits(state):
             raise SpecError("the spec does not fit the state dict: " + "; ".join(misfits))
         return self._with_sizes_from(state)
+
+    @property
+    def _is_sized(self) -> bool:
+        known = all(None not in shape for shape in self.shapes.values())
+        return known and all(group.size is not None for group in self.groups.values())
+
+    def _misplaced(self) -> list[str]:
+        """What keeps axes from lying in tensors of the spec's own shapes, one sentence each."""
+        return [
+            sentence
+            for group in self.groups.values()
+            for axis in group.axes
+            for sentence in axis.misfits(self.sizes(axis.key), self.shape(group.name))
+        ]
 
     def _with_sizes_from(self, state: Mapping[str, Tensor]) -> PermutationSpec:
         if all(None not in shape for shape in self.shapes.values()):

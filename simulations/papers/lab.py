@@ -19,6 +19,7 @@ from fedrebasin.errors import DataError
 from fedrebasin.models import make_model
 from fedrebasin.spec import PermutationSpec
 from fedrebasin.state import State
+from fedrebasin.writing import written_atomically
 
 from ..data import Dataset, load_dataset
 from ..training import derive_seed, reproducible, train
@@ -184,10 +185,9 @@ class Lab:
 
     def _save(self, file: Path, tensors: dict[str, Tensor], seconds: float) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".part")
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(plain, unfinished, metadata={SECONDS: str(seconds)})
-        unfinished.replace(file)
+        with written_atomically(file) as partial:
+            save_file(plain, partial, metadata={SECONDS: str(seconds)})
         self.costs[file.name] = 0.0  # counted in this process's time
 
     def _load(self, file: Path) -> dict[int, State]:

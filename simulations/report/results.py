@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from fedrebasin.analysis import Barrier
 from fedrebasin.errors import RebasinError
@@ -19,6 +19,8 @@ from .study import Study
 
 VERSION = 2
 FILE = "results.json"
+
+Kind = TypeVar("Kind")
 
 
 def write_results(folder: Path, study: Study) -> Path:
@@ -52,49 +54,60 @@ def read_results(file: Path) -> Study:
     file = file / FILE if file.is_dir() else file
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RebasinError(f"{file} is not JSON: {error}") from None
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
         raise RebasinError(f"{file} has version {version}, this package reads version {VERSION}: run it anew")
     try:
         comparisons = tuple(_comparison_from_json(one) for one in content["comparisons"])
-        return Study(comparisons, content["command"])
-    except (KeyError, TypeError, AttributeError) as error:
+        return Study(comparisons, _as(str, content["command"]))
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise RebasinError(f"{file} is not a file of results: {type(error).__name__} {error}") from None
 
 
 def _comparison_from_json(content: Mapping[str, Any]) -> Comparison:
     return Comparison(
         config=_config(content["config"]),
-        strategies=tuple(content["strategies"]),
+        strategies=_texts(content["strategies"]),
         rows=tuple(_row(row) for row in content["rows"]),
         paths={name: _barrier(path) for name, path in content["paths"].items()},
-        label_counts=tuple(tuple(counts) for counts in content["label_counts"]),
-        seconds=content["seconds"],
-        origin=Origin(**content["origin"]),
+        label_counts=tuple(tuple(_as(int, count) for count in counts) for counts in content["label_counts"]),
+        seconds=_as(float, content["seconds"]),
+        origin=_origin(content["origin"]),
     )
+
+
+def _origin(content: Mapping[str, Any]) -> Origin:
+    texts = {field.name: _as(str, content[field.name]) for field in fields(Origin) if field.name != "versions"}
+    return Origin(**texts, versions={_as(str, key): _as(str, text) for key, text in content["versions"].items()})
 
 
 def _config(content: Mapping[str, Any]) -> SimulationConfig:
     """The configuration as it was, whether or not its folder of data is on this machine."""
     config = object.__new__(SimulationConfig)
     for option in fields(SimulationConfig):
-        object.__setattr__(config, option.name, content.get(option.name, option.default))
+        value = content.get(option.name, option.default)
+        object.__setattr__(config, option.name, _as(get_type_hints(SimulationConfig)[option.name], value))
     return config
 
 
 def _row(content: Mapping[str, Any]) -> Row:
     return Row(
-        strategy=content["strategy"],
-        seed=content["seed"],
-        round=content["round"],
+        strategy=_as(str, content["strategy"]),
+        seed=_as(int, content["seed"]),
+        round=_as(int, content["round"]),
         figures=Figures(**{field.name: _number(content[field.name]) for field in fields(Figures)}),
-        seconds=content["seconds"],
+        seconds=_as(float, content["seconds"]),
         metrics={key: _number(value) for key, value in content["metrics"].items()},
-        reliability=tuple(Bin(**one) for one in content["reliability"]),
-        moved=content["moved"],
+        reliability=tuple(_bin(one) for one in content["reliability"]),
+        moved={key: _number(value) for key, value in content["moved"].items()},
     )
+
+
+def _bin(content: Mapping[str, Any]) -> Bin:
+    shares = [None if content[name] is None else _as(float, content[name]) for name in ("accuracy", "confidence")]
+    return Bin(_as(int, content["count"]), *shares)
 
 
 def _barrier(content: Mapping[str, Any]) -> Barrier:
@@ -102,5 +115,22 @@ def _barrier(content: Mapping[str, Any]) -> Barrier:
     return Barrier(value=_number(content["value"]), **columns)
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _number(value: Any) -> float:
+    return math.nan if value is None else _as(float, value)
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(_as(str, value) for value in _as(list, values))
+
+
+def _as(kind: type[Kind], value: Any) -> Kind:
+    """A value of this kind; whole numbers are numbers, whatever else is something else.
+
+    Raises:
+        TypeError: if it is of another kind, or no finite number.
+    """
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+        raise TypeError(f"{value!r:.40} instead of {kind.__name__}")
+    return value

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from logging import WARNING
 from typing import Any
 
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common import log
 from torch import nn
 
-from fedrebasin import RebasinError, Statistic, collect_sums
+from fedrebasin import Statistic, collect_sums
 from fedrebasin.devices import move, pick_device
+from fedrebasin.errors import one_line
 from fedrebasin.registry import STATISTICS
 
-from ..replies import RecordError, to_state
+from ..replies import RecordError, decode_record
 from ..sums import ACTION, MODEL, STATISTIC, SUMS, encode_sums, read_max_examples, read_statistic
 
 Batches = Iterable[Any]
@@ -60,8 +63,10 @@ class StatisticsMod:
         """The sums that the message asks for, or an error reply that says why there are none."""
         try:
             return self._answer(message, context)
-        except (RebasinError, RuntimeError, IndexError) as error:
-            return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
+        except Exception as error:  # a question may be anything, and so may what a model makes of it
+            why = one_line(error)
+            log(WARNING, "no sums for the server: %s", why)
+            return Message(Error(REFUSED, why), reply_to=message)
 
     def _answer(self, message: Message, context: Context) -> Message:
         device = pick_device(self.device(context) if callable(self.device) else self.device)
@@ -69,7 +74,7 @@ class StatisticsMod:
         statistic = read_statistic(message.content, known, device)
         if MODEL not in message.content.array_records:
             raise RecordError(f"a query without {MODEL!r}")
-        state = move(to_state(message.content.array_records[MODEL]), device)
+        state = move(decode_record(message.content.array_records[MODEL]), device)
         model = self.model(context).to(device)
         enough = read_max_examples(message.content)
         sums = collect_sums(statistic, model, state, self.batches(context), self.min_examples, enough)

@@ -4,7 +4,7 @@
 from .integers import agreed, alike, dissent, moving_integers
 from .norms import Proportions, demand_ratio
 from .outliers import of_usual_length, outliers
-from .records import FLOATS, Form, RecordError, Template, decode_array, to_state
+from .records import FLOATS, Form, RecordError, Template, decode_array, decode_record, own_form, to_state
 from .reply import Reply, carrying
 from .screening import MAX_EXAMPLES, Screener, SetAside
 from .streaming import StreamingGrid, send_and_stream

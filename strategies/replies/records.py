@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from io import BytesIO
@@ -31,6 +31,8 @@ NUMPY = "numpy.ndarray"
 MAX_HEADER = 10_000  # numpy's own limit; its header parser is not meant for longer ones
 MAGIC = 16  # bytes before the header's text, at most
 FLOATS = ("float16", "float32", "float64")
+NUMBERS = (*FLOATS, "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
+MAX_DIMS, MAX_ELEMENTS = 32, 2**48  # of an array that says its form itself: numpy and torch go no further, or little
 
 
 class RecordError(RebasinError):
@@ -151,6 +153,29 @@ def to_state(arrays: ArrayRecord) -> dict[str, Tensor]:
 def sizes_of(state: Mapping[str, Tensor]) -> dict[str, float]:
     """The root mean square of each tensor of floats, roughly: in float32 it may overflow, and is absurd then."""
     return {key: _size(tensor) for key, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
+
+
+def own_form(key: str, array: Array, dtypes: Collection[str] = NUMBERS) -> Form:
+    """The form that an array from somebody else says it has, if there can be such an array.
+
+    Raises:
+        RecordError: if it is of another dtype than these, or no array has such a shape.
+    """
+    if array.dtype not in dtypes:
+        raise RecordError(f"{key}: dtype {array.dtype} instead of one of {', '.join(dtypes)}")
+    shape = tuple(array.shape)
+    if len(shape) > MAX_DIMS or min(shape, default=0) < 0 or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
+        raise RecordError(f"{key}: no array has the shape {shape}")
+    return Form(np.dtype(array.dtype), shape)
+
+
+def decode_record(record: ArrayRecord) -> dict[str, Tensor]:
+    """The tensors in a record from somebody else, of whatever forms: numbers, finite, no more bytes than came.
+
+    Raises:
+        RecordError: naming the entry.
+    """
+    return {key: decode_array(key, array, own_form(key, array)) for key, array in record.items()}
 
 
 def decode_array(key: str, array: Array, form: Form) -> Tensor:

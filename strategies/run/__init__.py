@@ -4,4 +4,5 @@
 from .checkpoint import CheckpointError
 from .checkpoints import Checkpoints
 from .frames import Frames
+from .inner_state import Memory
 from .run import Run

@@ -130,6 +130,10 @@ class Checkpoints:
         identity = run.identity if found.made_by is None else self._checked_identity(run, found.made_by)
         had = self._settings if found.made_by is None else dict(found.made_by["settings"])
         changed = _differing(had, self._settings)
+        for section in ("global", "inner"):
+            for key, tensor in found.tensors.get(section, {}).items():
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise ValueError(f"{key}: not finite")
         arrays = run.template.encode(found.tensors["global"])
         beta = found.settings["beta"]
         if beta is not None and not (isinstance(beta, int | float) and 0 < float(beta) < float("inf")):

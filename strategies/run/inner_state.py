@@ -7,6 +7,7 @@ nothing yet, numbers where it has numbers.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -89,8 +90,8 @@ def rebuild(
     for where, value in form["numbers"].items():
         if where not in declared or not _is_number(declared[where]):
             raise ValueError(f"{where}: not an attribute that holds a number")
-        if not _is_number(value) or math.isnan(float(value)):
-            raise ValueError(f"{where}: not a number")
+        if not _is_number(value) or not math.isfinite(float(value)):
+            raise ValueError(f"{where}: not a finite number")
         found[where] = value
     return found
 
@@ -101,6 +102,46 @@ def restore(strategy: Strategy, values: Mapping[str, Any]) -> None:
     for where, value in values.items():
         depth, _, name = where.partition(".")
         setattr(layers[int(depth)], name, value)
+
+
+class Memory:
+    """What an inner strategy remembers, so that another run can begin without it.
+
+    Args:
+        strategy: the inner strategy.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        self._before: dict[str, Any] | None = None
+
+    def begin(self) -> list[str]:
+        """Note what the strategy has before its first run; before a later one go back to that.
+
+        Returns:
+            the attributes that were changed: numbers, arrays, and arrays that the strategy did not have then.
+        """
+        if self._before is None:
+            self._before = copy.deepcopy(dict(at_start(self._strategy)))
+            return []
+        now = dict(attributes(self._strategy))
+        changed = [where for where, value in self._before.items() if where in now and not _same(now[where], value)]
+        restore(self._strategy, copy.deepcopy({where: self._before[where] for where in changed}))
+        added = undeclared(self._strategy, self._before)
+        layers = list(unwrap(self._strategy))
+        for where in added:
+            depth, _, name = where.partition(".")
+            delattr(layers[int(depth)], name)
+        return changed + added
+
+
+def _same(now: Any, before: Any) -> bool:
+    held = _arrays(now), _arrays(before)
+    if held == (None, None):
+        return type(now) is type(before) and bool(now == before)
+    if held[0] is None or held[1] is None or held[0][0] != held[1][0] or held[0][1].keys() != held[1][1].keys():
+        return False
+    return all(np.array_equal(array, held[1][1][key], equal_nan=True) for key, array in held[0][1].items())
 
 
 def _check_form(where: str, kind: str, arrays: Mapping[str, Any], before: Any, model: Shapes) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedrebasin.devices import move
 from fedrebasin.sums import Moments, Statistic
 
-from ..replies import FLOATS, Form, RecordError, decode_array, to_state
+from ..replies import FLOATS, RecordError, decode_array, decode_record, own_form
 
 ACTION = "fedrebasin"
 QUERY = f"query.{ACTION}"
@@ -77,7 +77,7 @@ def read_statistic(content: RecordDict, known: Iterable[type[Statistic[Any]]], d
             settings[key.removeprefix(SETTING)] = tuple(value) if isinstance(value, list) else value
     for key, record in content.array_records.items():
         if key.startswith(SETTING):
-            settings[key.removeprefix(SETTING)] = _nested(move(to_state(record), device))
+            settings[key.removeprefix(SETTING)] = _nested(move(decode_record(record), device))
     try:
         return by_name[name](**settings)
     except (TypeError, ValueError) as error:
@@ -112,7 +112,10 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Tensor]:
 def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     nested: dict[str, Any] = {key: tensor for key, tensor in flat.items() if MOMENTS not in key}
     for key in dict.fromkeys(key.partition(MOMENTS)[0] for key in flat if MOMENTS in key):
-        count, mean, variance = (flat[f"{key}{MOMENTS}{part}"] for part in ("count", "mean", "variance"))
+        try:
+            count, mean, variance = (flat[f"{key}{MOMENTS}{part}"] for part in ("count", "mean", "variance"))
+        except KeyError:
+            raise RecordError(f"{key}: moments are a count, a mean and a variance") from None
         nested[key] = Moments(float(count), mean, variance)
     return nested
 
@@ -141,7 +144,5 @@ def decode_sums(record: ArrayRecord, max_bytes: int) -> dict[str, Tensor]:
     for key, array in record.items():
         if len(key) > MAX_NAME:
             raise RecordError(f"a name of {len(key)} characters")
-        if array.dtype not in FLOATS:
-            raise RecordError(f"{key}: dtype {array.dtype} instead of a float")
-        sums[key] = decode_array(key, array, Form(np.dtype(array.dtype), tuple(array.shape)))
+        sums[key] = decode_array(key, array, own_form(key, array, FLOATS))
     return sums

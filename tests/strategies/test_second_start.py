@@ -2,18 +2,20 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
 
 from fedrebasin import AlignTo, Identity, MergeMany, Permutation, PermutationSpec
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import Aligned, AlignmentProbe, Calibrated, Frames
-from tests.strategies.helpers import AXES, CLIENTS, STRATEGIES, make_state
+from tests.strategies.helpers import AXES, CLIENTS, COMMON, STRATEGIES, make_state
 
 SPEC = PermutationSpec.from_axes(AXES)
-KEEP_NO_STATE = [name for name in STRATEGIES if name not in ("FedAvgM", "FedAdam", "FedAdagrad", "FedYogi")]
+KEEP_STATE = ("FedAvgM", "FedAdam", "FedAdagrad", "FedYogi")
 
 
 def clients(run, width=16):
@@ -88,17 +90,54 @@ def test_a_second_start_gives_what_a_new_strategy_gives(kind):
     assert_same(go(used, run=1), go(make("FedAvg", KINDS[kind]), run=1))
 
 
-@pytest.mark.parametrize("inner", [name for name in KEEP_NO_STATE if name != "DP-client"])
+@pytest.mark.parametrize("inner", [name for name in STRATEGIES if name != "DP-client"])
 def test_whatever_is_inside(inner):
     used = make(inner, {"frame": "client"})
     go(used, run=0)
     assert_same(go(used, run=1), go(make(inner, {"frame": "client"}), run=1))
 
 
-@pytest.mark.parametrize("inner", sorted(STRATEGIES.keys() - set(KEEP_NO_STATE)))
-def test_the_memory_of_the_inner_strategy_is_its_own(inner):
+@pytest.mark.parametrize("inner", KEEP_STATE)
+def test_a_third_start_begins_anew_as_well(inner):
+    """What the second one was given was no part of what is kept for later ones."""
+    used = make(inner, {})
+    for run in (0, 1):
+        go(used, run)
+    assert_same(go(used, run=2), go(make(inner, {}), run=2))
+
+
+class Late(FedAvg):
+    """It keeps an array that it does not have before its first round, in place, and a number that grows."""
+
+    def __init__(self):
+        super().__init__(**COMMON)
+        self.rounds, self.name, self.sums = 0, "late", [np.zeros(1)]
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        if not hasattr(self, "late"):
+            self.late = {"w": np.zeros(2)}
+        self.rounds += 1
+        self.late["w"] += 1
+        self.sums[0] += 1
+        return arrays, metrics
+
+
+def test_numbers_and_arrays_of_any_strategy_begin_anew():
+    inner = Late()
+    inner.rounds = 5  # before the first start: its user's
+    strategy = Aligned(inner, spec=SPEC)
+    for run in (0, 1):
+        go(strategy, run)
+        assert (inner.rounds, inner.late["w"].tolist(), inner.sums[0].tolist()) == (7, [2, 2], [2.0])
+        inner.name = "kept"
+    assert inner.name == "kept"
+
+
+@pytest.mark.parametrize("inner", KEEP_STATE)
+def test_it_keeps_its_memory_if_it_is_to(inner):
     """Flower's strategies keep momenta over a second start; an alignment that does nothing changes nothing of that."""
-    bare, wrapped = STRATEGIES[inner](), Aligned(STRATEGIES[inner](), aligner=Identity())
+    bare, wrapped = STRATEGIES[inner](), Aligned(STRATEGIES[inner](), aligner=Identity(), keep_memory=True)
     first, second = ([go(strategy, run).arrays for run in (0, 1)] for strategy in (bare, wrapped))
     for expected, found in zip(first, second, strict=True):
         for key in make_state(0, integers=False):
