@@ -91,7 +91,8 @@ class Checkpoints:
         inner, form = inner_state.capture(self.strategy, self._declared)
         known: dict[str, Tensor] = {}
         for node_id, permutation in ({} if run.frames is None else run.frames.by_node).items():
-            known |= {f"{node_id}/{name}": index for name, index in permutation.items()}
+            # Nodes may have the same one, and a file holds no tensor twice.
+            known |= {f"{node_id}/{name}": index.clone() for name, index in permutation.items()}
         files.write(
             self.folder,
             Checkpoint(

@@ -88,18 +88,30 @@ def fuzz(
         going_on: whether another case is wanted.
         before: told of every input before it is tried, which may end the process.
     """
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
     rng, report = random.Random(seed), Report()
     pool = [*target.seeds(), *target.corpus]
-    for data in pool:
-        before(data)
-        _try(target, data, report)
-    while going_on(report):
-        data = target.mutate(rng.choice(pool), rng)[:LARGEST]
-        before(data)
-        if _try(target, data, report):
-            pool.append(data)
+    with logging_from(logging.CRITICAL):
+        for data in pool:
+            before(data)
+            _try(target, data, report)
+        while going_on(report):
+            data = target.mutate(rng.choice(pool), rng)[:LARGEST]
+            before(data)
+            if _try(target, data, report):
+                pool.append(data)
     return report
+
+
+@contextmanager
+def logging_from(level: int) -> Iterator[logging.Logger]:
+    """Flower's logger, which says only what is as grave as this."""
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield logger
+    finally:
+        logger.setLevel(before)
 
 
 def assert_nothing_found(target: Target, cases: int, seed: int = 0) -> Report:

@@ -14,7 +14,7 @@ from fedrebasin.simulations import InlineGrid
 from fedrebasin.sums import add_sums
 from tests.fuzzing.asked import ASKED, batches, make_model
 from tests.fuzzing.documents import content_of, document_of, parsed
-from tests.fuzzing.engine import CannotTravel, Target, assert_nothing_found
+from tests.fuzzing.engine import CannotTravel, Target, assert_nothing_found, logging_from
 from tests.fuzzing.mutating import mutate_document
 
 MODEL = ArrayRecord(make_model(3).state_dict())
@@ -63,14 +63,12 @@ def check(data):
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("flwr")
-    others, logger.handlers = logger.handlers, [handler]
-    logger.setLevel(logging.WARNING)
-    try:
-        answers = dict(ask(InlineGrid(app, 1), {1: Question(statistic, MODEL)}, timeout=60))
-    finally:
-        logger.handlers = others
-        logger.setLevel(logging.CRITICAL)
+    with logging_from(logging.WARNING) as logger:
+        others, logger.handlers = logger.handlers, [handler]
+        try:
+            answers = dict(ask(InlineGrid(app, 1), {1: Question(statistic, MODEL)}, timeout=60))
+        finally:
+            logger.handlers = others
     if not answers:
         assert len(said) == 1, said
         raise RecordError(said[0])

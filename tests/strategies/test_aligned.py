@@ -238,6 +238,7 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
         "streaming": True,
         "workers": 3,
         "max_weight_ratio": None,
+        "keep_memory": True,
     }
     options |= {"checkpoint": tmp_path, "resume": True, "query_type": "train", "calibrators": (Doubling(),)}
     assert set(options) == set(Options.__annotations__)
