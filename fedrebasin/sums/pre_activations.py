@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from fedrebasin.running import Batch
 from fedrebasin.state import State
 from fedrebasin.sums.algebra import Sums, add_sums, demand_data
-from fedrebasin.sums.moments import Moments, correction, demand_moments, moment_sizes, moment_sums, moments, moments_by_name
+from fedrebasin.sums.moments import (
+    Moments,
+    correction,
+    demand_moments,
+    moment_sizes,
+    moment_sums,
+    moments,
+    moments_by_name,
+)
 from fedrebasin.watching import Product, bias_of, watch
 
 

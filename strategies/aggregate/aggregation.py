@@ -26,6 +26,7 @@ from ..replies import (
     dissent,
     moving_integers,
     outliers,
+    to_state,
 )
 from ..traits import Traits, expecting_fewer, traits_of
 from .alignment import ReplyAlignment
@@ -251,6 +252,24 @@ class Aggregation:
         if measured and self.alignment.frames is not None:
             measured["fixed-points"] = self.alignment.frames.fixed_points()
         return measured
+
+    def of_models(self, taken: Aggregate, states: Sequence[State]) -> State:
+        """What the inner strategy, one that keeps no state, makes of the replies that took part, aligned otherwise.
+
+        Args:
+            taken: of this round.
+            states: the models, in the order of ``taken.replies``.
+
+        Raises:
+            RecordError: if it makes no model of the global form.
+        """
+        assert taken.merge is not None
+        messages = self._messages(taken.replies, replace(taken.merge, states=tuple(states)))
+        with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
+            arrays, _ = self.strategy.aggregate_train(self.server_round, messages)
+        if arrays is None:
+            raise RecordError("the inner strategy makes nothing of the models as they are aligned now")
+        return to_state(self.template.restore(arrays))
 
     def _messages(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
         """What the inner strategy gets: the replies with aligned arrays, in the global key order."""
