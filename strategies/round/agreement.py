@@ -8,13 +8,11 @@ from functools import reduce
 from statistics import median
 from typing import Generic, Protocol, TypeVar
 
-from torch import Tensor
-
 from fedrebasin.sums import EXAMPLES, Sums, add_sums
 
 FEWEST = 4  # clients among which most can be told from one
 MARGIN = 0.5  # of what knowing nothing costs: by less nobody stands out, however alike the others are
-DEVIATIONS = 5.0  # median absolute deviations: 3.4 standard deviations
+DEVIATIONS = 4.0  # median absolute deviations: 2.7 standard deviations
 
 Solution = TypeVar("Solution")
 Terms = Mapping[int, Sums]  # by client
@@ -61,16 +59,24 @@ class LeaveOneOut(ABC, Generic[Solution]):
         }
 
 
-class Means(LeaveOneOut[Sums]):
-    """The means over the examples, and their squared distance to a client's own means, relative to both."""
+class Means:
+    """Judges each client's means over its examples by those of each other, of whatever is summed."""
 
-    def solve(self, total: Sums) -> Sums:
-        """Each entry's mean over the examples."""
-        return {key: tensor.double() / total[EXAMPLES] for key, tensor in total.items() if key != EXAMPLES}
+    def terms(self, position: int, sums: Sums) -> Sums:
+        """The sums."""
+        return sums
 
-    def loss(self, solution: Sums, terms: Sums) -> float:
-        """Of the entry that is furthest away; 1 where they are orthogonal, 2 where they are opposite."""
-        return max((_distance(solution[key], own) for key, own in self.solve(terms).items()), default=0.0)
+    def contradictions(self, terms: Terms) -> dict[int, float]:
+        """The median over the others of the squared distance relative to both, of the entry that is furthest away.
+
+        1 where two means are orthogonal or one is much longer, 2 where they are opposite.
+        """
+        found = {}
+        for client, own in terms.items():
+            others = [sums for other, sums in terms.items() if other != client]
+            keys = [key for key in own if key != EXAMPLES]
+            found[client] = max((median(_distance(key, own, sums) for sums in others) for key in keys), default=0.0)
+        return found
 
 
 def contradicting(terms: Terms, judge: Judge) -> dict[int, float]:
@@ -102,6 +108,7 @@ def _stands_out(value: float, others: Sequence[float]) -> bool:
     return value > usual + max(MARGIN, DEVIATIONS * median(abs(other - usual) for other in others))
 
 
-def _distance(expected: Tensor, own: Tensor) -> float:
-    both = float(expected.square().sum() + own.square().sum())
-    return float((expected - own).square().sum()) / both if both else 0.0
+def _distance(key: str, one: Sums, other: Sums) -> float:
+    a, b = (sums[key].double() / sums[EXAMPLES] for sums in (one, other))
+    both = float(a.square().sum() + b.square().sum())
+    return float((a - b).square().sum()) / both if both else 0.0
