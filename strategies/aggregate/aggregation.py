@@ -254,15 +254,7 @@ class Aggregation:
         return measured
 
     def of_models(self, taken: Aggregate, states: Sequence[State]) -> State:
-        """What the inner strategy, one that keeps no state, makes of the replies that took part, aligned otherwise.
-
-        Args:
-            taken: of this round.
-            states: the models, in the order of ``taken.replies``.
-
-        Raises:
-            RecordError: if it makes no model of the global form.
-        """
+        """What the inner strategy, one that keeps no state, makes of the replies that took part, aligned like this."""
         assert taken.merge is not None
         messages = self._messages(taken.replies, replace(taken.merge, states=tuple(states)))
         with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
