@@ -83,8 +83,9 @@ def _bounded(
     ratio = VOTE if round_.robust else PER_EXAMPLE
     while waiting:
         position, sums, sizes = waiting.pop(0)
-        usual = {part: median_of_others(known[part], size) for part, size in sizes.items()}
-        over = {part: size / (ratio * usual[part]) for part, size in sizes.items() if usual[part]}
+        told = {part: size for part, size in sizes.items() if len(known[part]) >= FIRST}  # of two neither is usual
+        usual = {part: median_of_others(known[part], size) for part, size in told.items()}
+        over = {part: size / (ratio * usual[part]) for part, size in told.items() if usual[part]}
         part = max(over, key=lambda name: over[name], default="")
         if part and over[part] > 1:
             log(
