@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -220,6 +221,8 @@ class Aligned(Strategy):
                 grid=run.grid,
                 device=self.device,
                 query_type=self.query_type,
+                robust=aggregation.traits.robust,
+                aggregate=partial(aggregation.of_models, taken) if aggregation.traits.robust else None,
             )
             current, reported = calibrate(current, self.calibrators)
             state, measured = current.state, measured | reported

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from logging import WARNING
 
+from flwr.common import log
 from flwr.serverapp.strategy import Strategy
 
 from fedrebasin import Aligner, PermutationSpec, RebasinError, SpecError
@@ -22,7 +24,7 @@ def check_parts(
     probes: Sequence[Probe],
     streaming: bool,
 ) -> None:
-    """Refuse parts that do not fit together, before a run.
+    """Refuse parts that do not fit together, before a run; warn of a calibrator that a robust strategy does not expect.
 
     Raises:
         SpecError: if an aligner that permutes has no spec.
@@ -55,6 +57,15 @@ def check_parts(
             raise RebasinError(
                 f"{needing[0]} needs the clients' models, which streaming lets go of: use streaming=False"
             )
+    if traits.robust:
+        for part in calibrators:
+            if not (getattr(part, "robust", False) or getattr(part, "private", False)):
+                log(
+                    WARNING,
+                    "%s inside %s expects attackers, and %s does not say robust = True: one client may own "
+                    "what it makes of sums",
+                    *(inner, who, _name(part)),
+                )
     if traits.private:
         _check_privacy(traits, inner, aligner, calibrators, probes)
 

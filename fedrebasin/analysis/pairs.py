@@ -18,14 +18,9 @@ from fedrebasin.analysis.weights import linear_part, owner_of
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch
 from fedrebasin.state import State
-from fedrebasin.sums import Sums, demand
+from fedrebasin.sums import EXAMPLES, ROWS_PER_EXAMPLE, Sums, demand
 
 Found = TypeVar("Found", covariant=True)
-
-_EXAMPLES = "examples"
-
-#: What a stranger may claim: rows (tokens, positions) for each example.
-ROWS_PER_EXAMPLE = 10**6
 
 #: Relative rounding that a bound between sums allows for.
 SLACK = 1e-6
@@ -190,13 +185,13 @@ def demand_layers(sums: Sums, measures: Sequence[Measure[object]], state: State,
     Raises:
         CalibrationError: naming the entry.
     """
-    demand(sums, {_EXAMPLES: ()}, name)
+    demand(sums, {EXAMPLES: ()}, name)
     by_part: Mapping[str, Measure[Any]] = {measure.part: measure for measure in measures}
     known = {owner_of(key) for key, tensor in state.items() if tensor.dim() >= 2}
     depths: dict[str, dict[str, int]] = {part: {} for part in by_part}
-    rows = float(sums[_EXAMPLES]) * ROWS_PER_EXAMPLE
+    rows = float(sums[EXAMPLES]) * ROWS_PER_EXAMPLE
     for key, tensor in sums.items():
-        if key == _EXAMPLES:
+        if key == EXAMPLES:
             continue
         depth, _, rest = key.partition(".")
         layer, _, part = rest.rpartition(".")

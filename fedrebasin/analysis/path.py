@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fedrebasin.analysis.barrier import Barrier, barrier_value, interpolate
-from fedrebasin.analysis.pairs import ROWS_PER_EXAMPLE
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch
 from fedrebasin.state import State
-from fedrebasin.sums import Evaluation, Sums, demand, demand_data
+from fedrebasin.sums import Evaluation, Sums, demand, demand_data, demand_losses
 
 _MOST_POINTS = 1000
 
@@ -65,17 +64,16 @@ class PathEvaluation:
         """Refuse sums that no data can have.
 
         Raises:
-            CalibrationError: if an entry is missing, misshapen or not finite, a loss is negative, or there are more
-                correct predictions than labels, or more labels than the examples can have.
+            CalibrationError: if an entry is missing, misshapen or not finite, or see :func:`demand_losses`.
         """
         demand(sums, {"loss": (self.points,), "correct": (self.points,), "labels": ()}, self.name)
         if unknown := set(sums) - {"loss", "correct", "labels", "examples"}:
             raise CalibrationError(f"{self.name}: {sorted(unknown)[0]!r} was not asked for")
-        labels, correct = float(sums["labels"]), sums["correct"]
-        if not 1 <= labels <= float(sums["examples"]) * ROWS_PER_EXAMPLE:
-            raise CalibrationError(f"{self.name}: {labels:g} labels of {float(sums['examples']):g} examples")
-        if bool((sums["loss"] < 0).any()) or bool(((correct < 0) | (correct > labels)).any()):
-            raise CalibrationError(f"{self.name}: a negative loss, or more correct predictions than labels")
+        demand_losses(sums, self.name)
+
+    def sizes(self, sums: Sums) -> dict[str, float]:
+        """The number of labels."""
+        return {"labels": float(sums["labels"])}
 
     def finish(self, sums: Sums) -> Barrier:
         """The losses, accuracies and the barrier (Git Re-Basin, Definition 2.2).

@@ -1,11 +1,24 @@
 """What clients may be asked for: the algebra of sums, one file for each statistic, and a registry of them."""
 
-from fedrebasin.sums.algebra import EXAMPLES, Statistic, Sums, add_sums, collect_sums, demand, demand_data
+from fedrebasin.sums.algebra import (
+    EXAMPLES,
+    ROWS_PER_EXAMPLE,
+    Statistic,
+    Sums,
+    add_sums,
+    collect_sums,
+    demand,
+    demand_data,
+    demand_rows,
+    scaled,
+    sizes_of,
+)
 from fedrebasin.sums.batch_norm import BatchNormMoments
 from fedrebasin.sums.correlation import ActivationCorrelation, mean_products
 from fedrebasin.sums.evaluation import (
     Evaluation,
     Score,
+    demand_losses,
     ensemble_log_probabilities,
     ensemble_logits,
     evaluate,
@@ -20,6 +33,7 @@ from fedrebasin.sums.temperature import Temperature, TemperatureCurve, check_log
 
 __all__ = [
     "EXAMPLES",
+    "ROWS_PER_EXAMPLE",
     "ActivationCorrelation",
     "BatchNormMoments",
     "Evaluation",
@@ -39,6 +53,8 @@ __all__ = [
     "correction",
     "demand",
     "demand_data",
+    "demand_losses",
+    "demand_rows",
     "ensemble_log_probabilities",
     "ensemble_logits",
     "evaluate",
@@ -46,5 +62,7 @@ __all__ = [
     "loss_terms",
     "mean_products",
     "permute_gram",
+    "scaled",
+    "sizes_of",
     "unit_order",
 ]

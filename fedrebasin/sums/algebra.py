@@ -23,10 +23,15 @@ Sums = Mapping[str, Tensor]
 
 #: In every payload: the number of examples behind it, float64, shape ().
 EXAMPLES = "examples"
+#: More places than a batch could hold: positions of an image or a sequence, labels of one example.
+ROWS_PER_EXAMPLE = 10**6
 
 
 class Statistic(Protocol[Result]):
     """What is summed over the data, and what the sums mean.
+
+    One may also have ``sizes(sums) -> dict[str, float]``: by what else than the number of examples its sums outweigh
+    others', all of which grow with the data, see :func:`sizes_of`.
 
     Attributes:
         name: a Python identifier; the name of the federated query.
@@ -153,6 +158,41 @@ def demand(sums: Sums, shapes: Mapping[str, tuple[int, ...] | None], name: str) 
             raise CalibrationError(f"{name}: {key} has values that are not finite")
     if float(sums[EXAMPLES]) < 1:
         raise CalibrationError(f"{name}: {float(sums[EXAMPLES]):g} examples")
+
+
+def demand_rows(sums: Sums, rows: Tensor, where: str) -> None:
+    """Refuse a number of values that the examples cannot have given.
+
+    Args:
+        sums: with ``examples``.
+        rows: numbers of values, any shape.
+        where: begins the message.
+
+    Raises:
+        CalibrationError: if one is negative or beyond :data:`ROWS_PER_EXAMPLE` for each example.
+    """
+    if bool((rows < 0).any() or (rows > float(sums[EXAMPLES]) * ROWS_PER_EXAMPLE).any()):
+        raise CalibrationError(
+            f"{where}: {float(rows.abs().max()):g} values cannot come of {float(sums[EXAMPLES]):g} examples"
+        )
+
+
+def sizes_of(statistic: Statistic[object], sums: Sums) -> dict[str, float]:
+    """What sums outweigh others by: the number of examples, and what the statistic itself names.
+
+    Law: a multiple of the sums has that multiple of each size.
+
+    Args:
+        statistic: of the sums.
+        sums: valid for it.
+    """
+    own = getattr(statistic, "sizes", None)
+    return {EXAMPLES: float(sums[EXAMPLES]), **({} if own is None else own(sums))}
+
+
+def scaled(sums: Sums, factor: float) -> dict[str, Tensor]:
+    """The sums of as many more or fewer examples like these."""
+    return {key: tensor * factor for key, tensor in sums.items()}
 
 
 def demand_data(sums: Sums, name: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedrebasin.running import Batch
 from fedrebasin.state import State
 from fedrebasin.sums.algebra import Sums, add_sums, demand_data
-from fedrebasin.sums.moments import Moments, demand_moments, moment_sums, moments_by_name
+from fedrebasin.sums.moments import Moments, demand_moments, moment_sizes, moment_sums, moments_by_name
 from fedrebasin.watching import Norm, watch
 
 
@@ -55,6 +55,10 @@ class BatchNormMoments:
             CalibrationError: if an entry is missing or not finite, or a variance is negative.
         """
         demand_moments(sums, {key.rpartition(".")[0] for key in sums if "." in key}, self.name)
+
+    def sizes(self, sums: Sums) -> dict[str, float]:
+        """Numbers of values and sums of squares by name."""
+        return moment_sizes(sums)
 
     def finish(self, sums: Sums) -> dict[str, Moments]:
         """The moments by module."""

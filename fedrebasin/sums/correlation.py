@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch
 from fedrebasin.state import State
-from fedrebasin.sums.algebra import EXAMPLES, Sums, demand, demand_data
+from fedrebasin.sums.algebra import EXAMPLES, Sums, demand, demand_data, demand_rows
 from fedrebasin.sums.moments import moments
 from fedrebasin.watching import unit_activations
 
@@ -60,7 +60,8 @@ class ActivationCorrelation:
         """Refuse sums that no data can have; a group that the client's backend never shows may be absent as a whole.
 
         Raises:
-            CalibrationError: if an entry is missing, misshapen or not finite, or a correlation is larger than 1.
+            CalibrationError: if an entry is missing, misshapen or not finite, a variance is negative, a correlation is
+                larger than 1, or there are more values than the examples can have.
         """
         shapes: dict[str, tuple[int, ...] | None] = {}
         for group, units in self._seen(sums):
@@ -74,6 +75,12 @@ class ActivationCorrelation:
             bound = torch.outer(reference.clamp(min=0), own.clamp(min=0)) * (1 + 1e-6)
             if bool((own < 0).any() or (reference < 0).any() or (sums[f"{group}.cross"].square() > bound).any()):
                 raise CalibrationError(f"{self.name}: {group} has a correlation above 1, or negative squares")
+            count = sums[f"{group}.count"]
+            demand_rows(sums, count, f"{self.name}: {group}")
+            for whose in ("own", "reference"):
+                total, squares = sums[f"{group}.{whose}"], sums[f"{group}.{whose}_squares"]
+                if bool((total.square() > count * squares * (1 + 1e-9) + 1e-300).any()):
+                    raise CalibrationError(f"{self.name}: {group} has a negative variance")
 
     def finish(self, sums: Sums) -> dict[str, Tensor]:
         """Pearson's correlation by group: shape ``(reference's units, own units)``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, demand_batches, demand_classes, logits_and_labels, mode_of
 from fedrebasin.state import State, has_mean
-from fedrebasin.sums.algebra import Sums, collect_sums, demand, demand_data
+from fedrebasin.sums.algebra import Sums, collect_sums, demand, demand_data, demand_rows
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,39 @@ class Evaluation:
         """Refuse sums that no data can have.
 
         Raises:
-            CalibrationError: if the loss is negative or more predictions are correct than there are labels.
+            CalibrationError: see :func:`demand_losses`.
         """
         demand(sums, {"loss": (), "correct": (), "labels": ()}, self.name)
-        if float(sums["loss"]) < 0 or not 0 <= float(sums["correct"]) <= float(sums["labels"]):
-            raise CalibrationError(f"{self.name}: a negative loss, or more correct predictions than labels")
+        demand_losses(sums, self.name)
 
     def finish(self, sums: Sums) -> Score:
         """Mean loss and accuracy."""
         demand_data(sums, self.name)
         labels = float(sums["labels"])
         return Score(float(sums["loss"]) / labels, float(sums["correct"]) / labels, int(labels))
+
+
+def demand_losses(sums: Sums, name: str) -> None:
+    """Refuse losses and correct predictions that no model has.
+
+    A class that is not predicted has a probability of at most 1/2, and costs log 2 or more.
+
+    Args:
+        sums: ``loss`` and ``correct``, any shape; ``labels``, ``examples``.
+        name: the statistic's, for the message.
+
+    Raises:
+        CalibrationError: if there are more labels than the examples can have, more correct predictions than labels, a
+            negative loss, or one that is smaller than its mistakes cost.
+    """
+    labels, correct, loss = float(sums["labels"]), sums["correct"], sums["loss"]
+    if labels < 1:
+        raise CalibrationError(f"{name}: {labels:g} labels")
+    demand_rows(sums, sums["labels"], f"{name}: labels")
+    if bool((loss < 0).any()) or bool(((correct < 0) | (correct > labels)).any()):
+        raise CalibrationError(f"{name}: a negative loss, or more correct predictions than labels")
+    if bool((loss < (labels - correct) * math.log(2) * (1 - 1e-6)).any()):
+        raise CalibrationError(f"{name}: a loss below what that many mistakes cost")
 
 
 def evaluate(model: nn.Module, state: State, batches: Iterable[Batch], beta: float = 1.0) -> Score:

@@ -14,7 +14,7 @@ from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch
 from fedrebasin.spec import Permutation
 from fedrebasin.state import State
-from fedrebasin.sums.algebra import EXAMPLES, Sums, demand, demand_data
+from fedrebasin.sums.algebra import EXAMPLES, Sums, demand, demand_data, demand_rows
 from fedrebasin.watching import Product, watch
 
 _GRAM, _DIAGONAL = ".gram", ".diagonal"
@@ -65,7 +65,8 @@ class GramMatrices:
         """Refuse matrices that no data can have.
 
         Raises:
-            CalibrationError: if one is not finite, not symmetric or not positive semi-definite.
+            CalibrationError: if one is not finite, not symmetric or not positive semi-definite, or sums over more
+                values than the examples can have.
         """
         demand(sums, {}, self.name)
         for key, tensor in sums.items():
@@ -74,10 +75,20 @@ class GramMatrices:
             if key.endswith(_DIAGONAL):
                 if tensor.dim() != 2 or bool((tensor < 0).any()):
                     raise CalibrationError(f"{self.name}: {key} is no diagonal of positive semi-definite matrices")
+                demand_rows(sums, tensor[..., -1], f"{self.name}: {key}")
                 continue
             if not key.endswith(_GRAM) or tensor.dim() != 3 or tensor.shape[1] != tensor.shape[2]:
                 raise CalibrationError(f"{self.name}: {key} of shape {tuple(tensor.shape)} is no Gram matrix")
             demand_positive(tensor, f"{self.name}: {key}")
+            demand_rows(sums, tensor[..., -1, -1], f"{self.name}: {key}")
+
+    def sizes(self, sums: Sums) -> dict[str, float]:
+        """By weight the trace: the sum of the squares of all features."""
+        return {
+            key: float((tensor if key.endswith(_DIAGONAL) else tensor.diagonal(dim1=-2, dim2=-1)).sum())
+            for key, tensor in sums.items()
+            if key != EXAMPLES
+        }
 
     def finish(self, sums: Sums) -> dict[str, Tensor]:
         """The matrices by weight: shape ``(blocks, features + 1, features + 1)``, or without the last dimension."""
@@ -85,17 +96,18 @@ class GramMatrices:
         return {key.rpartition(".")[0]: tensor for key, tensor in sums.items() if key != EXAMPLES}
 
 
-def demand_positive(matrix: Tensor, where: str) -> None:
+def demand_positive(matrix: Tensor, where: str, scale: Tensor | None = None) -> None:
     """Refuse a matrix that is not symmetric positive semi-definite, rounding of float32 allowed for.
 
     Args:
         matrix: shape ``(..., n, n)``.
         where: begins the message.
+        scale: what rounding is relative to: the largest entry of the diagonal, or what the matrix is the rest of.
 
     Raises:
         CalibrationError: if it is not.
     """
-    scale = matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
+    scale = matrix.diagonal(dim1=-2, dim2=-1).amax(-1) if scale is None else scale
     asymmetry = (matrix - matrix.mT).abs().amax((-2, -1))
     if bool((asymmetry > 1e-6 * scale.abs()).any()):
         raise CalibrationError(f"{where} is not symmetric")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, labels_of
 from fedrebasin.state import State
-from fedrebasin.sums.algebra import Sums, demand, demand_data
+from fedrebasin.sums.algebra import Sums, demand, demand_data, demand_rows
 from fedrebasin.sums.gram import demand_positive
 from fedrebasin.watching import Product, watch
 
@@ -62,8 +63,9 @@ class HeadSums:
         """Refuse sums that no data can have.
 
         Raises:
-            CalibrationError: if they are not finite, the Gram matrix is not positive semi-definite, or the label
-                histogram is negative or does not add up.
+            CalibrationError: if they are not finite, the Gram matrix is not positive semi-definite, with the means of
+                all classes taken from their examples too, the label histogram is negative, or the classes do not add up
+                to the whole.
         """
         demand(sums, {"gram": None, "classes": None}, self.name)
         gram, classes = sums["gram"], sums["classes"]
@@ -77,6 +79,18 @@ class HeadSums:
         counts = classes[-1]
         if bool((counts < 0).any()) or abs(float(counts.sum() - gram[-1, -1])) > 1e-6 * float(gram[-1, -1]):
             raise CalibrationError(f"{self.name}: the label histogram does not add up to the number of examples")
+        demand_rows(sums, gram[-1, -1], f"{self.name}: gram")
+        slack = 1e-6 * (gram.diagonal() * gram[-1, -1]).clamp(min=0).sqrt()
+        if bool(((classes.sum(1) - gram[:, -1]).abs() > slack).any()):
+            raise CalibrationError(f"{self.name}: the sums of the classes do not add up to that of all examples")
+        means = classes / counts.clamp(min=torch.finfo(torch.float64).tiny)
+        if bool((classes[:, counts == 0] != 0).any()):
+            raise CalibrationError(f"{self.name}: sums of a class without examples")
+        demand_positive(gram - means @ classes.mT, f"{self.name}: what is within the classes", gram.diagonal().amax())
+
+    def sizes(self, sums: Sums) -> dict[str, float]:
+        """The number of labels and the sum of the squares of all features."""
+        return {"labels": float(sums["gram"][-1, -1]), "gram": float(sums["gram"].trace())}
 
     def finish(self, sums: Sums) -> Sums:
         """The sums themselves, for :func:`ridge_head`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import CalibrationError
@@ -77,6 +78,13 @@ class LayerRegression:
         if gram.shape[1] != features or not len(gram) or len(gram) * cross.shape[2] != rows:
             raise CalibrationError(f"{self.name}: {self.weight} has no sums of shape {tuple(cross.shape)}")
         demand_positive(gram, f"{self.name}: {self.weight}")
+
+    def sizes(self, sums: Sums) -> dict[str, float]:
+        """The sum of the squares of all features, and how large the products with the pre-activations are."""
+        return {
+            "gram": float(sums["gram"].diagonal(dim1=-2, dim2=-1).sum()),
+            "cross": float(torch.linalg.vector_norm(sums["cross"])),
+        }
 
     def finish(self, sums: Sums) -> Sums:
         """The sums themselves, for :func:`regressed_layer`."""

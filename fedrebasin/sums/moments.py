@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import CalibrationError
-from fedrebasin.sums.algebra import Sums, demand
+from fedrebasin.sums.algebra import Sums, demand, demand_rows
 
 _PARTS = ("count", "sum", "squares")
 
@@ -40,8 +40,8 @@ def demand_moments(sums: Sums, names: Collection[str], statistic: str) -> None:
     """Refuse sums of moments that no values have.
 
     Raises:
-        CalibrationError: if an entry is missing, misshapen or not finite, there are no values, or a variance is
-            negative by more than rounding.
+        CalibrationError: if an entry is missing, misshapen or not finite, there are no values or more than the examples
+            can have, or a variance is negative by more than rounding.
     """
     demand(sums, {f"{name}.{part}": None for name in names for part in _PARTS}, statistic)
     for name in names:
@@ -51,8 +51,14 @@ def demand_moments(sums: Sums, names: Collection[str], statistic: str) -> None:
         number = float(count)
         if number < 1:
             raise CalibrationError(f"{statistic}: {name}: sums over {number:g} values")
+        demand_rows(sums, count, f"{statistic}: {name}")
         if bool((squares < 0).any()) or bool((total.square() / number > squares * (1 + 1e-9) + 1e-300).any()):
             raise CalibrationError(f"{statistic}: {name}: negative variance")
+
+
+def moment_sizes(sums: Sums) -> dict[str, float]:
+    """The number of values of each name, and the sum of their squares over its channels."""
+    return {key: float(tensor.sum()) for key, tensor in sums.items() if key.endswith((".count", ".squares"))}
 
 
 def moments_by_name(sums: Sums, names: Iterable[str]) -> dict[str, Moments]:

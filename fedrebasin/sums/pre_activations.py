@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from fedrebasin.running import Batch
 from fedrebasin.state import State
 from fedrebasin.sums.algebra import Sums, add_sums, demand_data
-from fedrebasin.sums.moments import Moments, correction, demand_moments, moment_sums, moments, moments_by_name
+from fedrebasin.sums.moments import (
+    Moments,
+    correction,
+    demand_moments,
+    moment_sizes,
+    moment_sums,
+    moments,
+    moments_by_name,
+)
 from fedrebasin.watching import Product, bias_of, watch
 
 
@@ -67,6 +75,10 @@ class PreActivationMoments:
             CalibrationError: if an entry is missing or not finite, or a variance is negative.
         """
         demand_moments(sums, self.weights, self.name)
+
+    def sizes(self, sums: Sums) -> dict[str, float]:
+        """Numbers of values and sums of squares by name."""
+        return moment_sizes(sums)
 
     def finish(self, sums: Sums) -> dict[str, Moments]:
         """The moments by weight."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedrebasin.errors import CalibrationError
 from fedrebasin.running import Batch, demand_classes, logits_and_labels
 from fedrebasin.state import State
-from fedrebasin.sums.algebra import Sums, demand, demand_data
+from fedrebasin.sums.algebra import Sums, demand, demand_data, demand_rows
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class TemperatureCurve:
         """Refuse sums that no data can have.
 
         Raises:
-            CalibrationError: if the loss is negative, not convex, or not finite.
+            CalibrationError: if the loss is negative, not convex, or not finite, if its slopes are those of another
+                curve, or it has more labels than the examples can have.
         """
         demand(sums, {"terms": (3, len(self.betas)), "before": (), "labels": ()}, self.name)
         loss, slope, curvature = sums["terms"].double()
@@ -118,6 +119,16 @@ class TemperatureCurve:
             raise CalibrationError(f"{self.name}: a negative loss or curvature, or no labels")
         if bool((slope.diff() < -slack).any()):
             raise CalibrationError(f"{self.name}: the loss is not convex in beta")
+        demand_rows(sums, sums["labels"], self.name)
+        # A convex curve rises by no less than the slope at a step's start says, and by no more than that at its end.
+        steps = torch.tensor(self.betas, dtype=torch.float64, device=loss.device).diff()
+        rises, slack = loss.diff(), 1e-6 * (loss[1:].abs() + loss[:-1].abs() + labels)
+        if bool((rises < slope[:-1] * steps - slack).any() or (rises > slope[1:] * steps + slack).any()):
+            raise CalibrationError(f"{self.name}: the losses do not fit their slopes")
+
+    def sizes(self, sums: Sums) -> dict[str, float]:
+        """The number of labels, and the steepest slope of the loss: how large the logits are."""
+        return {"labels": float(sums["labels"]), "slope": float(sums["terms"][1].abs().max())}
 
     def finish(self, sums: Sums) -> Temperature:
         """The best inverse temperature; an end of the grid where the slope has one sign on all of it.

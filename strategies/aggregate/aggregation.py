@@ -254,6 +254,16 @@ class Aggregation:
             measured["fixed-points"] = self.alignment.frames.fixed_points()
         return measured
 
+    def of_models(self, taken: Aggregate, states: Sequence[State]) -> State:
+        """What the inner strategy, one that keeps no state, makes of the replies that took part, aligned like this."""
+        assert taken.merge is not None
+        messages = self._messages(taken.replies, replace(taken.merge, states=tuple(states)))
+        with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
+            arrays, _ = self.strategy.aggregate_train(self.server_round, messages)
+        if arrays is None:
+            raise RecordError("the inner strategy makes nothing of the models as they are aligned now")
+        return self.template.restore(arrays)
+
     def _messages(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
         """What the inner strategy gets: the replies with aligned arrays, in the global key order."""
         kinds = "biu" if self.traits.floats_only else "b"  # numpy subtracts no bools

@@ -17,6 +17,7 @@ from fedrebasin.watching import unit_places
 
 from ..sums import Question, encode_sums
 from .gathering import TIMEOUT, each
+from .judges import FitsOrder
 from .round import Calibrated, Round, need_merge
 
 
@@ -27,7 +28,7 @@ class ActivationAlignment:
     Each client correlates the units of its own model with those of the reference, on its own data; the server pairs
     the units that go together. The reference is the model that the aligner chose, or where it chose none the one that
     agrees best with the mean. What follows (regression, repair) works with the models as they are aligned here. The
-    models are averaged by their numbers of examples, whatever the inner strategy did.
+    models are averaged by their numbers of examples; one that is robust aggregates them once more.
 
     Args:
         model: the architecture; its own parameters are neither read nor changed.
@@ -41,6 +42,7 @@ class ActivationAlignment:
     rewrites_weights: ClassVar[bool] = True
     needs_all: ClassVar[bool] = True
     changes_features: ClassVar[bool] = True
+    robust: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Align anew.
@@ -56,7 +58,10 @@ class ActivationAlignment:
         states, alignments = list(merge.states), list(merge.alignments)
         left_out = set(range(len(states))) - {chosen}
         for at, sums in each(
-            round_, lambda position: Question(statistic, encode_sums(merge.states[position])), self.timeout
+            round_,
+            lambda position: Question(statistic, encode_sums(merge.states[position])),
+            self.timeout,
+            judge=FitsOrder(spec, merge.states, reference, statistic),
         ):
             if at == chosen:
                 continue
@@ -71,6 +76,10 @@ class ActivationAlignment:
             alignments[at] = Alignment(permutation, cosine(spec, reference, states[at]), merge.alignments[at].history)
         if len(left_out) == len(states) - 1 > 0:
             raise CalibrationError("activation alignment: no client sent correlations")
-        merged = average(states, [reply.num_examples for reply in round_.replies])
+        merged = (
+            average(states, [reply.num_examples for reply in round_.replies])
+            if round_.aggregate is None
+            else round_.aggregate(states)
+        )
         again = replace(merge, states=tuple(states), alignments=tuple(alignments), merged=merged)
         return Calibrated(merged, {"activation-alignment-left-out": float(len(left_out))}, merge=again)

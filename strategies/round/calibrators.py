@@ -24,10 +24,12 @@ from fedrebasin.calibration import (
 from fedrebasin.errors import RebasinError
 from fedrebasin.running import mode_of
 from fedrebasin.state import State
-from fedrebasin.sums import BatchNormMoments, PreActivationMoments, Temperature, TemperatureCurve, logits_of
+from fedrebasin.sums import EXAMPLES, BatchNormMoments, PreActivationMoments, Temperature, TemperatureCurve, logits_of
 
 from ..sums import Question, encode_sums
 from .gathering import TIMEOUT, alike, each, summed
+from .judges import FitsMoments, FitsTargets, FitsTemperature
+from .proportion import votes
 from .round import Calibrated, Round, need_merge
 
 #: Pairs of inputs and class labels, iterated anew in every round; labels are not needed where nothing is predicted.
@@ -40,6 +42,7 @@ class _OnDataOrSums(ABC):
     model: nn.Module | None
     batches: Batches | None
     needs_all: ClassVar[bool] = False
+    robust: ClassVar[bool] = True
 
     @property
     def private(self) -> bool:
@@ -95,7 +98,8 @@ class TemperatureCalibration(_OnDataOrSums):
     def from_sums(self, round_: Round) -> Calibrated:
         """Fit ``beta`` to the sums of the clients' losses."""
         statistic = TemperatureCurve()
-        sums, left_out = summed(round_, statistic, round_.state, self.timeout)
+        judge = FitsTemperature(statistic)
+        sums, left_out = summed(round_, statistic, round_.state, self.timeout, judge=judge)
         return self._found(round_, statistic.finish(_with_one_error(sums, statistic)), left_out)
 
     def _found(self, round_: Round, fitted: Temperature, left_out: int) -> Calibrated:
@@ -153,24 +157,32 @@ class Repair(_OnDataOrSums):
     def on_data(self, round_: Round, model: nn.Module, batches: Batches) -> Calibrated:
         """Correct the aggregate's hidden units, all models being run on server data."""
         merge, spec = need_merge(round_, "REPAIR")
-        shares = [reply.num_examples for reply in round_.replies]
+        shares = votes(round_)
         return Calibrated(repair(model, round_.state, merge.states, batches, spec, shares))
 
     def from_sums(self, round_: Round) -> Calibrated:
         """Correct the aggregate's hidden units by the moments that the clients measure."""
         merge, spec = need_merge(round_, "REPAIR")
-        shares = [reply.num_examples for reply in round_.replies]
         with mode_of(self.model):
             keys = repairable_weights(self.model, round_.state, self.example_inputs, spec)
         state, left_out = round_.state, 0
         if keys:
             plain = PreActivationMoments(keys)
-            answers = list(each(round_, lambda at: Question(plain, encode_sums(merge.states[at])), self.timeout))
-            found = {position: plain.finish(sums) for position, sums in alike(answers, "REPAIR")}
+            answers = list(
+                each(
+                    round_,
+                    lambda at: Question(plain, encode_sums(merge.states[at])),
+                    self.timeout,
+                    judge=FitsTargets(plain),
+                )
+            )
+            found = dict(alike(answers, "REPAIR"))
             left_out = len(round_.replies) - len(found)
-            targets = interpolated_moments(list(found.values()), [shares[position] for position in found])
+            claimed = {at: round_.replies[at].num_examples for at in found}
+            shares = {at: float(sums[EXAMPLES]) for at, sums in found.items()} if round_.robust else claimed
+            targets = interpolated_moments([plain.finish(sums) for sums in found.values()], list(shares.values()))
             statistic = PreActivationMoments(keys, targets)
-            sums, without = summed(round_, statistic, state, self.timeout)
+            sums, without = summed(round_, statistic, state, self.timeout, judge=FitsMoments(statistic))
             left_out = max(left_out, without)
             for key, current in statistic.finish(sums).items():
                 state = {**state, **fold_correction(state, key, current, targets[key])}
@@ -182,7 +194,7 @@ class Repair(_OnDataOrSums):
 
 def _recalibrated(round_: Round, state: State, timeout: float) -> tuple[State, int]:
     statistic = BatchNormMoments()
-    sums, left_out = summed(round_, statistic, state, timeout)
+    sums, left_out = summed(round_, statistic, state, timeout, judge=FitsMoments(statistic))
     return with_moments(state, statistic.finish(sums)), left_out
 
 

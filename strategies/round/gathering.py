@@ -1,4 +1,8 @@
-"""Sums from the clients that took part in a round, added up or one by one."""
+"""Sums from the clients that took part in a round, added up or one by one: the one door that they come in by.
+
+No client's sums count for more than some times what is usual, and with a robust strategy inside those that contradict
+the others' are left out, whatever is done with them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,17 @@ from flwr.common import log
 from torch import Tensor
 
 from fedrebasin.devices import move
-from fedrebasin.errors import CalibrationError
-from fedrebasin.sums import Statistic, add_sums
+from fedrebasin.errors import CalibrationError, reason
+from fedrebasin.sums import Statistic, Sums, add_sums
 
 from ..sums import Question, ask, encode_sums
+from .agreement import Judge, Means, contradicting
+from .proportion import Answer, in_proportion
 from .round import Round
 
 TIMEOUT = 600.0
+#: Bytes of sums that are held at the same time where each client's are compared with the others'.
+MOST_HELD = 2**32
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -28,6 +36,7 @@ def summed(
     state: Mapping[str, Tensor],
     timeout: float = TIMEOUT,
     max_examples: int | None = None,
+    judge: Judge | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """A statistic of one model, over the data of all clients of the round.
 
@@ -37,53 +46,95 @@ def summed(
         state: the model that every client runs; a second one is a setting of the statistic.
         timeout: seconds to wait for the slowest.
         max_examples: how many examples are enough of each client; None for all.
+        judge: see :func:`each`.
 
     Returns:
-        the sums, on the round's device, and how many clients were left out: those without usable sums, and those
-        whose sums have another form than most.
+        the sums, on the round's device, and how many clients were left out: those without usable sums, those whose sums
+        have another form than most, and those that :func:`each` leaves out.
 
     Raises:
         CalibrationError: if no client gave sums.
     """
-    model = encode_sums(state)
+    question = Question(statistic, encode_sums(state))
     totals: dict[Shapes, dict[str, Tensor]] = {}
     answered: Counter[Shapes] = Counter()
-    for _, sums in ask(
-        round_.grid,
-        {reply.node_id: Question(statistic, model) for reply in round_.replies},
-        timeout=timeout,
-        message_type=round_.query_type,
-        max_examples=max_examples,
-    ):
+    for _, sums in each(round_, lambda _: question, timeout, max_examples, judge):
         shapes = shapes_of(sums)
         totals[shapes] = add_sums(totals.get(shapes, {}), sums)
         answered[shapes] += 1
     if not totals:
         raise CalibrationError(f"{statistic.name}: no client sent sums")
     usual = usual_shapes(answered, statistic.name)
-    return move(totals[usual], round_.device), len(round_.replies) - answered[usual]
+    return totals[usual], len(round_.replies) - answered[usual]
 
 
 def each(
-    round_: Round, question: Callable[[int], Question], timeout: float = TIMEOUT
+    round_: Round,
+    question: Callable[[int], Question],
+    timeout: float = TIMEOUT,
+    max_examples: int | None = None,
+    judge: Judge | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """A statistic of each client on its own data, one client at a time: Gram matrices are larger than models.
+
+    With a robust strategy inside all are held and compared; those that contradict the others' are left out and logged.
 
     Args:
         round_: whose clients are asked.
         question: for the client at a position in ``round_.replies``.
         timeout: seconds to wait for the slowest.
+        max_examples: how many examples are enough of each client; None for all.
+        judge: by what sums are compared; None by their means.
 
     Yields:
-        the client's position and its sums, on the round's device, as they arrive; clients without sums are left out.
+        the client's position and its sums, on the round's device, as they arrive, none larger than usual (see
+        :func:`in_proportion`); clients without usable sums are left out.
+
+    Raises:
+        CalibrationError: with a robust strategy, if there are none, or more than :data:`MOST_HELD`.
     """
     positions = {reply.node_id: position for position, reply in enumerate(round_.replies)}
     questions = {node_id: question(position) for node_id, position in positions.items()}
-    for node_id, sums in ask(round_.grid, questions, timeout=timeout, message_type=round_.query_type):
-        yield positions[node_id], move(sums, round_.device)
+    statistics = {positions[node_id]: asked.statistic for node_id, asked in questions.items()}
+    found = ask(round_.grid, questions, timeout=timeout, message_type=round_.query_type, max_examples=max_examples)
+    arriving = ((positions[node_id], move(sums, round_.device)) for node_id, sums in found)
+    if not round_.robust:
+        yield from in_proportion(round_, arriving, statistics.__getitem__, max_examples)
+        return
+    who = next(iter(statistics.values())).name if statistics else "sums"
+    held = list(in_proportion(round_, _held(arriving, who), statistics.__getitem__, max_examples))
+    yield from _agreeing(round_, alike(held, who), Means() if judge is None else judge, who)
 
 
-def alike(answers: Sequence[tuple[int, dict[str, Tensor]]], who: str) -> list[tuple[int, dict[str, Tensor]]]:
+def _held(answers: Iterator[Answer], who: str) -> Iterator[Answer]:
+    total = 0
+    for position, sums in answers:
+        total += sum(tensor.nbytes for tensor in sums.values())
+        if total > MOST_HELD:
+            raise CalibrationError(
+                f"{who}: the clients' sums are more than {MOST_HELD:g} bytes, which cannot be held to compare them as "
+                "a robust strategy does: ask fewer clients, for less (RegMean: max_features), or use FedAvg inside"
+            )
+        yield position, sums
+
+
+def _agreeing(round_: Round, answers: Sequence[Answer], judge: Judge, who: str) -> Iterator[Answer]:
+    terms: dict[int, Sums] = {}
+    nodes = [reply.node_id for reply in round_.replies]
+    for position, sums in answers:
+        try:
+            terms[position] = judge.terms(position, sums)
+        except Exception as error:  # a stranger's sums
+            log(WARNING, "%s: left out node %d: %s", who, nodes[position], reason(error))
+    found = contradicting(terms, judge)
+    for position, far in found.items():
+        log(WARNING, "%s: left out node %d: its sums contradict the others' (%.2g)", who, nodes[position], far)
+    for position, sums in answers:
+        if position in terms and position not in found:
+            yield position, sums
+
+
+def alike(answers: Sequence[Answer], who: str) -> list[Answer]:
     """The answers whose sums have the form that most have; sums of another form cannot be added to them.
 
     Raises:

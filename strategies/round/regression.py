@@ -21,6 +21,7 @@ from fedrebasin.watching import affine_weights, head_weight
 
 from ..sums import Question, encode_sums
 from .gathering import TIMEOUT, Shapes, alike, each, shapes_of, usual_shapes
+from .judges import FitsHead, FitsLayer
 from .round import Calibrated, Round, need_merge
 
 
@@ -43,6 +44,7 @@ class RegMean:
     ridge: float = 1e-6
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    robust: ClassVar[bool] = True
     needs_all: ClassVar[bool] = True
     changes_features: ClassVar[bool] = True
 
@@ -90,6 +92,7 @@ class SequentialRegression:
     ridge: float = 1e-3
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    robust: ClassVar[bool] = True
     needs_all: ClassVar[bool] = True
     changes_features: ClassVar[bool] = True
 
@@ -105,7 +108,8 @@ class SequentialRegression:
             weights = affine_weights(self.model, state, self.example_inputs)
         for weight in weights:
             model = encode_sums(state)
-            answers = list(each(round_, _about_layer(weight, model, merge), self.timeout))
+            judge = FitsLayer(state, weight, self.ridge)
+            answers = list(each(round_, _about_layer(weight, model, merge), self.timeout, judge=judge))
             fitting = [sums for _, sums in alike(answers, f"sequential regression of {weight}")]
             fewest = min(fewest, len(fitting))
             state = regressed_layer(state, weight, reduce(add_sums, fitting), self.ridge)
@@ -134,6 +138,7 @@ class HeadRegression:
     ridge: float | None = None
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    robust: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:
         """Solve for the last layer.
@@ -145,7 +150,8 @@ class HeadRegression:
             head = head_weight(self.model, round_.state, self.example_inputs)
         statistic = HeadSums(head, tuple(round_.state[head].shape))  # sums that do not fit it are refused
         model = encode_sums(round_.state)
-        answers = list(each(round_, lambda _: Question(statistic, model), self.timeout))
+        judge = FitsHead(round_.state, head, self.ridge)
+        answers = list(each(round_, lambda _: Question(statistic, model), self.timeout, judge=judge))
         clients = [sums for _, sums in alike(answers, "the ridge head")]
         fitted = ridge_head(round_.state, head, clients, self.ridge)
         return Calibrated(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,6 +31,9 @@ class Round:
         grid: to send queries to clients.
         device: where the server computes.
         query_type: the message type under which clients answer queries.
+        robust: whether the inner strategy expects attackers: sums that contradict the others' are left out then.
+        aggregate: what the inner strategy makes of the replies' models if they are aligned like this, in the order of
+            ``replies``; None where that is their mean.
     """
 
     server_round: int
@@ -42,6 +45,8 @@ class Round:
     grid: Grid
     device: torch.device
     query_type: str = QUERY
+    robust: bool = False
+    aggregate: Callable[[Sequence[State]], State] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Calibrator(Protocol):
       keep state, see :class:`fedrebasin.strategies.traits.Traits`, never see what is done to their aggregate.
     - ``needs_all`` (False): whether it reads the clients' aligned models, so that there must be some.
     - ``private`` (False): whether it takes nothing from the clients but the aggregate, so that noise covers it.
+    - ``robust`` (False): whether what one client says cannot own it, as a robust strategy inside expects; sums that
+      come by ``summed`` or ``each`` are compared with the others'.
     """
 
     def __call__(self, round_: Round) -> Calibrated:

@@ -160,8 +160,8 @@ PATH = {
     "unknown": (lambda s: {**s, "more": torch.ones(1)}, "not asked for"),
     "loss": (lambda s: spoiled(s, "loss", 1, -1.0), "negative loss"),
     "correct": (lambda s: spoiled(s, "correct", 1, 1e6), "more correct"),
-    "labels": (lambda s: {**s, "labels": torch.tensor(1e30)}, "labels of"),
-    "no labels": (lambda s: {**s, "labels": torch.tensor(0.0), "correct": 0 * s["correct"]}, "labels of"),
+    "labels": (lambda s: {**s, "labels": torch.tensor(1e30)}, "labels: 1e\\+30 values cannot come of"),
+    "no labels": (lambda s: {**s, "labels": torch.tensor(0.0), "correct": 0 * s["correct"]}, "0 labels"),
 }
 
 
