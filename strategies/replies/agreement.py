@@ -58,9 +58,9 @@ class Agreement:
 def agreement(spec: PermutationSpec, states: Sequence[State]) -> Agreement:
     """The lengths and cosines of aligned models, by layer and of all layers together.
 
-    A layer is a module with tensors of its own, ``"0"`` of ``"0.weight"`` and ``"0.bias"``; its statistics, as
-    running means, are another one, and no part of the whole. Layers of fewer than ``SMALL`` entries are taken together, each at its usual
-    length. Every number is read once: about as many products as entries times the square of the number of models.
+    A layer is a module with tensors of its own, ``"0"`` of ``"0.weight"`` and ``"0.bias"``; its statistics, as running
+    means, are another one, and no part of the whole. Layers of fewer than ``SMALL`` entries are taken together, each at
+    its usual length. Every number is read once: as many products as entries times the square of the number of models.
 
     Args:
         spec: of the models.

@@ -19,7 +19,7 @@ from fedrebasin import Alignment, PermutationSpec
 from fedrebasin.state import State, length
 
 from .agreement import WHOLE, Agreement, agreement, nearness
-from .spread import beyond
+from .spread import ROUNDING, allowed, beyond
 
 UNUSUAL = 3.0  # times as long as the median model
 FEWEST = 5  # models among which the usual spread can be told
@@ -27,6 +27,7 @@ FEWEST = 5  # models among which the usual spread can be told
 FALSE_ALARMS = 0.01
 #: Of the distance between two replies: a length that differs by less does no more than honest replies do.
 HARMLESS = 0.25
+_HALF = 0.6745  # standard deviations: half of normal numbers are nearer to their centre
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Margin:
 
     Args:
         test: what is looked at, in words.
+        layer: where; the whole model is ``WHOLE``.
         shares: of the way from the usual to the limit, shape (replies,): beyond 1 lies an outlier.
         values: what was measured, shape (replies,).
     """
 
     test: str
+    layer: str
     shares: Tensor
     values: Tensor
 
@@ -94,14 +97,14 @@ def margins(known: Agreement, reference: Sequence[bool]) -> list[Margin]:
     replies: of five one has to be far out.
 
     Args:
-        known: lengths and cosines of at least three models.
+        known: lengths and cosines of at least ``FEWEST`` models.
         reference: which models the others were aligned to. Every model was turned towards it, so that it agrees with
             all of them better than they do with one another, and says nothing of what is usual.
     """
     honest = [not each for each in reference]
     if sum(honest) < 3:
         honest = [True] * len(reference)
-    rate = FALSE_ALARMS / (4 * len(known.lengths) + 1)
+    rate = _rate(known)
     found = []
     for layer, lengths in known.lengths.items():
         cosines = known.with_others(layer)
@@ -110,23 +113,22 @@ def margins(known: Agreement, reference: Sequence[bool]) -> list[Margin]:
         long = lengths / lengths.quantile(0.5).clamp(min=1e-30)
         least = HARMLESS * (2 - 2 * float(cosines.quantile(0.5))) ** 0.5
         found += [
-            Margin(f"{layer} agrees too little with the others'", beyond(-near, rate, honest), cosines),
-            Margin(f"{layer} agrees more with the others' than these with one another", too_near, cosines),
-            Margin(f"the length of {layer} is too large", beyond(long, rate, least=least), long),
-            Margin(f"the length of {layer} is too small", beyond(-long, rate, least=least), long),
+            Margin(f"{layer} agrees too little with the others'", layer, beyond(-near, rate, honest), cosines),
+            Margin(f"{layer} agrees more with the others' than these with one another", layer, too_near, cosines),
+            Margin(f"the length of {layer} is too large", layer, beyond(long, rate, least=least), long),
+            Margin(f"the length of {layer} is too small", layer, beyond(-long, rate, least=least), long),
         ]
-    excess = _excess(known)
-    neighbours = excess.max(1).values
-    found.append(Margin("it is nearly a copy of another one", beyond(neighbours, rate), neighbours))
+    nearest = known.pairs.clone().fill_diagonal_(-1.0).max(1).values
+    found.append(Margin("it is nearly a copy of another one", WHOLE, _copying(known).max(1).values, nearest))
     return found
 
 
 def _worst(known: Agreement, reference: Sequence[bool]) -> dict[int, str]:
-    """The reasons of those that pass a limit other than a copy's, the farthest first."""
+    """The reasons of those that pass a limit other than a copy's, by layers where one does, the farthest first."""
     *tests, _ = margins(known, reference)
     passed = [(share, at, test) for test in tests for at, share in enumerate(test.shares.tolist()) if share > 1]
     found: dict[int, str] = {}
-    for _, at, test in sorted(passed, key=lambda each: -each[0]):
+    for _, at, test in sorted(passed, key=lambda each: (each[2].layer == WHOLE, -each[0])):
         found.setdefault(at, test.reason(at))
     return found
 
@@ -134,8 +136,7 @@ def _worst(known: Agreement, reference: Sequence[bool]) -> dict[int, str]:
 def _copies(known: Agreement, reference: Sequence[bool]) -> dict[int, str]:
     """The reasons of all but one of models that are nearly the same: that which agrees best with the others stays."""
     *_, test = margins(known, reference)
-    excess = _excess(known)
-    near = excess >= test.values[test.shares > 1].min() if bool((test.shares > 1).any()) else excess > torch.inf
+    near = _copying(known) > 1
     agreeing = known.with_others(WHOLE)
     found: dict[int, str] = {}
     while bool(near.any()):
@@ -146,15 +147,26 @@ def _copies(known: Agreement, reference: Sequence[bool]) -> dict[int, str]:
     return found
 
 
-def _excess(known: Agreement) -> Tensor:
-    """How much nearer two models are than how well both agree with the others would have it, -inf for one and itself.
+def _copying(known: Agreement) -> Tensor:
+    """How much nearer two models are than how well both agree with the others would have it, 1 being the limit.
 
-    Identity: 0 where the transformed cosine of a pair is a sum of two numbers, one of each model.
+    What is left of transformed cosines, once a number of each model is taken from them, is spread about 0; from so many
+    pairs there are as many fewer to tell the spread by as there are models. The diagonal is -inf.
     """
     near = nearness(known.pairs)
     others = near.clone().fill_diagonal_(torch.nan).nanquantile(0.5, dim=1)
-    excess = near - others - others[:, None] + others.quantile(0.5)
-    return excess.fill_diagonal_(-torch.inf)
+    left = near - others - others[:, None] + others.quantile(0.5)
+    count = len(left)
+    pairs = left[tuple(torch.triu_indices(count, count, 1))]
+    free = len(pairs) - count
+    spread = float(pairs.abs().quantile(0.5)) / _HALF * (len(pairs) / free) ** 0.5
+    limit = max(spread, ROUNDING) * allowed(free, _rate(known))
+    return (left / limit).fill_diagonal_(-torch.inf)
+
+
+def _rate(known: Agreement) -> float:
+    """Of false alarms of one test: four in each layer, and one for copies."""
+    return FALSE_ALARMS / (4 * len(known.lengths) + 1)
 
 
 def of_usual_length(states: Sequence[State]) -> list[State]:
