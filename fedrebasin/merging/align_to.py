@@ -26,7 +26,7 @@ class AlignTo(TwoStepAligner):
             :class:`WeightMatching` has it, is not asked about models that :class:`fedrebasin.AlreadyAligned` proves to
             be in the reference's order.
         reference: a state dict (which takes no part in the mean), the position of one of the models, or ``"medoid"``:
-            the model that agrees best with the others, see :func:`fedrebasin.merging.medoid`. ``"auto"`` is the model
+            the one through which the others agree best, see :func:`fedrebasin.merging.medoid`. ``"auto"`` is the model
             that they were trained from, if it is known and they measurably were, and the medoid if not.
         keep_states: whether the merge carries the aligned models. Without, and with a reference that is a state dict
             or 0, models given as an iterator are taken one by one: memory for one reference, one model and the sum.
