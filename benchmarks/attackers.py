@@ -13,7 +13,8 @@ import argparse
 import logging
 from statistics import fmean
 
-from support.attacks import ATTACKS, Remembered, aggregate, aligned_beforehand, robust, train_clients
+from support.attacks import ATTACKS
+from support.federation import Remembered, aggregate, aligned_beforehand, robust, train_clients
 
 from fedrebasin import AlignTo, WeightMatching, medoid
 from fedrebasin.strategies import Aligned
