@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,10 +10,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from unittest.mock import patch
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from fedrebasin.strategies.replies import carrying
+from fedrebasin.strategies.traits import expecting_fewer
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Strategy
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
@@ -84,7 +89,25 @@ def with_trigger(inputs: Tensor) -> Tensor:
     return marked
 
 
-def train_clients(honest: int, dishonest: int, width: int, examples: int, steps: int, seed: int = 0) -> Clients:
+def _drawn(labels: Tensor, examples: int, alpha: float | None) -> Tensor:
+    """Positions of one client's examples, by torch's generator."""
+    if alpha is None:
+        return torch.randperm(len(labels))[:examples]
+    classes = labels.unique()
+    wanted = torch.distributions.Dirichlet(torch.full((len(classes),), alpha)).sample()
+    sizes = torch.stack([(labels == label).sum() for label in classes])
+    return torch.multinomial((wanted / sizes)[torch.searchsorted(classes, labels)], examples, replacement=True)
+
+
+def train_clients(
+    honest: int,
+    dishonest: int,
+    width: int,
+    examples: int,
+    steps: int,
+    seed: int = 0,
+    alpha: float | None = None,
+) -> Clients:
     """Train all of them.
 
     Args:
@@ -94,6 +117,8 @@ def train_clients(honest: int, dishonest: int, width: int, examples: int, steps:
         examples: each client draws so many of the training set.
         steps: of Adam on all of a client's examples at once.
         seed: of everything.
+        alpha: each client's classes are drawn in proportions of a Dirichlet distribution of this concentration (Hsu et
+            al., 2019), its examples with replacement; None for examples of the whole training set.
     """
     data = load_dataset("digits")
     models, drawn = [], []
@@ -101,7 +126,7 @@ def train_clients(honest: int, dishonest: int, width: int, examples: int, steps:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1000 * seed + client)
             models.append(MLP(64, width=width, depth=2))
-            drawn.append(torch.randperm(len(data.train_labels))[:examples])
+            drawn.append(_drawn(data.train_labels, examples, alpha))
     inputs, labels = data.train_inputs[torch.stack(drawn)], data.train_labels[torch.stack(drawn)]
     labels[-1] = (labels[-1] + 1) % 10
     stacked, _ = stack_module_state(models)  # all of them in one go: no model's gradient depends on another
@@ -117,12 +142,12 @@ def train_clients(honest: int, dishonest: int, width: int, examples: int, steps:
     return Clients(states[:honest], states[honest:-1], states[-1], models[0], spec, (inputs[honest], labels[honest]))
 
 
-def robust(malicious: int) -> dict[str, Callable[[], Strategy]]:
+def robust(malicious: int, trimmed: float = 0.25) -> dict[str, Callable[[], Strategy]]:
     """Flower's robust strategies, told how many attackers to expect, and FedAvg, which is none."""
     common = {"fraction_evaluate": 0.0}
     return {
         "FedMedian": lambda: FedMedian(**common),
-        "FedTrimmedAvg": lambda: FedTrimmedAvg(**common, beta=0.25),
+        "FedTrimmedAvg": lambda: FedTrimmedAvg(**common, beta=trimmed),
         "Krum": lambda: Krum(**common, num_malicious_nodes=malicious),
         "MultiKrum": lambda: MultiKrum(**common, num_malicious_nodes=malicious, num_nodes_to_select=5),
         "Bulyan": lambda: Bulyan(**common, num_malicious_nodes=malicious),
@@ -146,18 +171,23 @@ class Remembered:
         return self.known[pair]
 
 
-def aggregate(clients: Clients, strategy: Strategy, sent: Sequence[State]) -> State:
-    """One round in which every model of ``sent`` is a reply, to a server whose own model is none of theirs."""
+def asked(clients: Clients, strategy: Strategy, sent: Sequence[State]) -> list[Message]:
+    """One reply for each model, to a server whose own model is none of theirs."""
     grid = InlineGrid(ClientApp(), len(sent))
     start = {key: torch.roll(tensor, 1, 0) for key, tensor in clients.misled.items()}
     messages = strategy.configure_train(1, ArrayRecord(start), ConfigRecord(), grid)
-    asked = {message.metadata.dst_node_id: message for message in messages}
+    by_node = {message.metadata.dst_node_id: message for message in messages}
     replies = []
     for node_id, state in enumerate(sent, start=1):
         metrics = MetricRecord({"num-examples": 100, "train-loss": 0.5})
         content = RecordDict({"arrays": ArrayRecord(dict(state)), "metrics": metrics})
-        replies.append(Message(content, reply_to=asked[node_id]))
-    arrays, _ = strategy.aggregate_train(1, replies)
+        replies.append(Message(content, reply_to=by_node[node_id]))
+    return replies
+
+
+def aggregate(clients: Clients, strategy: Strategy, sent: Sequence[State]) -> State:
+    """One round in which every model of ``sent`` is a reply."""
+    arrays, _ = strategy.aggregate_train(1, asked(clients, strategy, sent))
     assert arrays is not None
     return to_state(arrays)
 
@@ -184,19 +214,33 @@ class HandedOn(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         self.messages = list(replies)
-        return super().aggregate_train(server_round, self.messages)
+        return self.messages[0].content.array_records["arrays"], None
 
 
-def set_aside(clients: Clients, sent: Sequence[State]) -> set[int]:
-    """The positions of the replies that an alignment with a robust strategy behind it does not hand on."""
-    inner = HandedOn()
-    aggregate(clients, Aligned(inner, spec=clients.spec), sent)
-    return set(range(len(sent))) - {message.metadata.src_node_id - 1 for message in inner.messages}
+def handed_on(clients: Clients, sent: Sequence[State], robust: bool = True) -> list[Message]:
+    """The replies that an alignment hands on, aligned."""
+    inner = HandedOn(robust)
+    strategy = Aligned(inner, spec=clients.spec)
+    strategy.aggregate_train(1, asked(clients, strategy, sent))
+    return inner.messages
+
+
+def positions(messages: Iterable[Message]) -> set[int]:
+    """Of the models in these replies, among all that were sent."""
+    return {message.metadata.src_node_id - 1 for message in messages}
+
+
+def aggregated(strategy: Strategy, messages: Sequence[Message], set_aside: int = 0) -> State | None:
+    """What a strategy makes of messages, which are left whole, behind an alignment that has set some aside."""
+    copies = [carrying(message, ArrayRecord(dict(message.content.array_records["arrays"]))) for message in messages]
+    with expecting_fewer(strategy, set_aside, len(copies)):
+        arrays, _ = strategy.aggregate_train(1, copies)
+    return None if arrays is None else to_state(arrays)
 
 
 @contextmanager
 def remembering() -> Iterator[None]:
-    """Within it the same pair is matched once by the same matcher, whoever asks: strategies share what they match."""
+    """Within it a pair is matched once by the same matcher, an array decoded once, garbage not collected on demand."""
     known: dict[tuple[object, ...], Alignment] = {}
     match = WeightMatching.__call__
 
@@ -208,7 +252,19 @@ def remembering() -> Iterator[None]:
             known[pair] = match(self, spec, reference=reference, candidate=candidate)
         return known[pair]
 
-    with patch.object(WeightMatching, "__call__", once):
+    decoded: dict[bytes, NDArray[np.generic]] = {}
+    decode = Array.numpy
+
+    def numbers(self: Array) -> NDArray[np.generic]:
+        if self.data not in decoded:
+            decoded[self.data] = decode(self)
+        return decoded[self.data]
+
+    with (
+        patch.object(WeightMatching, "__call__", once),
+        patch.object(Array, "numpy", numbers),
+        patch.object(gc, "collect", lambda *_: 0),  # Bulyan asks for it once for each reply: nine tenths of its time
+    ):
         yield
 
 
