@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from flwr.serverapp.strategy import Strategy
 
 from fedrebasin import WeightMatching
 
-from .attacks import ADAPTIVE, ATTACKS, HIDDEN
+from .attacks import ADAPTIVE, ATTACKS, HIDDEN, Insider
 from .federation import (
     Clients,
     State,
@@ -112,12 +113,17 @@ class Federation:
         past = positions(handed_on(self.clients, sent))
         return {order[at] for at in range(len(sent)) if at not in past}
 
+    @cached_property
+    def insider(self) -> Insider:
+        """Attackers who know what is caught."""
+        return Insider(self.clients, self.caught)
+
     def sent(self, attack: str) -> list[State]:
         """The honest models, then the attackers'."""
         if attack == NONE:
             return list(self.clients.honest)
         if attack in ADAPTIVE:
-            return [*self.clients.honest, *ADAPTIVE[attack](self.clients, self.caught)]
+            return [*self.clients.honest, *ADAPTIVE[attack](self.insider)]
         return [*self.clients.honest, *{**ATTACKS, **HIDDEN}[attack](self.clients)]
 
     def measure(self, attack: str, models: Sequence[State], alignment: str) -> Cell:

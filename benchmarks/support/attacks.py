@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 
 import torch
@@ -187,68 +189,81 @@ HIDDEN: dict[str, Attack] = {
 }
 
 
-def strongest(clients: Clients, caught: Caught, send: Callable[[float], list[State]], steps: int = 5) -> list[State]:
-    """What attackers send who try, by bisection, how strong they may be before one of them is set aside.
+@dataclass(frozen=True)
+class Insider:
+    """Attackers who run the server's rules before they send: the same replies of the others, and as often as they like.
 
     Args:
         clients: whose honest models the server gets as well.
         caught: the server's rules.
-        send: models by strength, from 0 to 1.
-        steps: of the bisection.
     """
 
-    def passes(strength: float) -> bool:
-        positions = caught([*clients.honest, *send(strength)])
-        return all(position < len(clients.honest) for position in positions)
+    clients: Clients
+    caught: Caught
 
-    low, high = 0.0, 1.0
-    if passes(high):
-        return send(high)
-    for _ in range(steps):
-        middle = (low + high) / 2
-        low, high = (middle, high) if passes(middle) else (low, middle)
-    return send(low)
+    def strongest(self, send: Callable[[float], list[State]], steps: int = 4) -> list[State]:
+        """What is sent at the largest strength, by bisection, at which no attacker is set aside; at 0 if there is none.
+
+        Args:
+            send: the attackers' models by strength, from 0 to 1.
+            steps: of the bisection.
+        """
+        low, high = 0.0, 1.0
+        if self._passes(send(high)):
+            return send(high)
+        for _ in range(steps):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._passes(send(middle)) else (low, middle)
+        return send(low)
+
+    def _passes(self, models: list[State]) -> bool:
+        honest = self.clients.honest
+        return all(position < len(honest) for position in self.caught([*honest, *models]))
+
+    @cached_property
+    def base(self) -> list[State]:
+        """The attackers' own honest models in the honest order, as near to the mean as nobody notices."""
+        clients, match = self.clients, WeightMatching()
+        own = [match(clients.spec, reference=clients.mean, candidate=s).apply(s) for s in clients.dishonest]
+        return self.strongest(lambda nearness: [mix(state, clients.mean, 0.9 * nearness) for state in own])
+
+    def towards(self, target: Callable[[State], State]) -> list[State]:
+        """As far from the base to something else as nobody notices."""
+        ends = [target(state) for state in self.base]
+        return self.strongest(lambda strength: [mix(*pair, strength) for pair in zip(self.base, ends, strict=True)])
 
 
-def between(clients: Clients, nearness: float = 0.5) -> list[State]:
-    """The attackers' own honest models in the honest order, moved towards the mean: none is a copy of another."""
-    match = WeightMatching()
-    own = [match(clients.spec, reference=clients.mean, candidate=s).apply(s) for s in clients.dishonest]
-    return [mix(state, clients.mean, nearness) for state in own]
+def _towards_misled(insider: Insider) -> list[State]:
+    clients = insider.clients
+    misled = WeightMatching()(clients.spec, reference=clients.mean, candidate=clients.misled).apply(clients.misled)
+    return insider.towards(lambda _: misled)
 
 
-def towards(clients: Clients, caught: Caught, target: Callable[[State], State]) -> list[State]:
-    """As far from honest models near the mean to something else as nobody notices."""
-    base = between(clients)
-    ends = [target(state) for state in base]
-    return strongest(clients, caught, lambda t: [mix(*pair, t) for pair in zip(base, ends, strict=True)])
-
-
-def _misled(clients: Clients) -> State:
-    return WeightMatching()(clients.spec, reference=clients.mean, candidate=clients.misled).apply(clients.misled)
-
-
-def _rescaling(clients: Clients, caught: Caught) -> list[State]:
-    base = between(clients)
-    return strongest(clients, caught, lambda strength: [rescaled(state, 10**strength) for state in base])
-
-
-def _boosted(clients: Clients, caught: Caught) -> list[State]:
+def _towards_backdoor(insider: Insider) -> list[State]:
     """The backdoor's difference from the mean, up to as many times as makes it the mean of all."""
+    clients = insider.clients
     door = backdoored(clients)
     most = (len(clients.honest) + len(clients.dishonest)) / len(clients.dishonest)
-    change = {key: most * (tensor - clients.mean[key]) for key, tensor in door.items()}
-    return towards(clients, caught, lambda state: {key: tensor + change[key] for key, tensor in state.items()})
+    difference = {key: most * (tensor - clients.mean[key]) for key, tensor in door.items()}
+    return insider.towards(lambda state: {key: tensor + difference[key] for key, tensor in state.items()})
 
 
-ADAPTIVE: dict[str, Callable[[Clients, Caught], list[State]]] = {
-    "adaptive: towards a turned head": lambda clients, caught: towards(clients, caught, turned),
-    "adaptive: towards layers out of step": lambda clients, caught: towards(clients, caught, out_of_step),
-    "adaptive: towards a misled model": lambda clients, caught: towards(clients, caught, lambda _: _misled(clients)),
-    "adaptive: towards groups of 4 alike": lambda clients, caught: towards(clients, caught, lambda s: in_groups(s, 4)),
-    "adaptive: along the deviations": lambda clients, caught: towards(
-        clients, caught, lambda state: {key: tensor - 5 * clients.deviation[key] for key, tensor in state.items()}
+def _below_deviations(insider: Insider) -> list[State]:
+    deviation = insider.clients.deviation
+    return insider.towards(lambda state: {key: tensor - 5 * deviation[key] for key, tensor in state.items()})
+
+
+ADAPTIVE: dict[str, Callable[[Insider], list[State]]] = {
+    "adaptive: towards a turned head": lambda insider: insider.towards(turned),
+    "adaptive: towards layers out of step": lambda insider: insider.towards(out_of_step),
+    "adaptive: towards a misled model": _towards_misled,
+    "adaptive: towards groups of 4 alike": lambda insider: insider.towards(lambda state: in_groups(state, 4)),
+    "adaptive: below the deviations": _below_deviations,
+    "adaptive: units rescaled": lambda insider: insider.strongest(
+        lambda strength: [rescaled(state, 10**strength) for state in insider.base]
     ),
-    "adaptive: units rescaled": _rescaling,
-    "adaptive: a backdoor": _boosted,
+    "adaptive: as long as may be, head turned": lambda insider: insider.strongest(
+        lambda strength: [change(state, lambda t: -(10 ** (2 * strength - 1)) * t, HEAD) for state in insider.base]
+    ),
+    "adaptive: a backdoor": _towards_backdoor,
 }
