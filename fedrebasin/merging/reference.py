@@ -1,4 +1,4 @@
-"""How a reference is chosen: the model that the others agree with best, or the one that they started from."""
+"""How a reference is chosen: the model through which the others agree best, or the one that they started from."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Matcher, WeightMatching
-from fedrebasin.spec import Axis, Group, PermutationSpec
-from fedrebasin.state import State, demand_numbers, demand_same_kinds
+from fedrebasin.spec import Axis, Group, Permutation, PermutationSpec
+from fedrebasin.state import State, demand_numbers, demand_same_kinds, gram
 
 #: Up to so many models every one is a candidate and every one is asked.
 ALL = 12
@@ -23,12 +23,15 @@ UNITS_SAMPLED = 32
 
 
 def medoid(spec: PermutationSpec, states: Sequence[State], matcher: Matcher | None = None) -> int:
-    """The model whose median cosine to the others, each matched to it, is largest.
+    """One of the models in the middle: the one through which the others agree best with one another.
 
-    The median and not the mean: while fewer than half of the models are adversarial, each of them finds more honest
-    models than accomplices below its median, so a minority that agrees with itself cannot win, nor can a far outlier
-    move the choice among the honest ones. The cosine and not the distance: a model of tiny weights is near everything.
-    Each pair by its own matching, and not all of them in the order of one: that one would be nearest to all others.
+    Through it means: each matched to it, and its own agreement with them left out. A model that others cannot be told
+    apart by, with units that are alike, is near to all of them and brings them in no common order. Of the candidates
+    only those stand for election whose own agreement (the median cosine, each pair by its own matching) is no better
+    than the median candidate's: one that agrees with everyone better than they do with one another was made of them.
+
+    Medians, and not means, of what all are asked: a minority that agrees with itself, or is far away, cannot win.
+    Cosines, and not distances: a model of tiny weights is near everything.
 
     Of more than 12 models 8 are candidates, and 21 (or all) are asked: at most 132 matchings, however many there are.
 
@@ -49,21 +52,56 @@ def medoid(spec: PermutationSpec, states: Sequence[State], matcher: Matcher | No
     candidates, judges = order[: count if count <= ALL else CANDIDATES], order[:JUDGES]
     match = WeightMatching(method="coordinate") if matcher is None else matcher
     cosines = torch.full((len(candidates), len(judges)), torch.nan)
+    found: dict[tuple[int, int], Permutation] = {}
     for row, candidate in enumerate(candidates):
-        for column, judge in enumerate(judges):
-            if column < row:  # candidates are the first judges, and agreement is mutual
-                cosines[row, column] = cosines[column, row]
-            elif column > row:
-                cosines[row, column] = match(spec, reference=states[candidate], candidate=states[judge]).similarity
-    return candidates[_most_central(cosines)]
+        for column in range(row + 1, len(judges)):
+            alignment = match(spec, reference=states[candidate], candidate=states[judges[column]])
+            cosines[row, column], found[row, column] = alignment.similarity, alignment.permutation
+            if column < len(candidates):  # candidates are the first judges, and agreement is mutual
+                cosines[column, row], found[column, row] = alignment.similarity, alignment.permutation.inverse()
+    own = cosines.nan_to_num(nan=-torch.inf).sort(descending=True).values[:, (len(judges) - 2) // 2]
+    standing = [row for row in range(len(candidates)) if own[row] <= own.quantile(0.5)]
+
+    def agreement(row: int) -> float:
+        others = [column for column in range(len(judges)) if column != row]
+        return _agreement(spec, [states[judges[at]] for at in others], [found[row, at] for at in others])
+
+    return candidates[max(standing, key=agreement)]
 
 
-def _most_central(cosines: torch.Tensor) -> int:
-    """The row with the largest median, its own place (NaN) left out."""
-    others = cosines.shape[1] - 1
-    places = cosines.nan_to_num(nan=-torch.inf).sort(descending=True).values
-    # Of an even number of others the one nearer to agreement: a minority of m in 2 m + 1 fills only m - 1 places.
-    return int(places[:, (others - 1) // 2].argmax())
+def _agreement(spec: PermutationSpec, states: Sequence[State], permutations: Sequence[Permutation]) -> float:
+    """How well models agree with one another, each permuted: the median of each one's median cosine to the others.
+
+    A minority of m in 2 m + 1 leaves m - 1 others to an honest model, with the reference left out: so many have to
+    agree with it, and m of the models have to be such.
+    """
+    keys = spec.voting(states[0])
+    moves = [_by_key(permutation) for permutation in permutations]
+    products = torch.zeros(len(states), len(states), dtype=torch.float64)
+    for key in keys:
+        moved = [{key: _moved(state[key], own.get(key, ()))} for state, own in zip(states, moves, strict=True)]
+        products += gram(moved, range(len(states)), [key])
+    lengths = products.diagonal().sqrt().clamp(min=1e-30)
+    cosines = (products / lengths / lengths[:, None]).nan_to_num(0.0, 0.0, 0.0).fill_diagonal_(-torch.inf)
+    minority = len(states) // 2
+    each = cosines.sort(dim=1, descending=True).values[:, max(minority - 2, 0)]
+    return float(each.sort(descending=True).values[max(minority - 1, 0)])
+
+
+def _by_key(permutation: Permutation) -> dict[str, list[tuple[Axis, Tensor]]]:
+    """The moves of a permutation, in order, by the key of the tensor."""
+    found: dict[str, list[tuple[Axis, Tensor]]] = {}
+    for axis, index in permutation.moves():
+        found.setdefault(axis.key, []).append((axis, index))
+    return found
+
+
+def _moved(tensor: Tensor, moves: Sequence[tuple[Axis, Tensor]]) -> Tensor:
+    if moves:
+        tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
+    for axis, index in moves:
+        axis.move(tensor, index)
+    return tensor
 
 
 def started_from(spec: PermutationSpec, start: Mapping[str, Tensor], states: Sequence[Mapping[str, Tensor]]) -> bool:
