@@ -189,6 +189,11 @@ HIDDEN: dict[str, Attack] = {
 }
 
 
+def finer(strength: float) -> float:
+    """From 0 to 1, small ones close together."""
+    return (64**strength - 1) / 63
+
+
 @dataclass(frozen=True)
 class Insider:
     """Attackers who run the server's rules before they send: the same replies of the others, and as often as they like.
@@ -206,15 +211,15 @@ class Insider:
 
         Args:
             send: the attackers' models by strength, from 0 to 1.
-            steps: of the bisection.
+            steps: of the bisection, which is as fine as 0.005 near 0 and as coarse as 0.2 near 1.
         """
         low, high = 0.0, 1.0
         if self._passes(send(high)):
             return send(high)
         for _ in range(steps):
             middle = (low + high) / 2
-            low, high = (middle, high) if self._passes(send(middle)) else (low, middle)
-        return send(low)
+            low, high = (middle, high) if self._passes(send(finer(middle))) else (low, middle)
+        return send(finer(low))
 
     def _passes(self, models: list[State]) -> bool:
         honest = self.clients.honest
@@ -222,10 +227,11 @@ class Insider:
 
     @cached_property
     def base(self) -> list[State]:
-        """The attackers' own honest models in the honest order, as near to the mean as nobody notices."""
+        """The attackers' own honest models in the honest order, half as near to the mean as nobody notices."""
         clients, match = self.clients, WeightMatching()
         own = [match(clients.spec, reference=clients.mean, candidate=s).apply(s) for s in clients.dishonest]
-        return self.strongest(lambda nearness: [mix(state, clients.mean, 0.9 * nearness) for state in own])
+        nearest = self.strongest(lambda nearness: [mix(state, clients.mean, 0.9 * nearness) for state in own])
+        return [mix(*pair, 0.5) for pair in zip(own, nearest, strict=True)]
 
     def towards(self, target: Callable[[State], State]) -> list[State]:
         """As far from the base to something else as nobody notices."""
@@ -261,9 +267,6 @@ ADAPTIVE: dict[str, Callable[[Insider], list[State]]] = {
     "adaptive: below the deviations": _below_deviations,
     "adaptive: units rescaled": lambda insider: insider.strongest(
         lambda strength: [rescaled(state, 10**strength) for state in insider.base]
-    ),
-    "adaptive: as long as may be, head turned": lambda insider: insider.strongest(
-        lambda strength: [change(state, lambda t: -(10 ** (2 * strength - 1)) * t, HEAD) for state in insider.base]
     ),
     "adaptive: a backdoor": _towards_backdoor,
 }

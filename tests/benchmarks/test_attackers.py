@@ -12,6 +12,7 @@ from benchmarks.support.attacks import (
     HIDDEN,
     Insider,
     as_far_as,
+    finer,
     in_groups,
     little_is_enough,
     rescaled,
@@ -97,7 +98,7 @@ def test_adaptive_attackers_are_not_caught_by_rules_that_they_know(attack, clien
     assert not caught([*clients.honest, *models])
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(0.37, 5 / 16), (2.0, 1.0), (-1.0, 0.0), (0.51, 0.5)])
+@pytest.mark.parametrize(("limit", "expected"), [(0.12, finer(0.5)), (2.0, 1.0), (-1.0, 0.0), (0.999, finer(15 / 16))])
 def test_the_strongest_that_passes_is_found_by_bisection(limit, expected, clients):
     def send(strength):
         return [{"strength": strength} for _ in clients.dishonest]
