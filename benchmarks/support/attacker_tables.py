@@ -12,7 +12,8 @@ from .intervals import mean_interval, wilson
 #: By setting, attack and alignment, then by seed.
 Cells = dict[tuple[str, str, str], dict[int, Cell]]
 MAIN = next(iter(SETTINGS))
-INNER = [*(name for name in robust(1) if name != "FedAvg"), "FedAvg"]
+ROBUST = [name for name in robust(1) if name != "FedAvg"]
+INNER = [*ROBUST, "FedAvg"]
 MUCH = 2.0  # points that a run may lose
 ALLOWED = 1.0  # points that our alignment may lose on the mean against the oracle's
 Runs = dict[int, float]
@@ -57,24 +58,84 @@ def means(cells: Cells, setting: str) -> list[str]:
     return table(["attack", *INNER], rows)
 
 
-def risks(cells: Cells, setting: str, alignment: str = US) -> list[str]:
+def risks(cells: Cells, setting: str) -> list[str]:
     """Share of runs that lose more than two points, with its interval, and the worst run's accuracy."""
+    rows = [
+        [attack, *aside(cells, setting, attack), *(risk(cells, setting, attack, inner) for inner in INNER)]
+        for attack in attacks_of(cells, setting)
+    ]
+    return table(["attack", "caught", "honest lost", *INNER], rows)
+
+
+def risk(cells: Cells, setting: str, attack: str, inner: str, alignment: str = US) -> str:
+    """Of one strategy."""
+    points = lost(cells, setting, attack, alignment, inner)
+    if not points:
+        return "-"
+    many = sum(point > MUCH for point in points)
+    low, high = wilson(many, len(points))
+    worst = min(accuracies(cells, setting, attack, alignment, inner).values())
+    return f"{100 * many / len(points):.0f} ({100 * low:.0f} to {100 * high:.0f}), {worst:.1f}"
+
+
+def aside(cells: Cells, setting: str, attack: str) -> list[str]:
+    """Attackers caught and honest replies lost, on the mean."""
+    runs = cells.get((setting, attack, US), {}).values()
+    return (
+        [f"{fmean(cell.caught for cell in runs):.1f}", f"{fmean(cell.lost for cell in runs):.1f}"]
+        if runs
+        else ["-"] * 2
+    )
+
+
+def notable(cells: Cells, setting: str) -> list[str]:
+    """Where a robust strategy loses more than two points on the mean, or more than one against the oracle."""
+
+    def matters(attack: str) -> bool:
+        return any(
+            (points := lost(cells, setting, attack, US, inner))
+            and (fmean(points) > MUCH or fmean(behind(cells, setting, attack, inner)) > ALLOWED)
+            for inner in ROBUST
+        )
 
     def cell(attack: str, inner: str) -> str:
-        points = lost(cells, setting, attack, alignment, inner)
-        if not points:
+        ours, oracles = (accuracies(cells, setting, attack, each, inner).values() for each in (US, BEFOREHAND))
+        return f"{fmean(ours):.1f} / {fmean(oracles):.1f}; {risk(cells, setting, attack, inner)}"
+
+    attacks = attacks_of(cells, setting)
+    told = [attack for attack in attacks if attack == NONE or matters(attack)]
+    rows = [[attack, *aside(cells, setting, attack), *(cell(attack, inner) for inner in INNER)] for attack in told]
+    rest = [attack for attack in attacks if attack not in told]
+    return [*table(["attack", "caught", "honest lost", *INNER], rows), "", f"The others: {'; '.join(rest) or 'none'}."]
+
+
+def extremes(cells: Cells) -> list[str]:
+    """For each strategy the attack that costs most on the mean, by us and beforehand, and the worst run."""
+
+    def costliest(setting: str, inner: str, alignment: str) -> str:
+        points = {attack: lost(cells, setting, attack, alignment, inner) for attack in attacks_of(cells, setting)}
+        means = {attack: fmean(values) for attack, values in points.items() if values and attack != NONE}
+        if not means:
             return "-"
-        many = sum(point > MUCH for point in points)
-        low, high = wilson(many, len(points))
-        worst = min(accuracies(cells, setting, attack, alignment, inner).values())
-        return f"{100 * many / len(points):.0f} ({100 * low:.0f} to {100 * high:.0f}), {worst:.1f}"
+        attack = max(means, key=lambda each: means[each])
+        low, high = mean_interval(points[attack])
+        return f"{means[attack]:.1f} ({low:.1f} to {high:.1f}): {attack}"
 
-    def row(attack: str) -> list[str]:
-        runs = cells.get((setting, attack, alignment), {}).values()
-        aside = [f"{fmean(cell.caught for cell in runs):.1f}", f"{fmean(cell.lost for cell in runs):.1f}"]
-        return [attack, *(aside if runs else ["-", "-"]), *(cell(attack, inner) for inner in INNER)]
+    def worst(setting: str, inner: str) -> str:
+        runs = {
+            (value, attack)
+            for attack in attacks_of(cells, setting)
+            for value in accuracies(cells, setting, attack, US, inner).values()
+        }
+        return "{:.1f}: {}".format(*min(runs)) if runs else "-"
 
-    return table(["attack", "caught", "honest lost", *INNER], [row(attack) for attack in attacks_of(cells, setting)])
+    settings = dict.fromkeys(name for name, _, alignment in cells if alignment == US)
+    rows = [
+        [setting, inner, costliest(setting, inner, US), worst(setting, inner), costliest(setting, inner, BEFOREHAND)]
+        for setting in settings
+        for inner in INNER
+    ]
+    return table(["setting", "strategy", "most points lost on the mean", "worst run", "aligned beforehand"], rows)
 
 
 def triggers(cells: Cells, setting: str) -> list[str]:
@@ -128,6 +189,22 @@ LEGEND = """\
 Aligned by us: attackers caught, honest replies lost; then for each strategy the share of runs in % that lose more than
 2 points against the same strategy on the honest ones alone, aligned beforehand (Wilson's 95 % interval), and the worst
 run's accuracy."""
+NOTABLE = """\
+Attacks under which, aligned by us, a robust strategy loses more than 2 points on the mean, or more than one against
+the alignment beforehand: mean accuracy aligned by us / beforehand; share of runs that lose more than 2 points, worst
+run."""
+EXTREMES = """\
+Of each strategy the attack that costs most on the mean (with Student's 95 % interval), and the run with the lowest
+accuracy of all, aligned by us; and what costs most if the honest ones were aligned beforehand."""
+EXPLANATION = """\
+Where our alignment loses, an attacker is the reference, in one of three ways. The medoid's inner layers under a misled
+head: the head keeps its agreement low enough to stand for election, every model is then turned towards it, which no
+other reply can match, so that Krum takes it, and the honest medoid is set aside for agreeing too well. The honest mean
+with a poisoned layer: all of it is caught, but the order stays, and with it goes the one honest reply whose order that
+mean has. A misled model: it is caught, too, and the others have been turned towards something that none of them is
+like. Insiders who stay below every limit gain little, and most under strategies that take one reply or five (Krum,
+MultiKrum). FedTrimmedAvg stands: it uses all that is left, and no one reply decides. A backdoor near the mean is
+caught; "no" in its row means that the oracle's aggregate is *better* with it, as such models are good at the task."""
 DEMAND = """\
 Demanded: on the mean over seeds, aligned by us is not more than one point worse than aligned beforehand. Of each attack
 the inner strategy that is farthest behind, and by how many points; where it is more than one, with Student's 95 %
@@ -138,11 +215,15 @@ def section(cells: Cells) -> list[str]:
     """The lines of the section of RESULTS.md, of what was measured."""
     lines = [INTRODUCTION]
     for setting in dict.fromkeys(name for name, *_ in cells):
-        seeds = max(len(runs) for (name, *_), runs in cells.items() if name == setting)
-        lines += ["", f"### {setting}", "", f"{seeds} seeds. Mean accuracy, aligned by us / beforehand / not:", ""]
-        lines += means(cells, setting)
+        runs = max(len(runs) for (name, *_), runs in cells.items() if name == setting)
+        screened = any(alignment == US for name, _, alignment in cells if name == setting)
+        lines += ["", f"### {setting}", ""]
+        if setting == MAIN or not screened:
+            lines += [f"{runs} seeds. Mean accuracy, aligned by us / beforehand / not:", "", *means(cells, setting)]
+            lines += ["", LEGEND, "", *risks(cells, setting)] if screened else []
+        else:
+            lines += [f"{runs} seeds. {NOTABLE}", "", *notable(cells, setting)]
         if len(rows := triggers(cells, setting)) > 2:
             lines += ["", *rows]
-        if any(alignment == US for name, _, alignment in cells if name == setting):
-            lines += ["", LEGEND, "", *risks(cells, setting)]
+    lines += ["", "### Worst cases", "", EXTREMES, "", *extremes(cells), "", EXPLANATION]
     return "\n".join([*lines, "", "### Is our alignment a way in?", "", DEMAND, "", *verdicts(cells)]).split("\n")

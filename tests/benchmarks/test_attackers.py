@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call
 
 from benchmarks.support.attacked import ALIGNMENTS, BEFOREHAND, NONE, NOT, US, Cell, Federation, Setting
-from benchmarks.support.attacker_tables import INNER, behind, means, risks, section, verdicts
+from benchmarks.support.attacker_tables import INNER, behind, means, notable, risks, section, verdicts
 from benchmarks.support.attacks import (
     ADAPTIVE,
     ATTACKS,
@@ -166,6 +166,17 @@ def test_what_is_handed_on_once_gives_what_the_strategy_behind_the_alignment_giv
         torch.testing.assert_close(found[key].to(tensor.dtype), tensor, rtol=1e-5, atol=1e-6)
 
 
+def test_a_cell_has_what_each_strategy_makes_behind_the_alignment(clients, setting):
+    """FedAvg among them, which gets the attackers' replies as well."""
+    federation = Federation(clients, setting, 0)
+    models = federation.sent("flip signs and scale by 100")
+    cell = federation.measure("flip signs and scale by 100", models, US)
+    for inner, make in robust(ATTACKERS).items():
+        direct = aggregate(clients, Aligned(make(), spec=clients.spec), federation.mixed(models)[0])
+        assert cell.accuracy[inner] == pytest.approx(clients.accuracy(direct), abs=0.01)
+    assert abs(cell.accuracy["FedAvg"] - cell.accuracy["FedMedian"]) > 0.02
+
+
 def test_cells_count_whom_the_alignment_sets_aside(clients, setting):
     federation = Federation(clients, setting, 5)
     sent = federation.sent("flip signs")
@@ -234,6 +245,16 @@ def test_tables_say_how_many_runs_lose_much():
     assert "### iid, 20 %" in section(cells)
     del cells["iid, 20 %", "an attack", NOT]
     assert any("91.0 / 95.0 / -" in line for line in means(cells, "iid, 20 %"))
+
+
+def test_what_costs_little_is_only_named():
+    *_, row, _, rest = notable(made_up(0.04), "iid, 20 %")
+    assert row.startswith("| an attack |")
+    assert "| 91.0 / 95.0; 100 (57 to 100), 91.0 |" in row
+    assert rest == "The others: none."
+    *_, row, _, rest = notable(made_up(0.005), "iid, 20 %")
+    assert row.startswith("| none |")
+    assert rest == "The others: an attack."
 
 
 def test_a_round_that_is_given_up_counts_as_none():
