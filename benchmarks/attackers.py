@@ -5,7 +5,7 @@ aligned by us (``Aligned``, as ``FedRebasin`` does it by default), aligned befor
 alone choose the order) and not aligned. Settings were fixed on seeds 0 to 9; seeds 10 to 29 are reported.
 
     python benchmarks/attackers.py [--settings NAME ...] [--attacks NAME ...] [--alignments NAME ...] [--seeds 20]
-        [--first 10] [--rows DIR] [--write]
+        [--first 10] [--rows DIR] [--only-kept] [--write]
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ def path_of(folder: Path, *parts: object) -> Path:
 
 
 def measured(
-    name: str, seeds: Iterable[int], attacks: Sequence[str], alignments: Sequence[str], folder: Path | None
+    name: str,
+    seeds: Iterable[int],
+    attacks: Sequence[str],
+    alignments: Sequence[str],
+    folder: Path | None,
+    only_kept: bool = False,
 ) -> Iterator[tuple[str, str, int, Cell]]:
     """Every cell of a setting, from the folder if it is there; otherwise it is measured and put there."""
     for seed in seeds:
@@ -50,6 +55,8 @@ def measured(
                     path = None if folder is None else path_of(folder, name, seed, attack, alignment)
                     if path is not None and path.exists():
                         cell = Cell(**json.loads(path.read_text(encoding="utf-8")))
+                    elif only_kept:
+                        continue
                     else:
                         federation = federation or Federation.trained(SETTINGS[name], seed)
                         sent = sent or federation.sent(attack)
@@ -69,6 +76,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="how many at most")
     parser.add_argument("--first", type=int, default=FIRST, help="of the seeds")
     parser.add_argument("--rows", type=Path, help="a folder that keeps the cells, to go on from after a break")
+    parser.add_argument("--only-kept", action="store_true", help="measure nothing: tables of the cells in the folder")
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/RESULTS.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -81,7 +89,9 @@ def main() -> None:
     for name in options.settings:
         count = min(SETTINGS[name].seeds, options.seeds or SETTINGS[name].seeds)
         seeds = range(options.first, options.first + count)
-        for attack, alignment, seed, cell in measured(name, seeds, attacks, options.alignments, options.rows):
+        for attack, alignment, seed, cell in measured(
+            name, seeds, attacks, options.alignments, options.rows, options.only_kept
+        ):
             cells.setdefault((name, attack, alignment), {})[seed] = cell
     lines = section(cells)
     print("\n".join(lines))

@@ -54,8 +54,11 @@ def means(cells: Cells, setting: str) -> list[str]:
         found = [accuracies(cells, setting, attack, alignment, inner) for alignment in ALIGNMENTS]
         return " / ".join(f"{fmean(runs.values()):.1f}" if runs else "-" for runs in found)
 
-    rows = ([attack, *(cell(attack, inner) for inner in INNER)] for attack in attacks_of(cells, setting))
-    return table(["attack", *INNER], rows)
+    rows = (
+        [attack, *aside(cells, setting, attack), *(cell(attack, inner) for inner in INNER)]
+        for attack in attacks_of(cells, setting)
+    )
+    return table(["attack", "caught", "honest lost", *INNER], rows)
 
 
 def risks(cells: Cells, setting: str) -> list[str]:
@@ -181,8 +184,8 @@ def verdicts(cells: Cells) -> list[str]:
 INTRODUCTION = """\
 `python benchmarks/attackers.py --rows DIR --write` writes this section. Digits; every client has its own initialisation
 and trains on 500 examples, MLPs of two layers of 64; 449 test examples, so that one is .22 points; accuracy in %. Seeds
-10 to 29 at 20 % attackers (3 of 15), 10 to 14 at 10 % (1 of 10) and 30 % (3 of 10); the settings of attacks and
-strategies were fixed on seeds 0 to 9. Attackers know every honest model. Adaptive ones also run our rules, on the very
+10 to 29 at 20 % attackers (3 of 15), 10 to 14 at 10 % (1 of 10) and 30 % (3 of 10), fewer where it says so; attacks and
+settings were fixed on seeds 0 to 9. Attackers know every honest model. Adaptive ones also run our rules, on the very
 replies of the others, and find by bisection how strong they may be before one of them is set aside. Strategies are told
 the true number of attackers, Bulyan as many as it takes (a quarter of the replies). FedAvg is not screened."""
 LEGEND = """\
@@ -193,6 +196,10 @@ NOTABLE = """\
 Attacks under which, aligned by us, a robust strategy loses more than 2 points on the mean, or more than one against
 the alignment beforehand: mean accuracy aligned by us / beforehand; share of runs that lose more than 2 points, worst
 run."""
+UNEVEN = """\
+Mean accuracy, aligned by us / beforehand / not. Clients hold one to three classes and have started apart: one round of
+averaging makes little of the honest ones alone (first row; 10 % is chance), so that these numbers tell no attack from
+chance, and whom it catches is all that can be said of the screening."""
 EXTREMES = """\
 Of each strategy the attack that costs most on the mean (with Student's 95 % interval), and the run with the lowest
 accuracy of all, aligned by us; and what costs most if the honest ones were aligned beforehand."""
@@ -218,7 +225,9 @@ def section(cells: Cells) -> list[str]:
         runs = max(len(runs) for (name, *_), runs in cells.items() if name == setting)
         screened = any(alignment == US for name, _, alignment in cells if name == setting)
         lines += ["", f"### {setting}", ""]
-        if setting == MAIN or not screened:
+        if SETTINGS[setting].alpha is not None:
+            lines += [f"{runs} seeds. {UNEVEN}", "", *means(cells, setting)]
+        elif setting == MAIN or not screened:
             lines += [f"{runs} seeds. Mean accuracy, aligned by us / beforehand / not:", "", *means(cells, setting)]
             lines += ["", LEGEND, "", *risks(cells, setting)] if screened else []
         else:
