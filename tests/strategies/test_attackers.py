@@ -11,7 +11,8 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedMedian
 
-from benchmarks.support.attacks import ATTACKS, Clients, Remembered, aggregate, aligned_beforehand, robust
+from benchmarks.support.attacks import ATTACKS
+from benchmarks.support.federation import Clients, Remembered, aggregate, aligned_beforehand, robust
 from fedrebasin import AlignTo, MergeMany, Permutation, PermutationSpec, WeightMatching, medoid
 from fedrebasin.merging import align_to
 from fedrebasin.models import MLP
@@ -56,7 +57,8 @@ def clients(request):
         return Permutation.random(spec, generator).apply(noisy)
 
     models = [trained() for _ in range(HONEST + ATTACKERS)]
-    return Planted(models[:HONEST], models[HONEST:], misled, model, spec, planted)
+    examples = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % 10
+    return Planted(models[:HONEST], models[HONEST:], misled, model, spec, examples, planted)
 
 
 @pytest.fixture(scope="module")

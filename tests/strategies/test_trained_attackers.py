@@ -8,7 +8,8 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks.support.attacks import ATTACKS, Remembered, aggregate, aligned_beforehand, robust, train_clients
+from benchmarks.support.attacks import ATTACKS
+from benchmarks.support.federation import Remembered, aggregate, aligned_beforehand, robust, train_clients
 from fedrebasin import AlignTo, WeightMatching, medoid
 from fedrebasin.merging import align_to
 from fedrebasin.strategies import Aligned
