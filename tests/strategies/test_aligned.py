@@ -239,7 +239,7 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
         "workers": 3,
         "max_weight_ratio": None,
     }
-    options |= {"checkpoint": tmp_path, "resume": True, "query_type": "train", "calibrators": (Doubling(),)}
+    options |= {"checkpoint": tmp_path, "resume": True, "query_type": "train", "calibrators": (Doubling(),), "log": print}
     assert set(options) == set(Options.__annotations__)
     named = [
         FedRebasin(spec=spec, **options),
@@ -253,6 +253,7 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
         assert strategy.resume
         assert strategy.workers == 3
         assert strategy.query_type == "train"
+        assert strategy.log is print
         assert strategy.alignment.frames is not None
         assert any(isinstance(calibrator, Doubling) for calibrator in strategy.calibrators)
 
