@@ -239,7 +239,8 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
         "workers": 3,
         "max_weight_ratio": None,
     }
-    options |= {"checkpoint": tmp_path, "resume": True, "query_type": "train", "calibrators": (Doubling(),), "log": print}
+    options |= {"checkpoint": tmp_path, "resume": True, "query_type": "train", "calibrators": (Doubling(),)}
+    options |= {"log": print}
     assert set(options) == set(Options.__annotations__)
     named = [
         FedRebasin(spec=spec, **options),
