@@ -1,1 +1,2 @@
 from strategies import *
+from strategies import flower as flower

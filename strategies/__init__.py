@@ -22,6 +22,7 @@ from .round import (
     TemperatureCalibration,
 )
 from .run import CheckpointError, Frames
+from .tracking import MLflowLogger, TensorBoardLogger, WandbLogger
 
 __all__ = [
     "ActivationAlignment",
@@ -41,6 +42,7 @@ __all__ = [
     "FedWideAvg",
     "Frames",
     "HeadRegression",
+    "MLflowLogger",
     "Options",
     "Probe",
     "RecordError",
@@ -55,6 +57,8 @@ __all__ = [
     "StreamingGrid",
     "TemperatureCalibration",
     "Template",
+    "TensorBoardLogger",
+    "WandbLogger",
     "pick_device",
     "register",
     "to_state",

@@ -8,11 +8,10 @@ from contextlib import nullcontext
 from functools import partial
 from logging import INFO, WARNING
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
@@ -21,11 +20,13 @@ from fedrebasin.devices import move, pick_device
 from fedrebasin.spec import coverage_gaps
 
 from .aggregate import Aggregation, ReplyAlignment
-from .combinations import check_parts, inside_another
+from .combinations import check_parts, former_api, inside_another
+from .flower import log
 from .replies import Proportions, Screener, StreamingGrid, demand_ratio, to_state
 from .round import Calibrator, Probe, Round, calibrate, measure, with_metrics
 from .run import Checkpoints, Frames, Memory, Run
 from .sums import QUERY
+from .tracking import Log, RoundMetrics
 from .traits import traits_of, weighted_by
 
 
@@ -61,6 +62,9 @@ class Aligned(Strategy):
         resume: go on with the run whose checkpoints are in that folder, from the newest that is whole.
         query_type: the message type of the requests for sums. ``"train"`` reaches clients whose app has only
             :class:`StatisticsMod` and no query handler: Flower runs mods only around functions that the app has.
+        log: called when a round is over with its number and its metrics as floats, ``train/NAME``, ``evaluate/NAME``
+            and ``server/NAME``: any function, :class:`TensorBoardLogger`, :class:`WandbLogger`, :class:`MLflowLogger`.
+            What it raises is reported and changes nothing.
 
     Raises:
         RebasinError: if the parts do not fit together.
@@ -85,6 +89,7 @@ class Aligned(Strategy):
         resume: bool = False,
         keep_memory: bool = False,
         query_type: str = QUERY,
+        log: Log | None = None,
     ) -> None:
         self.strategy = FedAvg() if strategy is None else strategy
         self.aligner: Aligner = AlignTo() if aligner is None else aligner
@@ -97,6 +102,7 @@ class Aligned(Strategy):
         self.resume = resume
         self.keep_memory = keep_memory
         self.query_type = query_type
+        self.log = log
         self._spec = spec
         self._frames = frame if isinstance(frame, Frames) else Frames() if frame == "client" else None
         self._checkpoints = None if checkpoint is None else Checkpoints(Path(checkpoint), self.strategy)
@@ -107,6 +113,7 @@ class Aligned(Strategy):
         )
         demand_ratio(max_weight_ratio)
         self._run = Run(spec, self._frames)
+        self._round_metrics = RoundMetrics(log)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS and name in vars(self):
@@ -155,7 +162,8 @@ class Aligned(Strategy):
         run.see(initial_arrays)
         if not self.alignment.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
             log(WARNING, "%s: %s", type(self).__name__, missing)
-        evaluate = None if evaluate_fn is None else lambda number, model: evaluate_fn(run.number(number), model)
+        metrics = self._round_metrics
+        evaluate = None if evaluate_fn is None else metrics.of_server(evaluate_fn, run.number)
         with (
             nullcontext(initial_arrays)
             if self._checkpoints is None
@@ -176,7 +184,16 @@ class Aligned(Strategy):
                 )
                 return result if self._checkpoints is None else run.completed(result, arrays)
             finally:
+                metrics.flush()
                 run.started = False
+
+    def initialize_parameters(self, client_manager: object) -> NoReturn:
+        """What a server of Flower's former API calls first: it cannot run this strategy.
+
+        Raises:
+            RebasinError: with how to move on.
+        """
+        raise RebasinError(former_api(f"{type(self).__name__} was given to a Server or ServerApp of flwr.server"))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -189,6 +206,7 @@ class Aligned(Strategy):
         run = self._run
         if run.inside and (self.streaming or not self.is_transparent):
             raise RebasinError(inside_another(type(self).__name__, self.strategy))
+        self._round_metrics.flush()
         run.see(arrays)
         messages = list(self.strategy.configure_train(run.number(server_round), arrays, config, grid))
         return run.ask(messages, arrays, grid)
@@ -233,6 +251,7 @@ class Aligned(Strategy):
         metrics = with_metrics(taken.metrics, measured)
         if metrics is not None:
             run.metrics[server_round] = dict(metrics)
+        self._round_metrics.add(server_round, "train", metrics)
         if self._checkpoints is not None:
             self._checkpoints.write(run, server_round, run.arrays if arrays is None else arrays)
         return arrays, metrics
@@ -247,7 +266,10 @@ class Aligned(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """As the inner strategy does."""
-        return self.strategy.aggregate_evaluate(self._run.number(server_round), replies)
+        server_round = self._run.number(server_round)
+        metrics = self.strategy.aggregate_evaluate(server_round, replies)
+        self._round_metrics.add(server_round, "evaluate", metrics)
+        return metrics
 
     def summary(self) -> None:
         """Log the settings of the alignment, then those of the inner strategy."""
@@ -275,4 +297,5 @@ SETTINGS = (
     "resume",
     "keep_memory",
     "query_type",
+    "log",
 )

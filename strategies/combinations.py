@@ -11,8 +11,9 @@ from flwr.serverapp.strategy import Strategy
 from fedrebasin import Aligner, PermutationSpec, RebasinError, SpecError
 from fedrebasin.merging import two_step
 
+from .flower import is_legacy
 from .round import Calibrator, Probe
-from .traits import Traits, traits_of
+from .traits import Traits, traits_of, unwrap
 
 
 def check_parts(
@@ -28,9 +29,11 @@ def check_parts(
 
     Raises:
         SpecError: if an aligner that permutes has no spec.
-        RebasinError: for an order in which a strategy would not do what it promises, or a part that needs what the
-            others do not leave it.
+        RebasinError: for a strategy of Flower's former API, an order in which a strategy would not do what it promises,
+            or a part that needs what the others do not leave it.
     """
+    if former := next((layer for layer in unwrap(strategy) if is_legacy(layer)), None):
+        raise RebasinError(former_api(f"{who} was given {_name(former)} of flwr.server"))
     traits, inner, steps = traits_of(strategy), _name(strategy), two_step(aligner)
     idle = steps.idle
     if spec is None and not idle:
@@ -68,6 +71,14 @@ def check_parts(
                 )
     if traits.private:
         _check_privacy(traits, inner, aligner, calibrators, probes)
+
+
+def former_api(what: str) -> str:
+    """How to move on from Flower's former server API, which knows other strategies."""
+    return (
+        f"{what}, Flower's former API: take the strategy from flwr.serverapp.strategy, and call its "
+        "start(grid, arrays, num_rounds=...) in the function under @app.main() of a flwr.serverapp.ServerApp"
+    )
 
 
 def inside_another(who: str, strategy: Strategy) -> str:

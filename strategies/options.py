@@ -10,6 +10,7 @@ import torch
 
 from .round import Calibrator, Probe
 from .run import Frames
+from .tracking import Log
 
 
 class Options(TypedDict, total=False):
@@ -26,6 +27,7 @@ class Options(TypedDict, total=False):
     resume: bool
     keep_memory: bool
     query_type: str
+    log: Log | None
 
 
 def calibrating(options: Options, before: Sequence[Calibrator] = (), after: Sequence[Calibrator] = ()) -> Options:

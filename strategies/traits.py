@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from logging import INFO
 from typing import Any
 
-from flwr.common import log
 from flwr.serverapp.strategy import (
     Bulyan,
     DifferentialPrivacyClientSideAdaptiveClipping,
@@ -31,7 +30,8 @@ from flwr.serverapp.strategy import (
     QFedAvg,
     Strategy,
 )
-from flwr.serverapp.strategy.fedopt import FedOpt
+
+from .flower import FedOpt, log
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fedrebasin.cli.doctor import TESTED
 from tests.package.anywhere import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("fedrebasin", "strategies", "simulations", "pyproject.toml", "README.md", "LICENSE")
+PARTS = ("fedrebasin", "strategies", "simulations", "examples", "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,9 @@ def test_every_module_is_in_the_wheel_and_nothing_else(wheel):
         for path in (*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.html")):
             inside = path.relative_to(ROOT).as_posix()
             expected.add(inside if folder == "fedrebasin" else f"fedrebasin/{inside}")
+    quickstart = ROOT / "examples" / "quickstart"
+    files = [quickstart / "README.md", quickstart / "pyproject.toml", *quickstart.glob("quickstart/*.py")]
+    expected |= {f"fedrebasin/quickstart/{path.relative_to(quickstart).as_posix()}" for path in files}
     assert names == expected
 
 
@@ -48,7 +51,8 @@ def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
     code = (
         "import fedrebasin, fedrebasin.strategies, fedrebasin.simulations, sys;"
         f"assert fedrebasin.strategies.__file__.startswith({str(tmp_path)!r});"
-        "assert 'strategies' not in sys.modules; print(fedrebasin.__version__)"
+        "assert 'strategies' not in sys.modules; from fedrebasin.cli import main; assert main(['new', 'app']) == 0;"
+        "print(fedrebasin.__version__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {code}"],
@@ -58,7 +62,8 @@ def test_the_wheel_works_away_from_the_repository(wheel, tmp_path):
         cwd=tmp_path,
     )
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert done.stdout.strip() == version
+    assert done.stdout.splitlines()[-1] == version
+    assert (tmp_path / "app" / "quickstart" / "server_app.py").is_file()
 
 
 def test_one_version_everywhere():

@@ -12,6 +12,7 @@ from fedrebasin.cli.barrier import barrier
 from fedrebasin.cli.compare import compare
 from fedrebasin.cli.doctor import doctor
 from fedrebasin.cli.merge import merge
+from fedrebasin.cli.new import new
 from fedrebasin.cli.reproduce import reproduce
 from fedrebasin.cli.show import FailedError, StoppedError
 from fedrebasin.cli.simulate import simulate
@@ -26,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (compare, merge, barrier, spec, reproduce, simulate, doctor):
+for command in (compare, merge, barrier, spec, reproduce, simulate, new, doctor):
     app.command()(command)
 
 

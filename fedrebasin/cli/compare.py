@@ -33,6 +33,13 @@ def compare(
     engine: Annotated[
         str, typer.Option(help="inline (this process) or flower (Flower's simulation engine).")
     ] = "inline",
+    client_cpus: Annotated[
+        float | None, typer.Option(help="Cores of a client in engine flower; 1 if left out.", show_default=False)
+    ] = None,
+    client_gpus: Annotated[
+        float | None,
+        typer.Option(help="GPUs of a client in engine flower; if left out, all share one.", show_default=False),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Comparisons at the same time; 0: one a core, or one on a GPU.")] = 0,
     out: Annotated[
         Path | None,
@@ -59,7 +66,9 @@ def compare(
         return
     configs = expand({name: _values(name, value) for name, value in config.items()})
     names = [name.strip() for name in strategies.split(",") if name.strip()]
-    study = _run(configs, names, engine, jobs, out)
+    resources = {"num_cpus": client_cpus, "num_gpus": client_gpus}
+    given = {name: amount for name, amount in resources.items() if amount is not None}
+    study = _run(configs, names, engine, given, jobs, out)
     _show(study, out, json)
 
 
@@ -74,7 +83,12 @@ def _values(name: str, value: Any) -> list[Any]:
 
 
 def _run(
-    configs: tuple[SimulationConfig, ...], strategies: list[str], engine: str, jobs: int, out: Path | None
+    configs: tuple[SimulationConfig, ...],
+    strategies: list[str],
+    engine: str,
+    client_resources: dict[str, float],
+    jobs: int,
+    out: Path | None,
 ) -> Study:
     from fedrebasin.simulations import Study, read_results, run_study, write_results
 
@@ -95,7 +109,16 @@ def _run(
         return f"finished comparisons are in {out / 'results.json'}; the same command goes on from there"
 
     with leaving(finished), Bars() as bars:
-        study = run_study(configs, strategies, engine=engine, jobs=jobs, known=known, finished=save, progress=bars)
+        study = run_study(
+            configs,
+            strategies,
+            engine=engine,
+            client_resources=client_resources,
+            jobs=jobs,
+            known=known,
+            finished=save,
+            progress=bars,
+        )
     return replace(study, command=command)
 
 

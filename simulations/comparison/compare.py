@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord
 
 from ..app import Progress, demand_choices, make_client_app, run_strategy, silent
 from ..config import SimulationConfig
-from ..engines import ReplayGrid, on_engine
+from ..engines import ReplayGrid, demand_resources, on_engine
 from ..report import Comparison, Origin, Row
 from ..training import Federation, reproducible
 from .references import paths_between, reference_rows
@@ -24,6 +24,7 @@ def compare(
     strategies: Sequence[str] = DEFAULT_STRATEGIES,
     *,
     engine: str = "inline",
+    client_resources: Mapping[str, float] | None = None,
     partitioner: Any = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -33,6 +34,7 @@ def compare(
         config: the federation.
         strategies: names, each once; see :func:`make_strategy`.
         engine: ``inline`` or ``flower``; both give the same numbers.
+        client_resources: ``num_cpus`` and ``num_gpus`` of a client in Flower's engine, see :func:`on_engine`.
         partitioner: one of flwr-datasets, instead of the config's partition.
         progress: called with who is at work (a client, a strategy), how much is done (epochs, rounds), and of how much.
 
@@ -40,6 +42,7 @@ def compare(
         RebasinError: if an option is not allowed, the data is missing, or a client fails.
     """
     demand_choices(strategies, engine)
+    demand_resources(engine, client_resources)
     started = time.perf_counter()
     report = progress or silent
     federation = Federation(config, partitioner)
@@ -60,6 +63,7 @@ def compare(
             config.clients,
             lambda grid: _run_strategies(ReplayGrid(grid), federation, strategies, report),
             gpu=federation.device.type == "cuda",
+            client_resources=client_resources,
         )
         if not inline:
             report("clients in Flower's engine", config.clients, config.clients)

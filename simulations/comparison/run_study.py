@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from fedrebasin.devices import pick_device
 
 from ..app import Progress, demand_choices
 from ..config import SimulationConfig
+from ..engines import demand_resources
 from ..report import Comparison, Study, usable_cores
 from .compare import DEFAULT_STRATEGIES, compare
 
@@ -28,6 +29,7 @@ class _Task:
     config: SimulationConfig
     strategies: tuple[str, ...]
     engine: str
+    client_resources: Mapping[str, float] | None
     label: str
 
 
@@ -36,6 +38,7 @@ def run_study(
     strategies: Sequence[str] = DEFAULT_STRATEGIES,
     *,
     engine: str = "inline",
+    client_resources: Mapping[str, float] | None = None,
     jobs: int = 0,
     known: Study | None = None,
     finished: Callable[[Study], None] | None = None,
@@ -50,6 +53,7 @@ def run_study(
         configs: each once.
         strategies: names, each once; see :func:`make_strategy`.
         engine: ``inline`` or ``flower``; the latter uses all cores by itself, so that comparisons follow each other.
+        client_resources: ``num_cpus`` and ``num_gpus`` of a client in Flower's engine, see :func:`on_engine`.
         jobs: comparisons that run at the same time, each in a process with one thread; 0 for one a core, and for one
             only where clients train on a GPU. A script that uses several keeps its call behind
             ``if __name__ == "__main__":``, since the processes import it.
@@ -64,10 +68,11 @@ def run_study(
         RebasinError: if an option is not allowed or a comparison fails.
     """
     demand_choices(strategies, engine)
+    demand_resources(engine, client_resources)
     if jobs < 0:
         raise RebasinError(f"jobs {jobs}: it must be positive, or 0 for one a core")
     study = known or Study(())
-    tasks = _tasks(study, configs, strategies, engine)
+    tasks = _tasks(study, configs, strategies, engine, client_resources)
     workers = min(len(tasks), 1 if engine != "inline" else jobs or _workers(configs))
     run = _one_by_one(tasks, progress) if workers <= 1 else _side_by_side(tasks, workers, progress)
     for comparison in run:
@@ -77,14 +82,20 @@ def run_study(
     return study.only(configs, strategies)
 
 
-def _tasks(study: Study, configs: Sequence[SimulationConfig], strategies: Sequence[str], engine: str) -> list[_Task]:
+def _tasks(
+    study: Study,
+    configs: Sequence[SimulationConfig],
+    strategies: Sequence[str],
+    engine: str,
+    client_resources: Mapping[str, float] | None,
+) -> list[_Task]:
     tasks = []
     for number, config in enumerate(configs, 1):
         found = study.find(config)
         missing = tuple(name for name in strategies if found is None or name not in found.strategies)
         if missing:
             label = f"{number}/{len(configs)} " if len(configs) > 1 else ""
-            tasks.append(_Task(config, missing, engine, label))
+            tasks.append(_Task(config, missing, engine, client_resources, label))
     return tasks
 
 
@@ -100,7 +111,9 @@ def _run(task: _Task, progress: Progress | None) -> Comparison:
         def report(who: str, done: int, total: int) -> None:
             progress(task.label + who, done, total)
 
-    return compare(task.config, task.strategies, engine=task.engine, progress=report)
+    return compare(
+        task.config, task.strategies, engine=task.engine, client_resources=task.client_resources, progress=report
+    )
 
 
 def _one_by_one(tasks: Sequence[_Task], progress: Progress | None) -> Iterator[Comparison]:

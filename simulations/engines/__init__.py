@@ -1,6 +1,6 @@
 # mypy: implicit-reexport
 """Where a federation runs: inside this process, or in Flower's own engine."""
 
-from .engine import ENGINES, on_engine, wait_for_clients
+from .engine import ENGINES, demand_resources, on_engine, wait_for_clients
 from .inline import InlineGrid, enter_task, run_inline
 from .replay import ReplayGrid

@@ -1,8 +1,9 @@
 """Where a federation runs: inside this process, or in Flower's own simulation engine."""
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,12 +17,36 @@ from fedrebasin.errors import choose
 from .inline import run_inline
 
 ENGINES = ("inline", "flower")
+RESOURCES = ("num_cpus", "num_gpus")
 CLIENTS_TIMEOUT = 120.0
 
 T = TypeVar("T")
 
 
-def on_engine(engine: str, client_app: ClientApp, clients: int, work: Callable[[Grid], T], gpu: bool = False) -> T:
+def demand_resources(engine: str, resources: Mapping[str, float] | None) -> None:
+    """Refuse resources of a client that the engine does not know.
+
+    Raises:
+        RebasinError: with what it knows.
+    """
+    if not resources:
+        return
+    if engine != "flower":
+        raise RebasinError(f"client resources are for engine flower: {engine} trains one client after the other")
+    for name, amount in resources.items():
+        choose("client resource", name, RESOURCES)
+        if not (math.isfinite(amount) and amount >= 0) or (name == "num_cpus" and amount == 0):
+            raise RebasinError(f"client resource {name} {amount}: it must be a positive number; GPUs may be 0")
+
+
+def on_engine(
+    engine: str,
+    client_app: ClientApp,
+    clients: int,
+    work: Callable[[Grid], T],
+    gpu: bool = False,
+    client_resources: Mapping[str, float] | None = None,
+) -> T:
     """What ``work`` returns, done as a ServerApp with a grid of ``clients`` nodes.
 
     Args:
@@ -30,11 +55,15 @@ def on_engine(engine: str, client_app: ClientApp, clients: int, work: Callable[[
         clients: number of nodes.
         work: called once with the grid.
         gpu: whether clients of Flower's engine share the GPU.
+        client_resources: ``num_cpus`` and ``num_gpus`` of a client in Flower's engine (default: one core, and an equal
+            part of one GPU where ``gpu``); as many clients run at the same time as these leave room for.
 
     Raises:
+        RebasinError: if the engine does not know a resource.
         Exception: whatever ``work`` raises.
     """
     choose("engine", engine, ENGINES)
+    demand_resources(engine, client_resources)
     server_app, results = ServerApp(), []
 
     @server_app.main()
@@ -49,6 +78,7 @@ def on_engine(engine: str, client_app: ClientApp, clients: int, work: Callable[[
             from flwr.simulation import run_simulation
 
             resources: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 / clients if gpu else 0.0}
+            resources |= client_resources or {}
             run_simulation(server_app, client_app, clients, backend_config={"client_resources": resources})
     return results[0]
 

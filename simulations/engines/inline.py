@@ -1,6 +1,5 @@
 """A Flower federation inside this process: no engine, no other processes, the same answers in the same order."""
 
-import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,17 +7,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedrebasin.strategies import flower
+
 RUN_ID = 1
-CLIENT_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 def enter_task() -> None:
-    """Let this process make messages outside a run: flwr >= 1.38 asks for the identity of the task it works for."""
-    try:
-        identity = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
-    except ModuleNotFoundError:
-        return
-    identity.run_id, identity.node_id, identity.task_id = RUN_ID, 1, 1
+    """Let this process make messages outside a run."""
+    flower.enter_task(RUN_ID)
 
 
 class InlineGrid(Grid):
@@ -78,7 +74,7 @@ class InlineGrid(Grid):
         for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
             self._pushed += 1
             message_id = str(self._pushed)
-            message.metadata.__dict__["_message_id"] = message_id
+            flower.name_message(message, message_id)
             reply = self._answer(message)
             if reply is not None:
                 self._replies[message_id] = reply
@@ -96,12 +92,11 @@ class InlineGrid(Grid):
     def _answer(self, message: Message) -> Message | None:
         context = self._contexts[message.metadata.dst_node_id]
         # the copy keeps a client that changes what it was sent from changing what the server holds
-        received = Message(copy_records(message.content), reply_to=message)
-        received.__dict__["_metadata"] = message.metadata
+        received = flower.deliver(Message(copy_records(message.content), reply_to=message), message.metadata)
         try:
             return self._client_app(received, context)
         except Exception as error:
-            return Message(Error(CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+            return Message(Error(flower.CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
 
 
 def copy_records(content: RecordDict) -> RecordDict:

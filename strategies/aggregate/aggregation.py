@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from logging import ERROR, INFO
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.common import log
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from fedrebasin.devices import move
 from fedrebasin.merging import two_step
 from fedrebasin.state import Mean, State
 
+from ..flower import log
 from ..replies import (
     RecordError,
     Reply,

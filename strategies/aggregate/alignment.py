@@ -11,7 +11,6 @@ from logging import INFO, WARNING
 from typing import TypeVar
 
 import torch
-from flwr.common import log
 from torch import Tensor
 
 from fedrebasin import Aligner, Alignment, AlignTo, History, Merge, MergeError, PermutationSpec, WeightMatching
@@ -21,6 +20,7 @@ from fedrebasin.merging import Placer, TwoStepAligner, cosine, two_step
 from fedrebasin.state import State, distance, length
 from fedrebasin.threads import ahead
 
+from ..flower import log
 from ..replies import Reply, alike, dissent, moving_integers, of_usual_length
 from ..run import Frames
 from .tally import Tally

@@ -18,13 +18,14 @@ from logging import WARNING
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flwr.common import log
 from safetensors.torch import load, save
 from torch import Tensor
 
 from fedrebasin import RebasinError
 from fedrebasin.errors import one_line
 from fedrebasin.writing import written_atomically
+
+from ..flower import log
 
 VERSION = 2
 KEPT = 2

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
-from flwr.common import log
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from fedrebasin import Permutation, PermutationSpec
 from fedrebasin.errors import one_line
 from fedrebasin.spec import json as spec_json
 
+from ..flower import log
 from ..replies import to_state
 from ..traits import unwrap
 from . import checkpoint as files

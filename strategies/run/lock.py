@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from logging import WARNING
 from pathlib import Path
 
-from flwr.common import log
+from ..flower import log
 
 try:
     import fcntl

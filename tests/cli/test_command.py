@@ -9,7 +9,7 @@ import pytest
 from fedrebasin import PermutationSpec
 from fedrebasin.cli import main
 
-COMMANDS = ("compare", "merge", "barrier", "spec", "reproduce", "simulate", "doctor")
+COMMANDS = ("compare", "merge", "barrier", "spec", "reproduce", "simulate", "new", "doctor")
 QUICK = ["compare", "--width", "16", "--clients", "2", "--local-epochs", "1", "--strategies", "fedavg,rebasin"]
 
 
@@ -127,6 +127,8 @@ def test_the_version(capsys):
         (["compare", "--partition", "even"], "choose from iid, dirichlet, shards, label-skew"),
         (["compare", "--init", "same"], "choose from independent, shared"),
         (["compare", "--engine", "ray"], "choose from inline, flower"),
+        (["compare", "--client-cpus", "2"], "client resources are for engine flower"),
+        (["compare", "--engine", "flower", "--client-gpus", "-1"], "num_gpus -1.0: it must be a positive number"),
         (["compare", "--optimizer", "lbfgs"], "choose from adam, adamw, sgd"),
         (["compare", "--device", "gpu"], "choose from auto, cpu, cuda"),
         (["compare", "--clients", "0"], "must be positive"),

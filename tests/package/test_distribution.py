@@ -112,8 +112,10 @@ def test_the_snippets_of_the_readme_run(empty):
     command("python", "snippets.py")
 
 
-def test_the_quickstart_runs_by_flwr_run(clean, flower, tmp_path):
-    shutil.copytree(ROOT / "examples" / "quickstart", tmp_path / "quickstart")
+def test_the_quickstart_runs_by_flwr_run(clean, dist, flower, tmp_path):
+    run(clean / "fedrebasin", "new", tmp_path / "quickstart", cwd=tmp_path)
+    (wheel,) = dist.glob("*.whl")
+    assert str(wheel) in (tmp_path / "quickstart" / "pyproject.toml").read_text()
     run_flwr = flower.of(clean)
     overrides = f"local-epochs=2 num-clients=2 save-path='{tmp_path / 'final.pt'}'"
     done = run_flwr(

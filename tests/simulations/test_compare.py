@@ -15,6 +15,8 @@ from fedrebasin.simulations import (
     compare,
     make_client_app,
     make_strategy,
+    run_inline,
+    run_study,
 )
 
 SMALL = SimulationConfig(width=24, clients=3, local_epochs=4, batch_size=32)
@@ -150,3 +152,32 @@ def test_what_a_strategy_leaves_behind_for_the_report(comparison):
 @pytest.mark.engine
 def test_flowers_engine_gives_the_same_numbers(comparison):
     assert numbers(compare(SMALL, engine="flower")) == numbers(comparison)
+
+
+@pytest.mark.parametrize("given", [None, {"num_cpus": 2.0}, {"num_cpus": 0.5, "num_gpus": 0.25}])
+def test_flowers_engine_is_told_what_a_client_gets(given, monkeypatch):
+    asked = []
+
+    def run_simulation(server_app, client_app, clients, backend_config):
+        asked.append(backend_config)
+        run_inline(server_app, client_app, clients)
+
+    monkeypatch.setattr("flwr.simulation.run_simulation", run_simulation)
+    run_study([SMALL], ["fedavg"], engine="flower", client_resources=given)
+    assert asked == [{"client_resources": {"num_cpus": 1, "num_gpus": 0.0} | (given or {})}]
+
+
+@pytest.mark.parametrize(
+    ("engine", "given", "message"),
+    [
+        ("inline", {"num_cpus": 2}, "for engine flower"),
+        ("flower", {"cpus": 2}, "unknown client resource 'cpus': choose from num_cpus, num_gpus"),
+        ("flower", {"num_cpus": 0}, "num_cpus 0: it must be a positive number"),
+        ("flower", {"num_gpus": -1}, "num_gpus -1: it must be a positive number"),
+        ("flower", {"num_gpus": float("nan")}, "num_gpus nan: it must be a positive number"),
+    ],
+)
+@pytest.mark.parametrize("run", [compare, lambda config, **options: run_study([config], **options)])
+def test_resources_that_an_engine_does_not_know_are_refused(run, engine, given, message):
+    with pytest.raises(RebasinError, match=message):
+        run(SMALL, engine=engine, client_resources=given)

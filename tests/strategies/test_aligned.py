@@ -241,6 +241,7 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
         "keep_memory": True,
     }
     options |= {"checkpoint": tmp_path, "resume": True, "query_type": "train", "calibrators": (Doubling(),)}
+    options |= {"log": print}
     assert set(options) == set(Options.__annotations__)
     named = [
         FedRebasin(spec=spec, **options),
@@ -254,6 +255,7 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
         assert strategy.resume
         assert strategy.workers == 3
         assert strategy.query_type == "train"
+        assert strategy.log is print
         assert strategy.alignment.frames is not None
         assert any(isinstance(calibrator, Doubling) for calibrator in strategy.calibrators)
 

@@ -5,6 +5,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+# fedrebasin, line 1 of 2
 from fedrebasin import PermutationSpec, strategies
 from quickstart.task import Net, load_test_data, test
 
@@ -27,6 +28,7 @@ def main(grid: Grid, context: Context) -> None:
 
     # Initialize FedAvg strategy
     strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=num_clients, min_available_nodes=num_clients)
+    # fedrebasin, line 2 of 2: the second argument is any valid input of the model
     strategy = strategies.FedRebasin(strategy, spec=PermutationSpec.trace(global_model, torch.zeros(2, 1, 8, 8)))
 
     # Start strategy, run FedAvg for `num_rounds`
