@@ -36,9 +36,9 @@ class Factor(NamedTuple):
         return self.stride if isinstance(self.stride, tuple) else range(0, self.size * self.stride, self.stride)
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Outer factors before inner ones, by dimension."""
-        return self.dim, -(self.stride if isinstance(self.stride, int) else self.stride[1])
+    def order(self) -> tuple[int, float]:
+        """Outer factors before inner ones, by dimension; one whose stride is not known yet (0) lies outside."""
+        return self.dim, -(self.stride or math.inf) if isinstance(self.stride, int) else -self.stride[1]
 
 
 @dataclass(frozen=True)

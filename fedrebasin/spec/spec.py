@@ -18,10 +18,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedrebasin.errors import SpecError
+from fedrebasin.keys import likely_rename
 from fedrebasin.spec import json as spec_json
 from fedrebasin.spec.axis import Axis, number_moved
 from fedrebasin.spec.group import Group, Unpermuted
 from fedrebasin.spec.notation import Units, parse_axes, with_sizes
+from fedrebasin.spec.renaming import pairs_with, renamed
 from fedrebasin.state import flaws, has_mean
 
 
@@ -66,7 +68,9 @@ class PermutationSpec:
 
         Args:
             axes: for each key of the state dict one entry per dimension: the group's name, None where the axis stays,
-                or ``(name, n)`` where each unit owns n neighbouring entries (a channel flattened with H x W = n).
+                ``(name, n)`` where each unit owns n neighbouring entries (a channel flattened with H x W = n), or
+                ``(n, name)`` where the units are neighbours and the row of them comes n times (the same, channels
+                last); in general the factors of the dimension in row-major order, as in ``(7, name, 7)``.
             like: a state dict to take the sizes from. Without it they are taken from the first one that the spec is
                 used with.
             statistics: keys that do not vote; by default those that end in ``running_mean`` or ``running_var``.
@@ -240,8 +244,31 @@ class PermutationSpec:
             SpecError: naming every key and shape that does not fit.
         """
         if misfits := self.misfits(state):
+            if any(key not in state for key in self.shapes) and (hint := likely_rename(list(self.shapes), list(state))):
+                misfits = [f"{hint} (spec.rename_like(state) renames the spec, where it can be)", *misfits]
             raise SpecError("the spec does not fit the state dict: " + "; ".join(misfits))
         return self._with_sizes_from(state)
+
+    def rename(self, names: Mapping[str, str]) -> PermutationSpec:
+        """The spec with keys renamed; ``spec.rename({old: new}).rename({new: old}) == spec``.
+
+        Args:
+            names: the new key by the old one; others stay.
+
+        Raises:
+            SpecError: if the spec has no such key, or two would get one name.
+        """
+        return renamed(self, names)
+
+    def rename_like(self, state: Mapping[str, Tensor]) -> PermutationSpec:
+        """The spec with the keys that its tensors have in ``state``: see :func:`fedrebasin.keys.pair`.
+
+        A spec whose keys are not those of ``state`` under other names stays as it is, and :meth:`bind` says why.
+
+        Raises:
+            SpecError: if there are two ways to pair the keys.
+        """
+        return self.rename(pairs_with(self, state) or {})
 
     def _with_sizes_from(self, state: Mapping[str, Tensor]) -> PermutationSpec:
         if all(None not in shape for shape in self.shapes.values()):
