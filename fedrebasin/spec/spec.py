@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -277,8 +277,10 @@ class PermutationSpec:
         groups = {name: with_sizes(group, shapes) for name, group in self.groups.items()}
         return replace(self, groups=groups, shapes=shapes)
 
-    def check(self, model: nn.Module, example_inputs: Any, **options: Any) -> None:
+    def check(self, model: nn.Module | Callable[..., Any], example_inputs: Any, **options: Any) -> None:
         """Apply random members and demand the same function: see :func:`fedrebasin.tracing.check`.
+
+        Any function of a state dict is checked as well: ``spec.check(function, state)``.
 
         Raises:
             SpecError: if the output moves by more than rounding.
