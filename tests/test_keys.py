@@ -133,6 +133,14 @@ def test_renamed_then_aligned_is_aligned_then_renamed(rename, seed):
         spec.bind(a2)
 
 
+@pytest.mark.parametrize("wrapper", [torch.compile, torch.optim.swa_utils.AveragedModel, nn.DataParallel])
+def test_the_keys_that_torchs_own_wrappers_make(wrapper):
+    spec, state = PermutationSpec.trace(net(), torch.zeros(2, 8)), wrapper(net()).state_dict()
+    assert set(KEYS).isdisjoint(state)
+    bound = spec.rename_like(state).bind(state)
+    assert [key.split(".", 1)[1] for key in bound.shapes] == KEYS
+
+
 def test_a_spec_without_counters_is_paired_by_position_with_a_state_that_has_them():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
     state = model.state_dict()
