@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedrebasin.errors import MergeError
 from fedrebasin.files.checkpoints import Checkpoint, load_checkpoint
+from fedrebasin.keys import likely_rename
 from fedrebasin.spec import PermutationSpec, plain_stack
 from fedrebasin.state import has_mean, is_counter
 
@@ -54,6 +55,7 @@ class CheckpointSet:
     def notes(self) -> list[str]:
         """What was passed over in the files."""
         taken = [f"{one.path}: took the prefix {one.prefix} off every key" for one in self.opened if one.prefix]
+        taken += [f"{one.path}: read {' as '.join(one.renamed)}, and so on" for one in self.opened if one.renamed]
         left = [
             f"{one.path}: left out {', '.join(one.dropped)}, which is no tensor" for one in self.opened if one.dropped
         ]
@@ -128,7 +130,8 @@ def _demand_fit(path: object, state: Mapping[str, Tensor], like: Mapping[str, Te
         if entries
     ]
     if found:
-        raise MergeError(f"{path} does not fit {whose}: tensors {'; '.join(found)}")
+        hint = f"; {likely}" if missing and (likely := likely_rename(list(like), list(state))) else ""
+        raise MergeError(f"{path} does not fit {whose}: tensors {'; '.join(found)}{hint}")
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -24,11 +24,10 @@ from torch import Tensor
 from fedrebasin.errors import DataError
 from fedrebasin.files import legacy
 from fedrebasin.files.mapped import MappedState
+from fedrebasin.keys import pair, shared_prefix
 from fedrebasin.state import demand_numbers, flaws
 from fedrebasin.writing import written_atomically
 
-#: What wrappers put before every key: DistributedDataParallel, torch.compile, trainers.
-PREFIXES = ("module.", "_orig_mod.", "model.")
 #: Where training scripts keep the state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
 
@@ -61,6 +60,7 @@ class Checkpoint:
         state: its tensors, by key.
         form: ``safetensors`` or ``torch``.
         prefix: what was taken off every key.
+        renamed: a key in the file and what it is called here, where the name of a wrapper was taken out of some.
         dropped: entries of the state dict that are not tensors.
     """
 
@@ -68,34 +68,29 @@ class Checkpoint:
     state: MappedState
     form: str
     prefix: str = ""
+    renamed: tuple[str, str] | None = None
     dropped: tuple[str, ...] = ()
 
     def without_prefix(self, like: Collection[str] | None = None) -> Checkpoint:
-        """The checkpoint without the prefixes that all of its keys have and those of ``like`` do not.
+        """The checkpoint without the prefixes and wrappers that its keys have and those of ``like`` do not.
 
         Args:
             like: the keys of the model. Without them ``model.`` may well be the model's own name, and stays.
         """
         prefix = shared_prefix(list(self.state), like)
-        names = {key.removeprefix(prefix): key for key in self.state}
-        return replace(self, state=self.state.renamed(names), prefix=self.prefix + prefix) if prefix else self
+        short = [key.removeprefix(prefix) for key in self.state]
+        pairs = pair(list(like), short) if like else None
+        names = {key: name for name, key in (pairs or {}).items()}
+        changed = next(((key, name) for key, name in names.items() if key != name), self.renamed)
+        if not prefix and changed is self.renamed:
+            return self
+        new = {names.get(key, key): old for key, old in zip(short, self.state, strict=True)}
+        return replace(self, state=self.state.renamed(new), prefix=self.prefix + prefix, renamed=changed)
 
     def sha256(self) -> str:
         """Of the file."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def shared_prefix(keys: Collection[str], like: Collection[str] | None = None) -> str:
-    """Those of ``PREFIXES``, one after the other, that all keys begin with and not all of ``like``."""
-    known = PREFIXES if like is not None else PREFIXES[:2]
-    found = ""
-    while keys:
-        prefix = next((one for one in known if all(key.startswith(found + one) for key in keys)), None)
-        if prefix is None or (like and all(key.startswith(prefix) for key in like)):
-            break
-        found += prefix
-    return found
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -44,9 +44,9 @@ class Factor(NamedTuple):
         return max(self.stride) if isinstance(self.stride, tuple) else (self.size - 1) * self.stride
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Outer factors before inner ones, by dimension."""
-        return self.dim, -(self.stride if isinstance(self.stride, int) else self.stride[1])
+    def order(self) -> tuple[int, float]:
+        """Outer factors before inner ones, by dimension; one whose stride is not known yet (0) lies outside."""
+        return self.dim, -(self.stride or math.inf) if isinstance(self.stride, int) else -self.stride[1]
 
 
 @dataclass(frozen=True)

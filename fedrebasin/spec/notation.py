@@ -1,5 +1,6 @@
 """Git Re-Basin's notation for permutation specs: one name per dimension of each tensor."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -7,7 +8,8 @@ from fedrebasin.errors import SpecError
 from fedrebasin.spec.axis import Axis, Factor, Layout
 from fedrebasin.spec.group import Group
 
-Units = str | None | tuple[str, int]
+#: A name; None; or the factors of a dimension in row-major order, one of them a name: ``("P", 49)``, ``(49, "P")``.
+Units = str | None | tuple[str | int, ...]
 
 
 def parse_axes(axes: Mapping[str, Sequence[Units]]) -> dict[str, Group]:
@@ -26,15 +28,31 @@ def parse_axes(axes: Mapping[str, Sequence[Units]]) -> dict[str, Group]:
                     continue
                 case str():
                     found.setdefault(units, []).append(Axis(key, dim))
-                case (str() as name, int() as run) if run > 0:
-                    # Size 0 stands for "not known yet"; bind() replaces it.
-                    layout = Layout((Factor(dim, 0, run),), (Factor(dim, run, 1),))
+                case tuple() | list():
+                    name, layout = _strided(key, dim, tuple(units))
                     found.setdefault(name, []).append(Axis(key, dim, layout))
                 case _:
-                    raise SpecError(
-                        f"{key}[{dim}]: {units!r} must be a group's name, None, or (name, entries per unit)"
-                    )
+                    raise SpecError(_malformed(key, dim, units))
     return {name: Group(name, None, tuple(where)) for name, where in found.items()}
+
+
+def _strided(key: str, dim: int, units: tuple[object, ...]) -> tuple[str, Layout]:
+    """The group's name, and a layout in which 0 stands for what is not known yet; :func:`with_sizes` replaces it."""
+    names = [one for one in units if isinstance(one, str)]
+    runs = [one for one in units if isinstance(one, int) and not isinstance(one, bool) and one > 0]
+    if len(names) != 1 or len(runs) != len(units) - 1 or not runs:
+        raise SpecError(_malformed(key, dim, units))
+    place = units.index(names[0])
+    outer, inner = math.prod(runs[:place]), math.prod(runs[place:])
+    rest = [Factor(dim, outer, 0)] * (place > 0) + [Factor(dim, inner, 1)] * (place < len(runs))
+    return names[0], Layout((Factor(dim, 0, inner),), tuple(rest))
+
+
+def _malformed(key: str, dim: int, units: object) -> str:
+    return (
+        f"{key}[{dim}]: {units!r} must be a group's name, None, (name, entries per unit), or the factors of the "
+        "dimension in row-major order with one name among them, as in (49, name)"
+    )
 
 
 def with_sizes(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> Group:
@@ -46,8 +64,10 @@ def with_sizes(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> Group:
             axes.append(axis)
             size = length if size is None else size
             continue
-        (units,), (run,) = axis.layout.levels, axis.layout.rest
-        count = -(-length // run.size)  # rounded up: a part of a unit left over reaches outside of the axis
-        axes.append(replace(axis, layout=Layout((units._replace(size=count),), (run,))))
+        (units,), rest = axis.layout.levels, axis.layout.rest
+        count = -(-length // math.prod(factor.size for factor in rest))  # rounded up: what is left over reaches outside
+        assert isinstance(units.stride, int)
+        rest = tuple(factor if factor.stride else factor._replace(stride=count * units.stride) for factor in rest)
+        axes.append(replace(axis, layout=Layout((units._replace(size=count),), rest)))
         size = count if size is None else size
     return replace(group, size=size, axes=tuple(axes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedrebasin.errors import SpecError
+from fedrebasin.keys import likely_rename
 from fedrebasin.spec import json as spec_json
 from fedrebasin.spec.axis import Axis, number_moved
 from fedrebasin.spec.group import Group, Unpermuted
 from fedrebasin.spec.notation import Units, parse_axes, with_sizes
+from fedrebasin.spec.renaming import pairs_with, renamed
 from fedrebasin.state import flaws, has_mean
 
 
@@ -68,7 +70,9 @@ class PermutationSpec:
 
         Args:
             axes: for each key of the state dict one entry per dimension: the group's name, None where the axis stays,
-                or ``(name, n)`` where each unit owns n neighbouring entries (a channel flattened with H x W = n).
+                ``(name, n)`` where each unit owns n neighbouring entries (a channel flattened with H x W = n), or
+                ``(n, name)`` where the units are neighbours and the row of them comes n times (the same, channels
+                last); in general the factors of the dimension in row-major order, as in ``(7, name, 7)``.
             like: a state dict to take the sizes from. Without it they are taken from the first one that the spec is
                 used with.
             statistics: keys that do not vote; by default those that end in ``running_mean`` or ``running_var``.
@@ -102,9 +106,8 @@ class PermutationSpec:
             SpecError: if the file is not one.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            spec = spec_json.decode(json.loads(text))
-            if spec._is_sized and (found := spec._misplaced()):
+            spec = spec_json.decode(json.loads(Path(path).read_text(encoding="utf-8")))
+            if found := spec._misplaced():
                 raise ValueError(found[0])
             return spec
         except (OSError, ValueError, RecursionError, OverflowError) as error:
@@ -240,22 +243,37 @@ class PermutationSpec:
             SpecError: naming every key and shape that does not fit.
         """
         if misfits := self.misfits(state):
+            if any(key not in state for key in self.shapes) and (hint := likely_rename(list(self.shapes), list(state))):
+                misfits = [f"{hint} (spec.rename_like(state) renames the spec, where it can be)", *misfits]
             raise SpecError("the spec does not fit the state dict: " + "; ".join(misfits))
         return self._with_sizes_from(state)
 
-    @property
-    def _is_sized(self) -> bool:
-        known = all(None not in shape for shape in self.shapes.values())
-        return known and all(group.size is not None for group in self.groups.values())
-
     def _misplaced(self) -> list[str]:
-        """What keeps axes from lying in tensors of the spec's own shapes, one sentence each."""
+        """What keeps axes from lying in tensors of the spec's own shapes, if all are known, one sentence each."""
+        if any(None in shape for shape in self.shapes.values()) or any(g.size is None for g in self.groups.values()):
+            return []
         return [
             sentence
             for group in self.groups.values()
             for axis in group.axes
             for sentence in axis.misfits(self.sizes(axis.key), self.shape(group.name))
         ]
+
+    def rename(self, names: Mapping[str, str]) -> PermutationSpec:
+        """The spec with keys renamed, others stay; ``spec.rename({old: new}).rename({new: old}) == spec``.
+
+        Raises:
+            SpecError: if the spec has no such key, or two would get one name.
+        """
+        return renamed(self, names)
+
+    def rename_like(self, state: Mapping[str, Tensor]) -> PermutationSpec:
+        """The spec with the keys that its tensors have in ``state``, see :func:`fedrebasin.keys.pair`, or as it is.
+
+        Raises:
+            SpecError: if there are two ways to pair the keys.
+        """
+        return self.rename(pairs_with(self, state) or {})
 
     def _with_sizes_from(self, state: Mapping[str, Tensor]) -> PermutationSpec:
         if all(None not in shape for shape in self.shapes.values()):
@@ -264,8 +282,10 @@ class PermutationSpec:
         groups = {name: with_sizes(group, shapes) for name, group in self.groups.items()}
         return replace(self, groups=groups, shapes=shapes)
 
-    def check(self, model: nn.Module, example_inputs: Any, **options: Any) -> None:
+    def check(self, model: nn.Module | Callable[..., Any], example_inputs: Any, **options: Any) -> None:
         """Apply random members and demand the same function: see :func:`fedrebasin.tracing.check`.
+
+        Any function of a state dict is checked as well: ``spec.check(function, state)``.
 
         Raises:
             SpecError: if the output moves by more than rounding.

@@ -10,7 +10,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from fedrebasin import AlignTo, Matcher, PermutationSpec, RebasinError, WeightMatching
 from fedrebasin.devices import move, pick_device
-from fedrebasin.state import State
 
 from ..replies import RecordError, Template, to_state
 
@@ -68,27 +67,19 @@ class AlignMod:
 
     def _aligned(self, received: ArrayRecord, trained: ArrayRecord) -> ArrayRecord:
         template = Template.of(received)
-        names = self._names(received)
+        spec = self.spec.rename_like(template.empty())
+        if missing := [key for key in spec.shapes if key not in received]:
+            raise RecordError(
+                f"the message carries {len(received)} arrays where the spec has {len(spec.shapes)} ({missing[0]!r} and "
+                "others are not among them): neither names nor positions tell which is which"
+            )
         device = pick_device(self.device)
-        reference = _named(move(to_state(received), device), names)
-        candidate = _named(move(template.decode(trained), device), names)
-        alignment = AlignTo(self.matcher, reference=reference).begin(self.spec).place(candidate)
+        reference, candidate = move(to_state(received), device), move(template.decode(trained), device)
+        alignment = AlignTo(self.matcher, reference=reference).begin(spec).place(candidate)
         assert alignment is not None
-        aligned = alignment.apply(candidate)
-        encoded = template.encode({key: aligned[names[key]] for key in template.forms})
+        encoded = template.encode(alignment.apply(candidate))
         # The keys and their order are the client's own: clipping and secure aggregation pair arrays by them.
         return ArrayRecord({key: encoded[key] for key in trained})
-
-    def _names(self, received: ArrayRecord) -> dict[str, str]:
-        """The spec's key for each key of the message: the same, or the one at the same position."""
-        if all(key in received for key in self.spec.shapes):
-            return {key: key for key in received}
-        if len(received) == len(self.spec.shapes):
-            return dict(zip(received, self.spec.shapes, strict=True))
-        raise RecordError(
-            f"the message carries {len(received)} arrays where the spec has {len(self.spec.shapes)}: neither names nor "
-            "positions tell which is which"
-        )
 
 
 def _without_norm(message: Message) -> Message:
@@ -106,7 +97,3 @@ def _without_norm(message: Message) -> Message:
 def _declared(record: ArrayRecord) -> ArrayRecord:
     """A copy whose arrays say what they are: Flower's legacy workflow leaves that to the bytes."""
     return ArrayRecord({key: array if array.dtype else Array(array.numpy()) for key, array in record.items()})
-
-
-def _named(state: State, names: dict[str, str]) -> State:
-    return {names[key]: tensor for key, tensor in state.items()}

@@ -161,7 +161,8 @@ def _copying(known: Agreement) -> Tensor:
     free = len(pairs) - count
     spread = float(pairs.abs().quantile(0.5)) / _HALF * (len(pairs) / free) ** 0.5
     limit = max(spread, ROUNDING) * allowed(free, _rate(known))
-    return (left / limit).fill_diagonal_(-torch.inf)
+    shares: Tensor = left / limit
+    return shares.fill_diagonal_(-torch.inf)
 
 
 def _rate(known: Agreement) -> float:

@@ -22,6 +22,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from fedrebasin.errors import RebasinError
+from fedrebasin.keys import likely_rename
 
 with warnings.catch_warnings():  # torch warns once that such memory must not be written to: nothing here does
     warnings.simplefilter("ignore")
@@ -109,7 +110,8 @@ class Template:
         extra = [key for key in record if key not in self.forms]
         if missing or extra:
             parts = [f"misses {_some(missing)}"] * bool(missing) + [f"adds {_some(extra)}"] * bool(extra)
-            raise RecordError(f"the record {' and '.join(parts)}")
+            hint = f": {likely}" if missing and (likely := likely_rename(list(self.forms), list(record))) else ""
+            raise RecordError(f"the record {' and '.join(parts)}{hint}")
         state = {key: _numbers(key, record[key], form) for key, form in self.forms.items()}
         return state, _finite_sizes(state)
 

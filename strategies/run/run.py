@@ -54,7 +54,7 @@ class Run:
         return server_round + (self.done if self.started else 0)
 
     def see(self, arrays: ArrayRecord) -> None:
-        """Learn the form of the global model.
+        """Learn the form of the global model; the spec's keys become the model's.
 
         Raises:
             RecordError: if it cannot be merged.
@@ -62,7 +62,8 @@ class Run:
         """
         self.template = Template.of(arrays)
         if self.spec is not None:
-            self.spec = self.spec.bind(self.template.empty())
+            like = self.template.empty()
+            self.spec = self.spec.rename_like(like).bind(like)
 
     def ask(self, messages: list[Message], arrays: ArrayRecord, grid: Grid) -> list[Message]:
         """Remember what goes out in a round, and to whom; the messages as they are to be sent."""

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fedrebasin import DataError
-from fedrebasin.files.checkpoints import load_checkpoint, save_checkpoint, shared_prefix
+from fedrebasin.files.checkpoints import load_checkpoint, save_checkpoint
 from fedrebasin.files.mapped import MappedState
 
 
@@ -76,29 +76,20 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "before"
 
 
-@pytest.mark.parametrize(
-    ("keys", "like", "prefix"),
-    [
-        (["module.a", "module.b"], None, "module."),
-        (["_orig_mod.a", "_orig_mod.b"], None, "_orig_mod."),
-        (["module._orig_mod.a"], None, "module._orig_mod."),
-        (["module.a", "b"], None, ""),
-        (["model.a", "model.b"], None, ""),
-        (["model.a", "model.b"], ["a", "b"], "model."),
-        (["model.a", "model.b"], ["model.a", "model.b"], ""),
-        (["module.model.a"], ["model.a"], "module."),
-        ([], None, ""),
-    ],
-)
-def test_common_prefixes(keys, like, prefix):
-    assert shared_prefix(keys, like) == prefix
-
-
 def test_prefixes_are_taken_off(tmp_path):
     torch.save({f"module.{key}": tensor for key, tensor in tensors().items()}, tmp_path / "a.pt")
     checkpoint = load_checkpoint(tmp_path / "a.pt").without_prefix()
     assert checkpoint.prefix == "module."
     assert same(tensors(), dict(checkpoint.state))
+
+
+def test_wrappers_of_single_modules_are_taken_out(tmp_path):
+    names = list(tensors())
+    torch.save({f"module._orig_mod.{key}": tensor for key, tensor in tensors().items()}, tmp_path / "a.pt")
+    checkpoint = load_checkpoint(tmp_path / "a.pt").without_prefix([f"model.{key}" for key in names])
+    assert checkpoint.prefix == "module._orig_mod."
+    assert checkpoint.renamed == (names[0], f"model.{names[0]}")
+    assert same({f"model.{key}": tensor for key, tensor in tensors().items()}, dict(checkpoint.state))
 
 
 class Trap:

@@ -16,6 +16,13 @@ _DOUBLE = {
     torch.bfloat16: torch.float64,
     torch.complex64: torch.complex128,
 }
+_NEVER_ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-3}
+_NEVER_ROUNDING_IN_HALF = 3e-2
+
+
+def never_rounding(precision: torch.dtype) -> float:
+    """A change of an output that rounding errors never make, relative to the output's largest entry."""
+    return _NEVER_ROUNDING.get(precision, _NEVER_ROUNDING_IN_HALF)
 
 
 def in_precision(value: Any, dtype: torch.dtype) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,10 +26,17 @@ def randomised(model: nn.Module, generator: torch.Generator, *, wide: bool = Fal
         generator: on the CPU.
         wide: whether 8 and 16 bit integers (quantised weights, which may all be zero) leave their range.
     """
+    return randomised_state(model.state_dict(keep_vars=True), generator, wide=wide)
+
+
+def randomised_state(
+    state: Mapping[str, Tensor], generator: torch.Generator, *, wide: bool = False
+) -> dict[str, Tensor]:
+    """As :func:`randomised`, of a state dict; tensors that are one object get one draw."""
     drawn = _Pool(generator)
     found: dict[str, Tensor] = {}
     tied: dict[int, Tensor] = {}
-    for key, tensor in model.state_dict(keep_vars=True).items():
+    for key, tensor in state.items():
         if id(tensor) in tied:
             found[key] = tied[id(tensor)].clone()
             continue
