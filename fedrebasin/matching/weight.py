@@ -1,7 +1,5 @@
 """WeightMatching: align two models by their weights alone (Git Re-Basin, section 3.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

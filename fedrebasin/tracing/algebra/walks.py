@@ -1,7 +1,5 @@
 """Walking over the tree of an axis: its parts, its cases, and what holds of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from fedrebasin.tracing.algebra.parts import (

@@ -1,7 +1,5 @@
 """Random parameters and inputs for a check: nothing that a fresh model has in common may hide a wrong group."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Rules of contractions: matrix products, convolutions, einsum, attention."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

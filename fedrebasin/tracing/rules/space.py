@@ -1,7 +1,5 @@
 """Rules of operators on planes: poolings, up-sampling, patches, and what is looked up in an image."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fedrebasin.tracing.algebra import Tree, product
