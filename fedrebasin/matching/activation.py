@@ -1,7 +1,5 @@
 """ActivationMatching: align two models by what their units do on data (Git Re-Basin, section 3.1)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace

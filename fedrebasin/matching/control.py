@@ -1,7 +1,5 @@
 """When to stop, and who is told how it goes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

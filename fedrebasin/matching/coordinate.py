@@ -1,7 +1,5 @@
 """Coordinate ascent: Git Re-Basin's Algorithm 1, with every solve that cannot change anything left out."""
 
-from __future__ import annotations
-
 from dataclasses import InitVar, dataclass, field
 
 import torch

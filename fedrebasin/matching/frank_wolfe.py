@@ -6,8 +6,6 @@ its gradient is linear: ``G(P + t (S - P)) = (1 - t) G(P) + t G(S)``. The step i
 permutations are ever computed: index vectors, and matrix products over what moved since the last vertex.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ OT-Fusion and FedMA go through a network once, layer by layer: a layer's units a
 layers before having been matched, and are never looked at again.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """What a method of weight matching is: it goes from one point of a problem to a better one."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, Protocol
 
 import torch

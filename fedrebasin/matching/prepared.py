@@ -3,8 +3,6 @@
 Of a model that is mapped from a file only what is being looked at need be in memory, so nothing is copied ahead.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence

@@ -7,8 +7,6 @@ moves. A copy has the same signatures; a copy with some noise has nearly the sam
 moves by the same share of its spread as each entry does.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -6,8 +6,6 @@ units are paired by their signatures. Where groups lie in the blocks of others, 
 too: an ascent from the order given pairs blocks before their insides, and gets stuck.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """StraightThrough: descend on the loss at the midpoint through a projection (Git Re-Basin, Algorithm 2)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field

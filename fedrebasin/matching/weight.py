@@ -1,7 +1,5 @@
 """WeightMatching: align two models by their weights alone (Git Re-Basin, section 3.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -151,7 +149,8 @@ class WeightMatching:
                     return found[0].indices
         for method in self._methods(problem):
             found.append(method(problem, start, _best(*found, start), generator, control))
-            if _is_perfect(problem, found[-1]):
+            if problem.similarity(found[-1].objective) > 1 - 1e-6 and is_exact(problem, found[-1].indices):
+                # The candidate is the reference, permuted: nothing is left to find.
                 control.certificate = EXACT
                 return found[-1].indices
         # A start from which the search went astray is better than where it ended.
@@ -180,8 +179,3 @@ class WeightMatching:
 def _best(*points: Point) -> Point:
     """The best of them, the first one of equals."""
     return max(points, key=lambda point: point.objective)
-
-
-def _is_perfect(problem: Problem, point: Point) -> bool:
-    """Whether the candidate is the reference, permuted: nothing is left to find."""
-    return problem.similarity(point.objective) > 1 - 1e-6 and is_exact(problem, point.indices)

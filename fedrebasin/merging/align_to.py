@@ -1,7 +1,5 @@
 """AlignTo: every model is aligned to one reference."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,7 +1,5 @@
 """The mean of all models at hand, or of an iterator's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from itertools import repeat

@@ -1,7 +1,5 @@
 """CycleConsistent: all models into one common order (C2M3, Crisostomi et al. 2024)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

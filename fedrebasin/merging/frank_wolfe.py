@@ -6,8 +6,6 @@ combinations of ones that are known and ones that index vectors make. Along the 
 degree four, whose maximum is found exactly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Identity: the aligner that aligns nothing; plain weighted averaging (FedAvg)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The mean of aligned models a few rows at a time: neither they nor their sum need be in memory whole."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

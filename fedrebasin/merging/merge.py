@@ -1,7 +1,5 @@
 """What an aligner returns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """MergeMany: many models, no reference (Git Re-Basin, Algorithm 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

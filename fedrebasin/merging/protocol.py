@@ -1,7 +1,5 @@
 """What an aligner is: begin where the others are to go, place the models one by one, finish with the merge."""
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Rounds over many models: each in turn is brought closer to the mean of the others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """From parts to groups: which free parts index the parameters, where they lie, and what nests in what."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 

@@ -1,7 +1,5 @@
 """The registry of rules: for every operator, how the axes of its results follow from those of its arguments."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count

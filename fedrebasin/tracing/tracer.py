@@ -1,7 +1,5 @@
 """trace: the permutation symmetries of any model, read off its graph."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What flows through a graph: a tensor's axes as trees, and the index spaces that they make."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count

@@ -5,8 +5,6 @@ ours is that a solver remembers the prices of its last solution, so that the nex
 almost solved.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -5,8 +5,6 @@ is its gradient with respect to the group's permutation matrix: one matrix produ
 moves m of its n units, the products over the other n - m units stay: only the difference is multiplied.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import torch

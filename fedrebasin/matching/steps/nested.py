@@ -6,8 +6,6 @@ blocks. Exact where the groups inside a block share no tensor's entries; where t
 inside the groups of a grouped convolution) it is exact to first order, and the caller accepts true gains only.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import NamedTuple

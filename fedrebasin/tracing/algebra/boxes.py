@@ -1,7 +1,5 @@
 """Boxes: the axes of one tensor, spelled out as plain products of parts with offsets and strides."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

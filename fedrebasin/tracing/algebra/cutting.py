@@ -1,7 +1,5 @@
 """Cutting: a tree in two, into pieces, or into an outer and an inner index; shared parts are cut wherever they lie."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Layouts: the axes of a group in one tensor, from boxes, in their shortest form."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise

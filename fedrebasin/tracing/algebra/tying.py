@@ -4,8 +4,6 @@ Shared parts are rewritten in place. Where two structures cannot be reconciled, 
 symmetries are found, never a wrong one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Walking over the tree of an axis: its parts, its cases, and what holds of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from fedrebasin.tracing.algebra.parts import (
@@ -21,39 +19,25 @@ from fedrebasin.tracing.algebra.parts import (
 
 def leaves(tree: Tree) -> Iterator[Part]:
     """The parts of a tree, each as often as it occurs; selectors of cases are not among them."""
-    tree = resolve(tree)
-    match tree:
-        case Part():
-            yield tree
-        case Run():
-            yield tree.part
-        case Product():
-            for factor in tree.factors:
-                yield from leaves(factor)
-        case Concat():
-            for piece in tree.pieces:
-                yield from leaves(piece)
-        case Case():
-            for option in tree.options:
-                yield from leaves(option)
+    match resolve(tree):
+        case Part() as part:
+            yield part
+        case Run(part):
+            yield part
+        case Product(inside) | Concat(inside) | Case(_, inside):
+            for one in inside:
+                yield from leaves(one)
 
 
 def cases_in(tree: Tree) -> Iterator[Case]:
     """Every case in a tree."""
     tree = resolve(tree)
+    if isinstance(tree, Case):
+        yield tree
     match tree:
-        case Part() | Run():
-            return
-        case Product():
-            for factor in tree.factors:
-                yield from cases_in(factor)
-        case Concat():
-            for piece in tree.pieces:
-                yield from cases_in(piece)
-        case Case():
-            yield tree
-            for option in tree.options:
-                yield from cases_in(option)
+        case Product(inside) | Concat(inside) | Case(_, inside):
+            for one in inside:
+                yield from cases_in(one)
 
 
 def at(tree: Tree, selector: Part, position: int) -> Tree:

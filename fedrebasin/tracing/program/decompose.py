@@ -1,7 +1,5 @@
 """Operators without a rule, written in terms of simpler ones where torch knows how."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

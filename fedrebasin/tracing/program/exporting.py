@@ -1,7 +1,5 @@
 """Reading a model with torch.export, quietly."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Example inputs, and leaving a model as it was found."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

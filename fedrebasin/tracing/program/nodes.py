@@ -1,7 +1,5 @@
 """What the nodes of an exported graph say: shapes, dtypes, and which of them matter."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator
 from typing import Any

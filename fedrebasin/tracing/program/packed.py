@@ -1,7 +1,5 @@
 """Packed sequences, read as padded ones: they have the same symmetries, and torch.export cannot read them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

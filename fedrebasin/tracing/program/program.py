@@ -1,7 +1,5 @@
 """Running the rules over the graph of an exported model."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field

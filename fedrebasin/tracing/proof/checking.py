@@ -1,7 +1,5 @@
 """Checking a spec: members that reveal a wrong group must leave the function of the model as it is."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The members of a symmetry group that a check applies: few, and such that two wrongs do not make a right."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 

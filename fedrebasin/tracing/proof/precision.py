@@ -1,7 +1,5 @@
 """Running a model in double precision, whatever it asks for inside."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Random parameters and inputs for a check: nothing that a fresh model has in common may hide a wrong group."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rules of operators that act on every entry alone, and of those that create tensors."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fedrebasin.tracing.algebra import Tree

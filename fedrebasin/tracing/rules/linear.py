@@ -1,7 +1,5 @@
 """Rules of contractions: matrix products, convolutions, einsum, attention."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,7 +122,7 @@ def convolution(
     groups: int = 1,
 ) -> Axes:
     """``weight (groups x out, in, *kernel)`` on ``x (batch, groups x in, *space)``."""
-    return convolve(call, x, weight, bias, groups, False, stride, padding)
+    return convolve(call, x, weight, bias, stride, padding, dilation, False, 0, groups)
 
 
 @register_rule("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
@@ -140,11 +138,11 @@ def transposed_convolution(
     dilation: Any = 1,
 ) -> Axes:
     """``weight (groups x in, out, *kernel)`` on ``x (batch, groups x in, *space)``."""
-    return convolve(call, x, weight, bias, groups, True, stride, padding)
+    return convolve(call, x, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
 @register_rule("aten.convolution", "aten._convolution")
-def any_convolution(
+def convolve(
     call: Call,
     x: Value,
     weight: Value,
@@ -157,21 +155,7 @@ def any_convolution(
     groups: int,
     *_: Any,
 ) -> Axes:
-    """What every convolution decomposes into."""
-    return convolve(call, x, weight, bias, groups, transposed, stride, padding)
-
-
-def convolve(
-    call: Call,
-    x: Value,
-    weight: Value,
-    bias: Value | None,
-    groups: int,
-    transposed: bool,
-    stride: Any = 2,
-    padding: Any = 0,
-) -> Axes:
-    """A convolution in any number of dimensions; where the kernel has size 1, positions are not told apart."""
+    """What every convolution decomposes into; where the kernel has size 1, positions are not told apart."""
     rank = weight.dim - 2
     channel = x.dim - rank - 1
     call.pin(weight.axes[2:], KERNEL)

@@ -1,7 +1,5 @@
 """Rules of normalisations and reductions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rules of operators to which the order of the entries along an axis matters."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

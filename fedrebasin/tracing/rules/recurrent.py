@@ -1,7 +1,5 @@
 """Rules of recurrent layers: hidden units are one group on both axes of the recurrent weights, in every gate."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rules of operators that rearrange axes: views, permutations, cuts and concatenations."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

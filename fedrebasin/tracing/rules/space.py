@@ -1,7 +1,5 @@
 """Rules of operators on planes: poolings, up-sampling, patches, and what is looked up in an image."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fedrebasin.tracing.algebra import Tree, product
@@ -103,10 +101,11 @@ def deformable_convolution(
     call: Call, x: Value, weight: Value, offset: Value, mask: Value, bias: Value, *sizes: Any
 ) -> Axes:
     """A convolution that looks where the offsets say; these belong to groups of channels."""
-    *_, groups, offset_groups, _use_mask = sizes  # positions are moved, whatever the kernel
+    *_, groups, offset_groups, _use_mask = sizes
     for value in tensors([offset, mask]):
         call.pin(value.axes[1:], SPACE)
     if offset_groups > 1:
         outer, _ = call.divide(x.axes[1], offset_groups, x.axes[1].size // offset_groups)
         call.pin(outer, SPACE)
-    return convolve(call, x, weight, bias, groups, transposed=False)
+    stride = 2  # positions are moved, whatever the kernel
+    return convolve(call, x, weight, bias, stride, 0, 1, False, 0, groups)

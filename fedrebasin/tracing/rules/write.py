@@ -1,7 +1,5 @@
 """Rules of operators that write entries by their places: units along the other axes are none of their business."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
