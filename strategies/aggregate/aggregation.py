@@ -32,6 +32,8 @@ from .alignment import ReplyAlignment
 from .tally import Tally
 from .weighted_mean import flower_mean, mean_metrics, mean_reply
 
+ALIGNED_AGAIN = 3  # times at most, while outliers are found
+
 
 @dataclass(frozen=True)
 class Aggregate:
@@ -112,7 +114,7 @@ class Aggregation:
                 return self._nothing()
             good, merge, integers = self._agreeing(good, merge)
             if good and self.traits.robust:
-                good, merge = self._without_outliers(good, merge)
+                good, merge, tally = self._without_outliers(good, merge, tally)
             if not good:
                 return self._nothing()
             mean = merge.merged
@@ -206,9 +208,20 @@ class Aggregation:
         found = {position: reason for position, reason in enumerate(reasons) if reason}
         return *self._without(replies, merge, found), integers
 
-    def _without_outliers(self, replies: Sequence[Reply], merge: Merge) -> tuple[list[Reply], Merge]:
+    def _without_outliers(
+        self, replies: Sequence[Reply], merge: Merge, tally: Tally
+    ) -> tuple[list[Reply], Merge, Tally]:
+        """The replies that agree, aligned without the others: first of all without a reference that is none of them."""
         assert self.alignment.spec is not None
-        return self._without(replies, merge, outliers(self.alignment.spec, merge.alignments, merge.states))
+        good = list(replies)
+        for _ in range(ALIGNED_AGAIN):
+            found = outliers(self.alignment.spec, merge.alignments, merge.states)
+            if not found:
+                break
+            first = {at: why for at, why in found.items() if merge.alignments[at].similarity >= 1.0}
+            good, tally = self._without(good, merge, first or found)[0], tally.again()
+            good, merge = self._merge(good, tally)
+        return good, merge, tally
 
     def _without(self, replies: Sequence[Reply], merge: Merge, found: Mapping[int, str]) -> tuple[list[Reply], Merge]:
         """The replies but for those at some positions, which are set aside for these reasons."""

@@ -37,6 +37,10 @@ class Tally:
         self.units += sum(index.numel() for index in alignment.permutation.values())
         self.moved += sum(alignment.permutation.units_moved().values())
 
+    def again(self) -> Tally:
+        """Of another alignment of the same round, whose seconds and failures count as well."""
+        return Tally(seconds=self.seconds, failed=self.failed)
+
     def metrics(self) -> dict[str, float]:
         """The means; nothing where nothing was aligned.
 

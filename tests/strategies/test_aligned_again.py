@@ -1,0 +1,51 @@
+"""A reference that turns out to be an outlier has no part in the order of the others: they are aligned again."""
+
+import pytest
+import torch
+
+from benchmarks.support.attacks import turned
+from benchmarks.support.federation import Clients, HandedOn, asked, positions, remembering
+from fedrebasin import AlignTo, Permutation, PermutationSpec, WeightMatching
+from fedrebasin.models import MLP
+from fedrebasin.strategies import Aligned, to_state
+
+HONEST = 10
+
+
+@pytest.fixture(params=range(3))
+def sent(request):
+    """Noisy copies of one model, each in an order of its own, and one more with a turned head, the reference."""
+    generator = torch.Generator().manual_seed(request.param)
+    model = MLP(64, width=32, depth=2)
+    spec = PermutationSpec.trace(model, torch.randn(2, 64, generator=generator))
+
+    def drawn():
+        shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+        return {key: torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for key, shape in shapes.items()}
+
+    planted = drawn()
+    noisy = [{key: planted[key] + 0.3 * noise for key, noise in drawn().items()} for _ in range(HONEST + 1)]
+    *honest, other = [Permutation.random(spec, generator).apply(state) for state in noisy]
+    poisoned = turned(other)
+    return Clients(honest, [poisoned], poisoned, model, spec, (torch.empty(0), torch.empty(0)))
+
+
+def test_the_order_of_the_rest_is_their_own(sent):
+    """What is handed on is what would be, had only these been sent."""
+
+    def handed_on(states):
+        inner, matcher = HandedOn(), WeightMatching(method="coordinate")
+        strategy = Aligned(inner, spec=sent.spec, aligner=AlignTo(matcher, reference=0))
+        strategy.aggregate_train(1, asked(sent, strategy, states))
+        return inner.messages
+
+    states = [*sent.dishonest, *sent.honest]
+    with remembering():
+        messages = handed_on(states)
+        left = sorted(positions(messages))
+        alone = handed_on([states[position] for position in left])
+    assert 0 not in left
+    assert len(left) == len(alone) >= HONEST - 1
+    for found, expected in zip(messages, alone, strict=True):
+        found, expected = (to_state(each.content.array_records["arrays"]) for each in (found, expected))
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
