@@ -1,7 +1,5 @@
 """Keys of state dicts: what wrappers make of them, and which key of one model is which of another."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Files that appear when they are whole, or not at all, and numbers that JSON has no form for."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Aligned: any Flower strategy, with the clients' hidden units permuted into agreement before it averages."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext

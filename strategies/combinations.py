@@ -1,17 +1,14 @@
 """Which parts go together: what each of them demands, it says itself; what cannot work is refused when it is made."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from logging import WARNING
 
-from flwr.common import log
 from flwr.serverapp.strategy import Strategy
 
 from fedrebasin import Aligner, PermutationSpec, RebasinError, SpecError
 from fedrebasin.merging import two_step
 
-from .flower import is_legacy
+from .flower import is_legacy, log
 from .round import Calibrator, Probe
 from .traits import Traits, traits_of, unwrap
 

@@ -1,7 +1,5 @@
 """What is used of Flower beyond its documented modules, in one file: a test looks for it in the installed version."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from logging import getLogger
 

@@ -1,7 +1,5 @@
 """The strategies by name: each is an alignment, and what is done to the aggregate, in front of any Flower strategy."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, Unpack
 
 from flwr.serverapp.strategy import Strategy

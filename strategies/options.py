@@ -1,7 +1,5 @@
 """The options that every strategy of this package takes, whatever else it takes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Literal, TypedDict

@@ -4,8 +4,6 @@ Names are ``train/NAME`` and ``evaluate/NAME`` for what the clients' replies com
 ``evaluate_fn`` of the server found.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module

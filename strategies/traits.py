@@ -3,8 +3,6 @@
 The one place that knows Flower's classes. Whatever wraps a strategy and calls it ``strategy`` has the traits of both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace

@@ -22,8 +22,6 @@ from tests.test_layers import FILES, ROOT
 #: The modules whose names Flower documents for apps.
 DOCUMENTED = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.simulation"}
 THE_FILE = ROOT / "strategies" / "flower.py"
-#: Flower's log, by the name that its own examples use.
-LOG = ("flwr.common", "log")
 
 
 def used_of_flower(path):
@@ -38,7 +36,7 @@ def used_of_flower(path):
 
 
 USED = sorted({pair for path in FILES for pair in used_of_flower(path)})
-BESIDE = sorted({pair for path in FILES if path != THE_FILE for pair in used_of_flower(path)} - {LOG})
+BESIDE = sorted({pair for path in FILES if path != THE_FILE for pair in used_of_flower(path)})
 
 
 @pytest.mark.parametrize(("module", "name"), BESIDE)

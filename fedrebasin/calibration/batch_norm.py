@@ -1,7 +1,5 @@
 """BatchNorm's running statistics of a merged model, from sums (Git Re-Basin, A.4)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

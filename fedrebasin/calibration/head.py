@@ -1,7 +1,5 @@
 """The last layer in closed form: ridge regression on the merged model's features, from sums (Fed3R, Fani 2024)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

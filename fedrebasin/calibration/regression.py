@@ -1,7 +1,5 @@
 """RegMean: each linear map becomes the least-squares compromise of the clients' maps, from Gram matrices (Jin 2023)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

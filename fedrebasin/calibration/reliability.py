@@ -1,7 +1,5 @@
 """Does a model's confidence mean what it says: reliability bins and the expected calibration error."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """REPAIR: the merged model's pre-activations get back the mean and spread that averaging took (Jordan 2023)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch

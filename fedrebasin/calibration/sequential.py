@@ -1,7 +1,5 @@
 """Regression layer by layer: the merged model's own features are regressed on the clients' pre-activations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Inverse temperature: the factor on the logits that minimises the negative log-likelihood (LEWC, section 3.1)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

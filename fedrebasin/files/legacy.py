@@ -1,7 +1,5 @@
 """Files that torch.save wrote before 1.6: a few pickles, then the numbers."""
 
-from __future__ import annotations
-
 import mmap
 import pickle
 from collections.abc import Iterator

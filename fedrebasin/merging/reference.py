@@ -62,11 +62,13 @@ def medoid(spec: PermutationSpec, states: Sequence[State], matcher: Matcher | No
     own = cosines.nan_to_num(nan=-torch.inf).sort(descending=True).values[:, (len(judges) - 2) // 2]
     standing = [row for row in range(len(candidates)) if own[row] <= own.quantile(0.5)]
 
-    def agreement(row: int) -> float:
+    def central(row: int) -> tuple[float, float]:
+        """How well the others agree through it; where they do so equally through several, its own decides."""
         others = [column for column in range(len(judges)) if column != row]
-        return _agreement(spec, [states[judges[at]] for at in others], [found[row, at] for at in others])
+        through = _agreement(spec, [states[judges[at]] for at in others], [found[row, at] for at in others])
+        return round(through, 9), float(own[row])
 
-    return candidates[max(standing, key=agreement)]
+    return candidates[max(standing, key=central)]
 
 
 def _agreement(spec: PermutationSpec, states: Sequence[State], permutations: Sequence[Permutation]) -> float:

@@ -4,8 +4,6 @@ What becomes of those that have no mean is said by :class:`fedrebasin.state.Mean
 and have to be equal in all models; Flower's strategies keep to Flower's ways with what no group moves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """The weighted mean of models."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

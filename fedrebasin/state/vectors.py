@@ -5,8 +5,6 @@ tensors that count, as ``spec.voting(state)`` gives them, or counts all that hav
 another device and have other dtypes. No tensor is copied whole: a piece at a time becomes float64.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 

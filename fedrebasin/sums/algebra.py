@@ -6,8 +6,6 @@ sums over all data are those over a part of the data plus those over the rest, h
 over clients, unless a statistic's docstring says otherwise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 

@@ -1,7 +1,5 @@
 """The moments of what BatchNorm modules read (Git Re-Basin, A.4)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """How a client's units go with a reference model's on the client's data: activation matching without server data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Loss and accuracy as sums, and the ensemble that a merged model is measured against."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Gram matrices of what each weight is multiplied with: RegMean's sums, and how they permute."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Gram matrix and class sums of the features that a model's last layer reads (Fed3R, Fani 2024)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """One layer's features in the merged model against a client's own pre-activations."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Means and variances by channel, from sums."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 

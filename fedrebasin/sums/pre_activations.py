@@ -1,7 +1,5 @@
 """The moments of what the units of given layers put out: the sums of REPAIR (Jordan 2023)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar

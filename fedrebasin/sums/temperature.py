@@ -1,7 +1,5 @@
 """The loss at many inverse temperatures at once, and the best one (LEWC, section 3.1)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """The comparison: clients are trained once, several strategies merge them, and reference rows show what is possible."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any

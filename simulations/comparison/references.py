@@ -1,7 +1,5 @@
 """What puts strategies in proportion: the clients of round 1, alone and together, all the data, and the way between."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from flwr.app import ArrayRecord

@@ -1,7 +1,5 @@
 """Runs comparisons one after the other or in several processes, and goes on where it was broken off."""
 
-from __future__ import annotations
-
 import multiprocessing
 import queue
 import signal

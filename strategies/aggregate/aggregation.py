@@ -1,7 +1,5 @@
 """From replies to the inner strategy's aggregate: with all of them at hand, or one by one as they arrive."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import ERROR, INFO
@@ -115,6 +113,7 @@ class Aggregation:
             good, merge, integers = self._agreeing(good, merge)
             if good and self.traits.robust:
                 good, merge, tally = self._without_outliers(good, merge, tally)
+                good, merge, integers = self._agreeing(good, merge)
             if not good:
                 return self._nothing()
             mean = merge.merged
@@ -208,15 +207,11 @@ class Aggregation:
         found = {position: reason for position, reason in enumerate(reasons) if reason}
         return *self._without(replies, merge, found), integers
 
-    def _without_outliers(
-        self, replies: Sequence[Reply], merge: Merge, tally: Tally
-    ) -> tuple[list[Reply], Merge, Tally]:
+    def _without_outliers(self, good: list[Reply], merge: Merge, tally: Tally) -> tuple[list[Reply], Merge, Tally]:
         """The replies that agree, aligned without the others: first of all without a reference that is none of them."""
         assert self.alignment.spec is not None
-        good = list(replies)
         for _ in range(ALIGNED_AGAIN):
-            found = outliers(self.alignment.spec, merge.alignments, merge.states)
-            if not found:
+            if not (found := outliers(self.alignment.spec, merge.alignments, merge.states)):
                 break
             first = {at: why for at, why in found.items() if merge.alignments[at].similarity >= 1.0}
             good, tally = self._without(good, merge, first or found)[0], tally.again()

@@ -1,7 +1,5 @@
 """The models of a round's replies, brought into one order of units."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -5,8 +5,6 @@ carries their mean and their total weight. Taking the mean here saves a copy of 
 one by one, while others still train.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import Message, MetricRecord, RecordDict

@@ -1,7 +1,5 @@
 """AlignMod: the client aligns its new model to the global one that it received, before anything leaves it."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ The server sends a model, or two, and the name of a statistic; the client answer
 number. No example, label, logit or activation leaves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from logging import WARNING
@@ -13,7 +11,6 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common import log
 from torch import nn
 
 from fedrebasin import Statistic, collect_sums
@@ -21,6 +18,7 @@ from fedrebasin.devices import move, pick_device
 from fedrebasin.errors import one_line
 from fedrebasin.registry import STATISTICS
 
+from ..flower import log
 from ..replies import RecordError, decode_record
 from ..sums import ACTION, MODEL, STATISTIC, SUMS, encode_sums, read_max_examples, read_statistic
 

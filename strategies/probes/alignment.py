@@ -1,7 +1,5 @@
 """A probe of the round's permutations: how similar, how far apart, and whether they settle."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean

@@ -5,8 +5,6 @@ rounds and changes nothing; one that raises is reported by the strategy and neve
 or, without any, on the clients', who get both models of a pair in one request and return sums.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, islice

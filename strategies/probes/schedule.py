@@ -1,7 +1,5 @@
 """When a probe runs, and how long it goes on."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A probe of spectra: the stable rank of weights, and of what the layers read."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping

@@ -6,8 +6,6 @@ no group moves, counters such as ``num_batches_tracked`` among them, are Flower'
 floats, and the global dtype is restored by rounding. Where nothing is aligned all of them are Flower's.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,17 +4,14 @@ Bounds this wide are no defence against attackers, who need much less: they keep
 owning a mean. Where nothing is aligned or calibrated nothing is judged here.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from logging import WARNING
 
-from flwr.common import log
-
 from fedrebasin.errors import RebasinError
 from fedrebasin.state import State
 
+from ..flower import log
 from .records import RecordError, sizes_of
 from .reply import Reply
 

@@ -6,8 +6,6 @@ honest one better than these do with one another was made of them. Robust strate
 the distance of whole models, see far less of that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median

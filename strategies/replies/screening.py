@@ -1,7 +1,5 @@
 """Which replies may take part in a round: the others are set aside with node id and reason, and the round goes on."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,9 +8,9 @@ from itertools import chain
 from logging import WARNING
 
 from flwr.app import ArrayRecord, Message, Metadata, RecordDict
-from flwr.common import log
 from flwr.serverapp.strategy import Strategy
 
+from ..flower import log
 from ..traits import find_attribute, weighted_by
 from .norms import Proportions
 from .records import RecordError, Template

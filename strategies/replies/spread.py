@@ -1,7 +1,5 @@
 """What is beyond the spread of most: numbers of one kind, one from each reply, and a stated rate of false alarms."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from statistics import NormalDist

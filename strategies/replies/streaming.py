@@ -1,7 +1,5 @@
 """Replies one by one, as they arrive."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -1,12 +1,9 @@
 """Activation matching without server data: clients say how their units go with a reference model's."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any, ClassVar
 
-from flwr.common import log
 from torch import nn
 
 from fedrebasin.errors import CalibrationError
@@ -15,6 +12,7 @@ from fedrebasin.merging import average, cosine
 from fedrebasin.sums import ActivationCorrelation
 from fedrebasin.watching import unit_places
 
+from ..flower import log
 from ..sums import Question, encode_sums
 from .gathering import TIMEOUT, each
 from .judges import FitsOrder

@@ -1,7 +1,5 @@
 """Which clients' sums a robust strategy uses: those that do not contradict the others'."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import reduce

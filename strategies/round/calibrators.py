@@ -1,7 +1,5 @@
 """Calibrators: what is done to the aggregate after the inner strategy, on server data or on sums from the clients."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping

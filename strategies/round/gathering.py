@@ -4,20 +4,18 @@ No client's sums count for more than some times what is usual, and with a robust
 the others' are left out, whatever is done with them.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging import WARNING
 from typing import Any
 
-from flwr.common import log
 from torch import Tensor
 
 from fedrebasin.devices import move
 from fedrebasin.errors import CalibrationError, reason
 from fedrebasin.sums import Statistic, Sums, add_sums
 
+from ..flower import log
 from ..sums import Question, ask, encode_sums
 from .agreement import Judge, Means, contradicting
 from .proportion import Answer, in_proportion

@@ -1,7 +1,5 @@
 """What the sums for each calibrator come to, and how badly that suits another client's: one judge a calibrator."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

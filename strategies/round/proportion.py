@@ -1,17 +1,15 @@
 """How much one client's sums may count: no more than some times what is usual."""
 
-from __future__ import annotations
-
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator
 from logging import WARNING
 from typing import Any
 
-from flwr.common import log
 from torch import Tensor
 
 from fedrebasin.sums import Statistic, scaled, sizes_of
 
+from ..flower import log
 from ..replies import FIRST, median_of_others
 from .round import Round
 

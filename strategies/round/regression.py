@@ -1,7 +1,5 @@
 """Merging by regression: weights that best reproduce the clients' own features, from sums that the clients send."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +8,6 @@ from logging import WARNING
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord
-from flwr.common import log
 from torch import nn
 
 from fedrebasin import CalibrationError, Merge, ridge_head
@@ -19,6 +16,7 @@ from fedrebasin.running import mode_of
 from fedrebasin.sums import GramMatrices, HeadSums, LayerRegression, add_sums
 from fedrebasin.watching import affine_weights, head_weight
 
+from ..flower import log
 from ..sums import Question, encode_sums
 from .gathering import TIMEOUT, Shapes, alike, each, shapes_of, usual_shapes
 from .judges import FitsHead, FitsLayer

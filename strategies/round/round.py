@@ -1,7 +1,5 @@
 """Round: what calibrators and probes get to see of one round of training, what they give back, what they may demand."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol

@@ -1,16 +1,14 @@
 """What comes after the inner strategy: calibrators change the aggregate, probes look at it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from logging import WARNING
 
 from flwr.app import MetricRecord
-from flwr.common import log
 
 from fedrebasin.errors import CalibrationError, reason
 
+from ..flower import log
 from .round import Calibrator, Probe, Round
 
 

@@ -6,8 +6,6 @@ is written beside its final place, flushed to the disk and then renamed: there i
 last two are kept; one that is damaged is passed over, one of another model, spec, strategy or newer format is refused.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

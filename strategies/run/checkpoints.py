@@ -1,7 +1,5 @@
 """Checkpoints: the folder that a run is written down in after each round, and picked up from."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

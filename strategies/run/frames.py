@@ -5,8 +5,6 @@ same permutation throughout training. A node's permutation is found once; from t
 its own order of units, its optimiser state and local layers keep their meaning, and its replies are mapped back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

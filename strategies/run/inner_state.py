@@ -5,8 +5,6 @@ attributes that the strategy has before its first round are written down and res
 nothing yet, numbers where it has numbers.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator, Mapping

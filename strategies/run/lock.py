@@ -1,7 +1,5 @@
 """A folder belongs to one run at a time: a lock of the operating system, which a killed process cannot leave behind."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Iterator

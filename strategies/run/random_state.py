@@ -1,7 +1,5 @@
 """The generators that Flower's strategies draw from: nodes are sampled with Python's, noise is numpy's."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping
 from typing import Any

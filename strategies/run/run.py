@@ -1,7 +1,5 @@
 """Run: what lasts longer than a round, and no longer than one run of a strategy."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field

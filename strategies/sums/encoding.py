@@ -1,7 +1,5 @@
 """How statistics and their sums travel: a ConfigRecord says what to sum, an ArrayRecord holds the sums."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,20 +1,18 @@
 """Asking the clients for sums: one round trip; what is bad or late is left out and named."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from logging import WARNING
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.common import log
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedrebasin.errors import CalibrationError
 from fedrebasin.sums import Statistic
 
+from ..flower import log
 from ..replies import MAX_EXAMPLES, RecordError, send_and_stream
 from .encoding import MODEL, QUERY, SUMS, decode_sums, describe_statistic
 

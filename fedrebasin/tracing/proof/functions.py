@@ -1,7 +1,5 @@
 """A function of a state dict under a check: of NumPy, JAX, TensorFlow or torch, whatever it is made of."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

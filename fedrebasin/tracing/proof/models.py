@@ -1,7 +1,5 @@
 """A model under a check: random parameters and inputs, and what comes out."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping

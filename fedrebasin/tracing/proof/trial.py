@@ -1,7 +1,5 @@
 """What a check needs to know of that which it runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
