@@ -204,14 +204,12 @@ EXTREMES = """\
 Of each strategy the attack that costs most on the mean (with Student's 95 % interval), and the run with the lowest
 accuracy of all, aligned by us; and what costs most if the honest ones were aligned beforehand."""
 EXPLANATION = """\
-Where our alignment loses, an attacker is the reference, in one of three ways. The medoid's inner layers under a misled
-head: the head keeps its agreement low enough to stand for election, every model is then turned towards it, which no
-other reply can match, so that Krum takes it, and the honest medoid is set aside for agreeing too well. The honest mean
-with a poisoned layer: all of it is caught, but the order stays, and with it goes the one honest reply whose order that
-mean has. A misled model: it is caught, too, and the others have been turned towards something that none of them is
-like. Insiders who stay below every limit gain little, and most under strategies that take one reply or five (Krum,
-MultiKrum). FedTrimmedAvg stands: it uses all that is left, and no one reply decides. A backdoor near the mean is
-caught; "no" in its row means that the oracle's aggregate is *better* with it, as such models are good at the task."""
+A reference that stands out is set aside first, and the rest elects another one and is aligned and judged anew: before
+that was done, a head-poisoned copy of the medoid stayed the reference, and Krum took it. What is left comes from those
+who search for what passes just below every limit. They gain little, and most under strategies that take one reply or
+five (Krum, MultiKrum); FedTrimmedAvg and FedMedian stand: they use all that is left, and no one reply decides. FedAvg
+is not screened, so that a misled reference leaves it with models that were turned towards something that none of them
+is like: that is where it falls behind the oracle's order."""
 DEMAND = """\
 Demanded: on the mean over seeds, aligned by us is not more than one point worse than aligned beforehand. Of each attack
 the inner strategy that is farthest behind, and by how many points; where it is more than one, with Student's 95 %

@@ -93,7 +93,9 @@ def _decode_axis(entry: Any) -> Axis:
     if not found.levels:
         raise ValueError(f"{entry['key']}: a layout without units")
     for dim in found.dims:
-        _demand_apart([factor for factor in (*found.levels, *found.rest) if factor.dim == dim], str(entry["key"]))
+        factors = [factor for factor in (*found.levels, *found.rest) if factor.dim == dim]
+        if all(factor.size for factor in factors):  # 0 units: as many as the tensor will have
+            _demand_apart(factors, str(entry["key"]))
     return Axis(str(entry["key"]), _whole(entry["dim"]), found)
 
 
@@ -104,12 +106,12 @@ def _decode_factor(entry: Any) -> Factor:
         if len(places) != size or len(places) < 2 or places[0] != 0:
             raise ValueError(f"{size} units at {len(places)} places")
         return Factor(_whole(dim), len(places), places)
-    return Factor(_whole(dim), _whole(size, least=1), _whole(stride))
+    return Factor(_whole(dim), _whole(size), _whole(stride))
 
 
-def _whole(value: Any, least: int = 0) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{value!r} where a whole number of at least {least} is needed")
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} where a whole number of at least 0 is needed")
     return value
 
 

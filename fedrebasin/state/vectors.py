@@ -94,7 +94,7 @@ def gram(states: Sequence[State], columns: Sequence[int], keys: Iterable[str] | 
     for key in _counting(states[0], keys):
         device = states[0][key].device
         for parts in pieces(*(state[key].detach() for state in states), size=_COLUMN):
-            vectors = real(torch.stack([part.to(device).flatten() for part in parts])).flatten(1)
+            vectors = torch.stack([real(part.to(device)).flatten() for part in parts])
             total += (vectors @ vectors[columns].mT).cpu()
     return total
 

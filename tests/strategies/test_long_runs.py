@@ -1,6 +1,7 @@
 """Many rounds: what lives afterwards does not grow with them, but for the rounds' metrics."""
 
 import gc
+import logging
 import os
 import threading
 
@@ -58,7 +59,8 @@ def grown(strategy):
 
 
 @pytest.mark.parametrize("kind", ["plain", "streamed", "checkpoints", "robust"])
-def test_nothing_but_metrics_grows(tmp_path, kind):
+def test_nothing_but_metrics_grows(tmp_path, kind, caplog):
+    caplog.set_level(logging.CRITICAL, logger="flwr")  # what is logged is kept by the test
     strategy = {
         "plain": lambda: Aligned(FedAvg(**COMMON), spec=SPEC),
         "streamed": lambda: Aligned(FedAvg(**COMMON), spec=SPEC, frame="client", streaming=True),
