@@ -60,7 +60,7 @@ def medoid(spec: PermutationSpec, states: Sequence[State], matcher: Matcher | No
             if column < len(candidates):  # candidates are the first judges, and agreement is mutual
                 cosines[column, row], found[column, row] = alignment.similarity, alignment.permutation.inverse()
     own = cosines.nan_to_num(nan=-torch.inf).sort(descending=True).values[:, (len(judges) - 2) // 2]
-    standing = [row for row in range(len(candidates)) if own[row] <= own.quantile(0.5)]
+    standing = (own <= own.quantile(0.5)).nonzero().flatten().tolist()
 
     def central(row: int) -> tuple[float, float]:
         """How well the others agree through it; where they do so equally through several, its own decides."""

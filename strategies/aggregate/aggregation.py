@@ -205,7 +205,12 @@ class Aggregation:
         integers = agreed(keys, states, self.global_state)
         reasons = [dissent(integers, state) for state in merge.states]
         found = {position: reason for position, reason in enumerate(reasons) if reason}
-        return *self._without(replies, merge, found), integers
+        if not found:
+            return list(replies), merge, integers
+        kept = self._kept(replies, found)
+        good, aligned = [replies[at] for at in kept], tuple(merge.states[at] for at in kept)
+        mean = flower_mean(aligned, [reply.num_examples for reply in good]) if kept else {}
+        return good, Merge(aligned, tuple(merge.alignments[at] for at in kept), mean, merge.history), integers
 
     def _without_outliers(self, good: list[Reply], merge: Merge, tally: Tally) -> tuple[list[Reply], Merge, Tally]:
         """The replies that agree, aligned without the others: first of all without a reference that is none of them."""
@@ -214,21 +219,15 @@ class Aggregation:
             if not (found := outliers(self.alignment.spec, merge.alignments, merge.states)):
                 break
             first = {at: why for at, why in found.items() if merge.alignments[at].similarity >= 1.0}
-            good, tally = self._without(good, merge, first or found)[0], tally.again()
-            good, merge = self._merge(good, tally)
+            tally = tally.again()
+            good, merge = self._merge([good[at] for at in self._kept(good, first or found)], tally)
         return good, merge, tally
 
-    def _without(self, replies: Sequence[Reply], merge: Merge, found: Mapping[int, str]) -> tuple[list[Reply], Merge]:
-        """The replies but for those at some positions, which are set aside for these reasons."""
-        if not found:
-            return list(replies), merge
-        for position, reason in found.items():
-            self.screener.set_aside(replies[position].node_id, reason)
-        kept = [position for position in range(len(replies)) if position not in found]
-        states = tuple(merge.states[position] for position in kept)
-        mean = flower_mean(states, [replies[position].num_examples for position in kept]) if kept else {}
-        alignments = tuple(merge.alignments[position] for position in kept)
-        return [replies[position] for position in kept], Merge(states, alignments, mean, merge.history)
+    def _kept(self, replies: Sequence[Reply], found: Mapping[int, str]) -> list[int]:
+        """The positions of the others, once those with a reason are set aside."""
+        for at, reason in found.items():
+            self.screener.set_aside(replies[at].node_id, reason)
+        return [at for at in range(len(replies)) if at not in found]
 
     def _nothing(self) -> Aggregate:
         """The inner strategy still learns that the round is over: it logs errors, and privacy accountants count."""

@@ -96,10 +96,8 @@ def rebuild(
 
 def restore(strategy: Strategy, values: Mapping[str, Any]) -> None:
     """Set the attributes that :func:`rebuild` gave, on a strategy of the same make."""
-    layers = list(unwrap(strategy))
     for where, value in values.items():
-        depth, _, name = where.partition(".")
-        setattr(layers[int(depth)], name, value)
+        setattr(*_owner(strategy, where), value)
 
 
 class Memory:
@@ -126,11 +124,15 @@ class Memory:
         changed = [where for where, value in self._before.items() if where in now and not _same(now[where], value)]
         restore(self._strategy, copy.deepcopy({where: self._before[where] for where in changed}))
         added = undeclared(self._strategy, self._before)
-        layers = list(unwrap(self._strategy))
         for where in added:
-            depth, _, name = where.partition(".")
-            delattr(layers[int(depth)], name)
+            delattr(*_owner(self._strategy, where))
         return changed + added
+
+
+def _owner(strategy: Strategy, where: str) -> tuple[object, str]:
+    """The strategy, of those that wrap one another, with an attribute, and the attribute's name."""
+    depth, _, name = where.partition(".")
+    return list(unwrap(strategy))[int(depth)], name
 
 
 def _same(now: Any, before: Any) -> bool:
