@@ -10,8 +10,11 @@ from fedrebasin.errors import SpecError
 PREFIXES = ("module.", "_orig_mod.", "model.", "base_model.model.")
 # Wrappers of single modules (torch.compile, FSDP, checkpointed activations, PEFT), wherever they are in a key.
 _WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
-# The adapter's name in the model; the files that PEFT writes leave it out.
-_ADAPTER = re.compile(r"(?<=\.)((?:lora_[AB]|lora_magnitude_vector)\.)\w+\.(?=\w+$)|(?<=\.)(lora_embedding_[AB])\.\w+$")
+# The adapter's name in the model; the files that PEFT writes leave it out, and of DoRA's vector the last word as well.
+_ADAPTER = re.compile(
+    r"(?<=\.)((?:lora|ia3|hada|lokr|vera|oft|boft)_\w+)\.(?!(?:weight|bias)$)\w+(?=$|\.(?:weight|bias)$)"
+)
+_DORA = re.compile(r"(?<=\.lora_magnitude_vector)\.weight$")
 _SAVED = re.compile(r"(?<=\.)modules_to_save\.\w+\.")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _DEEPEST = 8
@@ -19,7 +22,7 @@ _DEEPEST = 8
 
 def plain(key: str) -> str:
     """The key without the wrappers of single modules and the names of adapters; prefixes stay."""
-    return _WRAPPED.sub("", _SAVED.sub("", _ADAPTER.sub(lambda found: found[1] or found[2], key)))
+    return _WRAPPED.sub("", _SAVED.sub("", _DORA.sub("", _ADAPTER.sub(r"\1", key))))
 
 
 def shared_prefix(keys: Collection[str], like: Collection[str] | None = None) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -48,13 +50,23 @@ def number_of_examples(batch: Batch) -> int:
     return count
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a nest of tuples, lists and dicts."""
+def tensors_in(value: Any, _inside: tuple[int, ...] = ()) -> Iterator[Tensor]:
+    """The tensors in a nest of tuples, lists, dicts, and objects that hold some (dataclasses, distributions)."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_in(item)
+        return
+    if isinstance(value, Mapping):
+        items: Iterable[Any] = value.values()
+    elif isinstance(value, tuple | list | set):
+        items = value
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = [getattr(value, one.name) for one in fields(value)]
+    elif callable(value) or isinstance(value, ModuleType) or id(value) in _inside:
+        return
+    else:
+        items = getattr(value, "__dict__", {}).values()
+    for item in items:
+        yield from tensors_in(item, (*_inside, id(value)))
 
 
 def described(value: Any) -> str:

@@ -45,6 +45,10 @@ WRAPPED = [
         "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
     ),
     ("base_model.model.emb.lora_embedding_A", "base_model.model.emb.lora_embedding_A.default"),
+    ("base_model.model.q.lora_magnitude_vector", "base_model.model.q.lora_magnitude_vector.default.weight"),  # DoRA
+    ("base_model.model.q.lora_E", "base_model.model.q.lora_E.default"),  # AdaLoRA
+    ("base_model.model.q.ia3_l", "base_model.model.q.ia3_l.default"),  # IA3
+    ("base_model.model.q.hada_w1_a", "base_model.model.q.hada_w1_a.default"),  # LoHa
     ("base_model.model.score.weight", "base_model.model.score.modules_to_save.default.weight"),
 ]
 

@@ -1,5 +1,6 @@
 """trace: the permutation symmetries of any model, read off its graph."""
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -7,19 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_map
 
-from fedrebasin.errors import TraceError, one_line
+from fedrebasin.errors import CoverageWarning, TraceError, one_line
 from fedrebasin.spec import PermutationSpec, Unpermuted
 from fedrebasin.state import has_mean
 from fedrebasin.tracing.algebra import Pinned, leaves, pin, units
 from fedrebasin.tracing.groups import Grouping
-from fedrebasin.tracing.program import Reading, exported, preserved, tensors_of
+from fedrebasin.tracing.program import Forward, Reading, Usage, exported, preserved, tensors_of, usage_of
 from fedrebasin.tracing.proof import holds
 from fedrebasin.tracing.values import Value
 
 
-def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: int = 0) -> PermutationSpec:
+def trace(
+    model: nn.Module, example_inputs: Any, *, forward: Forward | None = None, check: bool = True, seed: int = 0
+) -> PermutationSpec:
     """The spec of a model: which axes of its tensors can be permuted together without changing the function.
 
     The model is exported with torch.export and every axis of every tensor is followed through the graph, operator by
@@ -31,8 +33,13 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
     the axes along a residual stream as if they were free (ResNet-50: 55109); tied, there are 25638.3.
 
     Args:
-        model: any module that torch.export accepts; it is read in evaluation mode, whichever it is in.
+        model: any module that torch.export accepts; it is read in evaluation mode, whichever it is in. A Lightning
+            module is read as its ``training_step`` runs it, where the example inputs are a batch of that, and as its
+            forward runs it: the loss and the outputs stay as they are.
         example_inputs: a tensor, a tuple of tensors, or a dict of keyword tensors.
+        forward: what is read instead of the model's own forward, ``(model, *inputs) -> outputs``: for models that are
+            used by their parts, as in ``lambda model, x: model.decoder(model.encoder(x))``. Outputs are all tensors in
+            what comes out, of dicts, dataclasses and other objects too.
         check: apply random members with random parameters in float64 (see :func:`check`); a group that changes the
             function is dropped and reported. On the meta device nothing can be checked: ``spec.checked`` is False.
         seed: of the check.
@@ -40,19 +47,26 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
     Raises:
         TraceError: if torch.export cannot read the model, or it has lazy layers that have met no example yet.
         SpecError: if the model cannot be run with random parameters, so that nothing can be checked.
+
+    Warns:
+        CoverageWarning: if a Lightning module's training step cannot be run on the example inputs, and its forward
+            leaves parameters unread.
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"a torch.nn.Module is what can be traced, not a {type(model).__name__}")
     state = tensors_of(model)
+    usage = usage_of(model, example_inputs, forward)
     reading = Reading(_axes_of(state))
     weights = {key for key, _ in model.named_parameters(remove_duplicate=False) if has_mean(state[key])}
     with preserved(model), torch.no_grad():
         model.eval()
-        _follow(reading, exported(model, example_inputs), model)
+        _follow(reading, exported(usage), model)
         unread = before = _unread(state, weights, reading)
         if unread:
-            _read_in_train_mode(model, example_inputs, reading, unread)
+            _read_in_train_mode(usage, reading, unread)
             unread = _unread(state, weights, reading)
+    if usage.missed and unread:
+        warnings.warn(_only_forward(usage, unread), CoverageWarning, stacklevel=2)
     for value in reading.parameters.values():
         for part in (part for axis in value.axes for part in leaves(axis)):
             if not part.read:
@@ -70,10 +84,18 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
     on_meta = any(tensor.is_meta for tensor in state.values())
     if not check or on_meta:
         return spec
-    inputs = {False: example_inputs}
+    usages = {False: usage}
     if len(unread) < len(before):
-        inputs[True] = _twice(example_inputs)
-    return _proven(spec, model, inputs, seed)
+        usages[True] = usage.map(_twice)
+    return _proven(spec, usages, seed)
+
+
+def _only_forward(usage: Usage, unread: list[str]) -> str:
+    return (
+        f"{type(usage.model).__name__} is a Lightning module whose training_step does not run on these example inputs"
+        f" ({usage.missed}): forward alone was traced, which does not read {unread[0]}; give a batch as training_step"
+        " takes it, or forward="
+    )
 
 
 def _axes_of(state: Mapping[str, Tensor]) -> dict[str, Value]:
@@ -94,16 +116,16 @@ def _follow(reading: Reading, program: ExportedProgram, model: nn.Module) -> Non
         ) from error
 
 
-def _export_for_training(model: nn.Module, example_inputs: Any) -> ExportedProgram:
+def _export_for_training(usage: Usage) -> ExportedProgram:
     try:
-        return exported(model, example_inputs)
+        return exported(usage)
     except TraceError:
-        return exported(model, _twice(example_inputs))
+        return exported(usage.map(_twice))
 
 
-def _twice(example_inputs: Any) -> Any:
+def _twice(value: Any) -> Any:
     """A batch of twice the size: in training, batch normalisation wants more than one example of a single position."""
-    return tree_map(lambda x: torch.cat((x, x)) if isinstance(x, Tensor) and x.dim() else x, example_inputs)
+    return torch.cat((value, value)) if isinstance(value, Tensor) and value.dim() else value
 
 
 def _unread(state: Mapping[str, Tensor], weights: Collection[str], reading: Reading) -> list[str]:
@@ -111,11 +133,11 @@ def _unread(state: Mapping[str, Tensor], weights: Collection[str], reading: Read
     return [key for key in state if key in weights and id(state[key]) not in read]
 
 
-def _read_in_train_mode(model: nn.Module, example_inputs: Any, reading: Reading, unread: list[str]) -> None:
+def _read_in_train_mode(usage: Usage, reading: Reading, unread: list[str]) -> None:
     """What the model reads in training only (auxiliary heads) ties what feeds it, or keeps it in place."""
-    model.train()
+    usage.model.train()
     try:
-        _follow(reading, _export_for_training(model, example_inputs), model)
+        _follow(reading, _export_for_training(usage), usage.model)
     except TraceError:
         sizes = {size for key in unread for size in reading.parameters[key].shape}
         parts = {part for value in reading.parameters.values() for axis in value.axes for part in leaves(axis)}
@@ -124,24 +146,24 @@ def _read_in_train_mode(model: nn.Module, example_inputs: Any, reading: Reading,
                 pin(part, Pinned(f"may feed {unread[0]}, which is read in training only"))
 
 
-def _proven(spec: PermutationSpec, model: nn.Module, inputs: dict[bool, Any], seed: int) -> PermutationSpec:
-    """The spec without the groups that change the function; inputs by whether they are for training."""
-    if _holds(spec, model, inputs, seed):
+def _proven(spec: PermutationSpec, usages: Mapping[bool, Usage], seed: int) -> PermutationSpec:
+    """The spec without the groups that change the function; usages by whether they are for training."""
+    if _holds(spec, usages, seed):
         return replace(spec, checked=True)
     wrong = []
     for group in spec.outermost_first:
         if not group.frozen:
             alone = spec.freeze(name for name in spec.groups if name != group.name)
-            if not _holds(alone, model, inputs, seed):
+            if not _holds(alone, usages, seed):
                 wrong.append(group.name)
     rest = _without(spec, wrong)
-    if _holds(rest, model, inputs, seed):
+    if _holds(rest, usages, seed):
         return replace(rest, checked=True)
     return replace(_without(spec, list(spec.groups)), checked=True)
 
 
-def _holds(spec: PermutationSpec, model: nn.Module, inputs: dict[bool, Any], seed: int) -> bool:
-    return all(holds(spec, model, given, seed=seed, training=training) for training, given in inputs.items())
+def _holds(spec: PermutationSpec, usages: Mapping[bool, Usage], seed: int) -> bool:
+    return all(holds(spec, usage, seed=seed, training=training) for training, usage in usages.items())
 
 
 def _without(spec: PermutationSpec, names: list[str]) -> PermutationSpec:

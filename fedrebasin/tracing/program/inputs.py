@@ -1,8 +1,7 @@
-"""Example inputs, and leaving a model as it was found."""
+"""A model's tensors, and leaving a model as it was found."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +10,13 @@ from torch.nn.parameter import is_lazy
 from fedrebasin.errors import TraceError
 
 
-def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments: of a tensor, a tuple of tensors, or a dict of keyword tensors."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
-
-
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Every module's attributes, the random state, and the switch of the fused attention are restored at the end.
+    """Every module's attributes, the random state, and what is switched off meanwhile are restored at the end.
 
     Attributes: the mode, and whatever a forward pass caches in them or in their lists and dicts (LeViT's biases).
+    Switched off: the fused attention, and the cache of keys and values (``config.use_cache`` of transformers), which is
+    nothing but what the model has computed already.
     """
     attributes = {module: dict(vars(module)) for module in model.modules()}
     caches = [
@@ -33,20 +25,29 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for value in each.values()
         if type(value) is list or type(value) is dict
     ]
+    caching = [each["config"] for each in attributes.values() if _uses_cache(each.get("config"))]
     devices = {tensor.device for tensor in model.state_dict().values() if tensor.device.type == "cuda"}
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    for config in caching:
+        config.use_cache = False
     try:
         with torch.random.fork_rng(devices=sorted(devices, key=str)):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for config in caching:
+            config.use_cache = True
         for cache, before in caches:
             cache.clear()
             cache.extend(before) if isinstance(cache, list) else cache.update(before)
         for module, before in attributes.items():
             vars(module).clear()
             vars(module).update(before)
+
+
+def _uses_cache(config: object) -> bool:
+    return getattr(config, "use_cache", None) is True
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

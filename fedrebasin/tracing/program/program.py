@@ -15,6 +15,7 @@ from fedrebasin.tracing import rules
 from fedrebasin.tracing.algebra import Pinned, leaves, pin, units
 from fedrebasin.tracing.program.decompose import decomposed, tensor_nodes
 from fedrebasin.tracing.program.nodes import attribute, dtypes_of, like, live_nodes, shapes_of, simplify, used
+from fedrebasin.tracing.program.usage import PREFIX
 from fedrebasin.tracing.registry import Call, find_rule, operator_name
 from fedrebasin.tracing.values import Index, Value
 
@@ -54,10 +55,11 @@ class Reading:
         self.index.settle()
 
     def _input(self, node: fx.Node, spec: Any, live: frozenset[fx.Node]) -> Any:
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in self.parameters:
+        key = str(spec.target).removeprefix(PREFIX)
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and key in self.parameters:
             if node in live:
-                self.read.add(spec.target)
-            return self.parameters[spec.target]
+                self.read.add(key)
+            return self.parameters[key]
         constant = spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
         return self._held(node, CONSTANT if constant else Pinned("model input"))
 
@@ -102,6 +104,8 @@ class Reading:
         keywords = fx.map_arg(node.kwargs, values.__getitem__)
         if node.target is operator.getitem:
             return arguments[0][arguments[1]]
+        if isinstance(node.target, type) and issubclass(node.target, tuple):
+            return list(arguments)  # a named tuple of what is there already, as losses are decomposed
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return self._higher_order(node, arguments, keywords)
         shapes = shapes_of(node)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedrebasin.errors import SpecError
 from fedrebasin.spec import PermutationSpec
 from fedrebasin.state import has_mean
+from fedrebasin.tracing.program import Forward, Usage, usage_of
 from fedrebasin.tracing.proof.functions import Function, FunctionRuns
 from fedrebasin.tracing.proof.members import revealing_members
 from fedrebasin.tracing.proof.models import ModelRuns
@@ -38,6 +39,7 @@ def check(
     model: nn.Module | Function,
     example_inputs: Any,
     *,
+    forward: Forward | None = None,
     seed: int = 0,
     tolerance: float = TOLERANCE,
 ) -> None:
@@ -63,6 +65,7 @@ def check(
             in, arrays out, of NumPy, JAX, TensorFlow or torch. It is called with float64 arrays by name (of torch where
             the example's are), and what it computes in less is checked in what it computes in.
         example_inputs: a tensor, a tuple of tensors, or a dict of keyword tensors; of a function, a state dict.
+        forward: what of a model is run, as for :func:`fedrebasin.tracing.trace`.
         seed: of the parameters, the inputs and the members.
         tolerance: largest change of an output, relative to the largest entry of that output. A network that blows
             rounding errors up is allowed what these do to it (see :func:`holds`).
@@ -70,7 +73,7 @@ def check(
     Raises:
         SpecError: if an output changes by more than the tolerance, or the model cannot be run.
     """
-    runs = _runs(model, example_inputs)
+    runs = _runs(model, example_inputs, forward)
     change = _largest_change(spec, runs, seed)
     if not _small(change, tolerance, runs, seed):
         raise SpecError(
@@ -79,7 +82,7 @@ def check(
         )
 
 
-def holds(spec: PermutationSpec, model: nn.Module, example_inputs: Any, *, seed: int, training: bool) -> bool:
+def holds(spec: PermutationSpec, usage: Usage, *, seed: int, training: bool) -> bool:
     """Whether the members leave the outputs as they are, up to 1e-9 or to what rounding errors do.
 
     Some networks (products of their own activations, layer after layer) blow a rounding error up beyond any fixed
@@ -87,12 +90,16 @@ def holds(spec: PermutationSpec, model: nn.Module, example_inputs: Any, *, seed:
     member may be up to a hundred times as large; but never 1e-4, which is what a wrong group does. A model that cannot
     be run in float64 is checked in its own precision in the same way, with 1e-3 (0.03 in half precision) for 1e-4.
     """
-    runs = ModelRuns(model, example_inputs, training)
+    runs = ModelRuns(usage, training)
     return _small(_largest_change(spec, runs, seed), TOLERANCE, runs, seed)
 
 
-def _runs(model: nn.Module | Function, example_inputs: Any) -> Runs:
-    return ModelRuns(model, example_inputs) if isinstance(model, nn.Module) else FunctionRuns(model, example_inputs)
+def _runs(model: nn.Module | Function, example_inputs: Any, forward: Forward | None) -> Runs:
+    if isinstance(model, nn.Module):
+        return ModelRuns(usage_of(model, example_inputs, forward))
+    if forward is not None:
+        raise SpecError("forward= is for modules: a function of a state dict is run as it is")
+    return FunctionRuns(model, example_inputs)
 
 
 def _small(change: Changed, tolerance: float, runs: Runs, seed: int) -> bool:
@@ -130,7 +137,7 @@ def largest_change(
     Raises:
         SpecError: if the spec does not fit, or the model cannot be run.
     """
-    return _largest_change(spec, ModelRuns(model, example_inputs, training), seed)
+    return _largest_change(spec, ModelRuns(usage_of(model, example_inputs), training), seed)
 
 
 def _largest_change(spec: PermutationSpec, runs: Runs, seed: int) -> Changed:

@@ -5,15 +5,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from fedrebasin.errors import SpecError, one_line
 from fedrebasin.state import has_mean
-from fedrebasin.tracing.program import as_call, preserved, tensors_of
+from fedrebasin.tracing.program import Usage, preserved, tensors_of
 from fedrebasin.tracing.proof.precision import in_precision, never_rounding, running_in
 from fedrebasin.tracing.proof.randomising import randomised, varied
 from fedrebasin.tracing.proof.trial import Trial
@@ -24,57 +23,54 @@ class ModelRuns:
     """What a check runs: a model with inputs.
 
     Args:
-        model: the module; it, its mode and the random state stay.
-        inputs: a tensor, a tuple of tensors, or a dict of keyword tensors.
+        usage: the module and how it is run; it, its mode and the random state stay.
         training: whether it is run in train mode, without dropout; otherwise in evaluation mode.
     """
 
-    model: nn.Module
-    inputs: Any
+    usage: Usage
     training: bool = False
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """What a spec has to fit."""
-        return tensors_of(self.model)
+        return tensors_of(self.usage.model)
 
     @contextmanager
     def started(self, seed: int) -> Iterator[tuple[Trial, dict[str, Tensor], list[Tensor]]]:
         """Random parameters and inputs: how to run them, the state, and its outputs."""
-        with preserved(self.model), torch.no_grad():
-            _set_mode(self.model, self.training)
-            yield _first_that_runs(self.model, self.inputs, seed)
+        with preserved(self.usage.model), torch.no_grad():
+            _set_mode(self.usage.model, self.training)
+            yield _first_that_runs(self.usage, seed)
 
 
 @dataclass(frozen=True)
 class _ModelTrial:
     """A model with inputs, run in one precision."""
 
-    model: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    usage: Usage
     precision: torch.dtype
     seed: int
 
     def outputs(self, state: Mapping[str, Tensor]) -> list[Tensor]:
         """What comes out: reals (complex numbers as pairs); whole numbers where nothing else does."""
         # Tables that a model keeps out of its state dict stay as they are, but for the precision.
-        buffers = self.model.named_buffers(remove_duplicate=False)
+        model = self.usage.model
+        buffers = model.named_buffers(remove_duplicate=False)
         tables = {name: in_precision(buffer, self.precision) for name, buffer in buffers if name not in state}
-        with preserved(self.model), running_in(self.precision):
+        with preserved(model), running_in(self.precision):
             torch.manual_seed(self.seed)
-            out = torch.func.functional_call(self.model, {**tables, **state}, self.args, self.kwargs, tie_weights=False)
-        found = [one for one in tree_leaves(out) if isinstance(one, Tensor)]
+            found = self.usage.outputs({**tables, **state})
         real = [torch.view_as_real(one) if one.is_complex() else one for one in found if has_mean(one)]
         return [one.double() for one in real or found]
 
 
-def _first_that_runs(model: nn.Module, inputs: Any, seed: int) -> tuple[_ModelTrial, dict[str, Tensor], list[Tensor]]:
+def _first_that_runs(usage: Usage, seed: int) -> tuple[_ModelTrial, dict[str, Tensor], list[Tensor]]:
     """The model with random parameters and inputs, as far from what was given as it can still be run.
 
     Raises:
         SpecError: if it cannot be run at all, or no output is finite.
     """
+    model = usage.model
     own = Counter(tensor.dtype for tensor in tensors_of(model).values() if tensor.is_floating_point())
     precisions = [torch.float64, *(dtype for dtype, _ in own.most_common(1) if dtype != torch.float64)]
     failures: dict[torch.dtype, Exception] = {}
@@ -82,9 +78,8 @@ def _first_that_runs(model: nn.Module, inputs: Any, seed: int) -> tuple[_ModelTr
     for precision in precisions:
         for wide, vary in ((True, True), (False, True), (False, False)):
             generator = torch.Generator().manual_seed(seed)
-            given = as_call(varied(inputs, generator) if vary else inputs)
-            args, kwargs = tree_map(lambda value, dtype=precision: in_precision(value, dtype), given)
-            trial = _ModelTrial(model, args, kwargs, precision, seed)
+            given = usage.map(partial(varied, generator=generator)) if vary else usage
+            trial = _ModelTrial(given.map(partial(in_precision, dtype=precision)), precision, seed)
             drawn = randomised(model, generator, wide=wide)
             state = {key: in_precision(tensor, precision) for key, tensor in drawn.items()}
             try:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from fedrebasin.memory import room
 
@@ -48,18 +47,14 @@ def randomised_state(
     return found
 
 
-def varied(inputs: Any, generator: torch.Generator) -> Any:
-    """Inputs of the same shapes: reals at random, integers within the range that they came in, bools at random."""
-
-    def vary(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.is_meta:
-            return value
-        if value.is_floating_point() or value.is_complex():
-            dtype = torch.complex128 if value.is_complex() else torch.float64
-            return torch.randn(value.shape, generator=generator, dtype=dtype).to(value.device, value.dtype)
-        return _whole_numbers(value, generator, wide=False)
-
-    return tree_map(vary, inputs)
+def varied(value: Any, generator: torch.Generator) -> Any:
+    """A tensor of the same shape: reals at random, integers within the range that they came in, bools at random."""
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    if value.is_floating_point() or value.is_complex():
+        dtype = torch.complex128 if value.is_complex() else torch.float64
+        return torch.randn(value.shape, generator=generator, dtype=dtype).to(value.device, value.dtype)
+    return _whole_numbers(value, generator, wide=False)
 
 
 def _whole_numbers(tensor: Tensor, generator: torch.Generator, wide: bool) -> Tensor:
