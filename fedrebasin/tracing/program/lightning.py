@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +27,7 @@ def usage_of(model: nn.Module, example_inputs: Any, forward: Forward | None = No
     """How a model is to be run: by ``forward`` if one is given, else as itself, a Lightning module as it is trained.
 
     A Lightning module is known by its ``training_step`` and ``trainer``. Where the example inputs are a batch of its
-    training step, this is what is run (on the CPU of nobody's trainer, without logging), and its forward as well if
+    training step, this is what is run, without a trainer and without logging, and its forward as well if
     that takes the batch or the first part of it: the loss and the outputs are both to stay as they are.
 
     Args:
@@ -71,7 +72,8 @@ def _what_forward_takes(model: nn.Module, batch: Any) -> tuple[Select | None, st
 def _flaw(usage: Usage) -> str:
     """What keeps a model from being run so, in a line; "" if nothing does. The model stays as it is."""
     state = {key: tensor.detach().clone() for key, tensor in tensors_of(usage.model).items()}
-    with preserved(usage.model), torch.no_grad():
+    with preserved(usage.model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         usage.model.eval()
         try:
             found = usage.outputs(state)

@@ -48,8 +48,9 @@ class Usage:
         return replace(self, given=tree_map(change, self.given))
 
     def outputs(self, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """Every tensor that comes out with these parameters and buffers."""
-        named = {PREFIX + key: tensor for key, tensor in state.items()}
+        """Every tensor that comes out with these parameters and buffers; a training step may write into copies."""
+        own = state if self.forward is call else {key: tensor.clone() for key, tensor in state.items()}
+        named = {PREFIX + key: tensor for key, tensor in own.items()}
         found: list[Tensor] = torch.func.functional_call(self.module, named, self.given, tie_weights=False)
         return found
 
