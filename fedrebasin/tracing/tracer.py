@@ -60,7 +60,8 @@ def trace(
     weights = {key for key, _ in model.named_parameters(remove_duplicate=False) if has_mean(state[key])}
     with preserved(model), torch.no_grad():
         model.eval()
-        _follow(reading, exported(usage), model)
+        usage, program = _first_that_exports(usage)
+        _follow(reading, program, model)
         unread = before = _unread(state, weights, reading)
         if unread:
             _read_in_train_mode(usage, reading, unread)
@@ -90,10 +91,19 @@ def trace(
     return _proven(spec, usages, seed)
 
 
+def _first_that_exports(usage: Usage) -> tuple[Usage, ExportedProgram]:
+    try:
+        return usage, exported(usage)
+    except TraceError as error:
+        if usage.otherwise is None:
+            raise
+        return replace(usage.otherwise, missed=one_line(error, 160)), exported(usage.otherwise)
+
+
 def _only_forward(usage: Usage, unread: list[str]) -> str:
     return (
-        f"{type(usage.model).__name__} is a Lightning module whose training_step does not run on these example inputs"
-        f" ({usage.missed}): forward alone was traced, which does not read {unread[0]}; give a batch as training_step"
+        f"{type(usage.model).__name__} is a Lightning module whose training_step cannot be traced on these example"
+        f" inputs ({usage.missed}): forward alone was, which does not read {unread[0]}; give a batch as training_step"
         " takes it, or forward="
     )
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.parameter import is_lazy
 
 from fedrebasin.errors import TraceError
@@ -15,8 +16,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """Every module's attributes, the random state, and what is switched off meanwhile are restored at the end.
 
     Attributes: the mode, and whatever a forward pass caches in them or in their lists and dicts (LeViT's biases).
-    Switched off: the fused attention, and the cache of keys and values (``config.use_cache`` of transformers), which is
-    nothing but what the model has computed already.
+    Switched off: the fused attention; the cache of keys and values (``config.use_cache`` of transformers), which is
+    nothing but what the model has computed already; and what distributions demand of their parameters' values.
     """
     attributes = {module: dict(vars(module)) for module in model.modules()}
     caches = [
@@ -27,8 +28,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     ]
     caching = [each["config"] for each in attributes.values() if _uses_cache(each.get("config"))]
     devices = {tensor.device for tensor in model.state_dict().values() if tensor.device.type == "cuda"}
+    validated = Distribution._validate_args
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    Distribution.set_default_validate_args(False)
     for config in caching:
         config.use_cache = False
     try:
@@ -36,6 +39,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        Distribution.set_default_validate_args(validated)
         for config in caching:
             config.use_cache = True
         for cache, before in caches:

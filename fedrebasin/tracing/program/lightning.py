@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -43,14 +44,15 @@ def usage_of(model: nn.Module, example_inputs: Any, forward: Forward | None = No
     if not hasattr(type(model), "trainer") or not callable(getattr(model, "training_step", None)):
         return Usage(model, as_call(example_inputs))
     select, refused = _what_forward_takes(model, example_inputs)
-    trained = Usage(model, ((example_inputs,), {}), partial(_trained, select))
+    alone = None if select is None else Usage(model, select(example_inputs))
+    trained = Usage(model, ((example_inputs,), {}), partial(_trained, select), otherwise=alone)
     if missed := _flaw(trained):
-        if select is None:
+        if alone is None:
             raise TraceError(
                 f"{type(model).__name__} takes the example inputs neither in training_step ({missed}) nor in forward"
                 f" ({refused}): give a batch as training_step takes it, or forward="
             )
-        return Usage(model, select(example_inputs), missed=missed)
+        return replace(alone, missed=missed)
     also = "" if select is None else ", and its forward"
     _LOG.info("%s is a Lightning module: its training_step is traced%s", type(model).__name__, also)
     return trained

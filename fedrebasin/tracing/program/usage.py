@@ -31,12 +31,14 @@ class Usage:
         given: positional and keyword arguments of ``forward`` behind the model.
         forward: what is run.
         missed: why less is run than what the model trains on; "" if all is.
+        otherwise: what can be run where this cannot be exported.
     """
 
     model: nn.Module
     given: Given
     forward: Forward = call
     missed: str = ""
+    otherwise: "Usage | None" = None
 
     @property
     def module(self) -> nn.Module:
