@@ -271,14 +271,22 @@ class ByHand(Lightning):
         self.optimizers = self.trainer.optimizers
 
 
+class Nothing(Lightning):
+    """As a Lightning module is made: it has no step of its own."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "why"),
     [
         (Lightning(), example((3, 8)), "too many values to unpack"),
         (OnData(), batch(), "torch.export cannot read OnData"),
         (ByHand(), batch(), "there is no trainer"),
+        (Nothing(), batch(), "gives no tensor"),
     ],
-    ids=["inputs", "on data", "by hand"],
+    ids=["inputs", "on data", "by hand", "nothing"],
 )
 def test_a_step_that_cannot_be_traced_is_told_with_what_it_leaves_unread(model, inputs, why):
     with pytest.warns(CoverageWarning, match=rf"{why}.*does not read decoder.0.weight; give a batch") as heard:

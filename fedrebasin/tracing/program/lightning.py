@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fedrebasin.errors import TraceError, one_line
+from fedrebasin.running import tensors_in
 from fedrebasin.tracing.program.inputs import preserved, tensors_of
 from fedrebasin.tracing.program.usage import Forward, Given, Usage, as_call
 
@@ -78,10 +79,10 @@ def _flaw(usage: Usage) -> str:
         warnings.simplefilter("ignore")
         usage.model.eval()
         try:
-            found = usage.outputs(state)
+            usage.outputs(state)
         except Exception as error:  # whatever a training step raises that has no trainer
             return one_line(error, 120)
-    return "" if found else "it gives no tensor"
+    return ""
 
 
 def _trained(select: Select | None, model: nn.Module, batch: Any) -> Any:
@@ -90,6 +91,8 @@ def _trained(select: Select | None, model: nn.Module, batch: Any) -> Any:
     takes_place = len(inspect.signature(step).parameters) > 1
     with _by_itself(model):
         found = step(batch, 0) if takes_place else step(batch)
+        if next(tensors_in(found), None) is None:
+            raise TraceError("training_step gives no tensor")
         if select is None:
             return found
         args, kwargs = select(batch)
