@@ -227,13 +227,15 @@ def demand_parameters(model: nn.Module, state: State) -> None:
 def logits_and_labels(model: nn.Module, state: State, batch: Batch) -> tuple[Tensor, Tensor]:
     """The model's logits on a batch, shape ``(n, classes)``, and the labels, shape ``(n,)``.
 
-    Outputs of shape ``(..., classes)`` with labels ``(...)`` (a label per token) are flattened.
+    Outputs of shape ``(..., classes)`` with labels ``(...)`` (a label per token) are flattened; of an object that has
+    ``logits`` these are meant.
 
     Raises:
         CalibrationError: if outputs and labels do not fit each other, or labels are no integers.
     """
     labels = labels_of(batch)
     output = forward(model, state, batch)
+    output = getattr(output, "logits", output)  # as transformers' models give them
     if not isinstance(output, Tensor):
         raise CalibrationError(f"the model returns {type(output).__name__} where a tensor of logits is needed")
     if output.dim() < 2 or output.shape[:-1] != labels.shape or not output.shape[-1]:

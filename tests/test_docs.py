@@ -17,7 +17,7 @@ from fedrebasin.simulations import CALIBRATORS, EXPERIMENTS, LOADERS, STRATEGIES
 
 REGISTRIES = (ALIGNERS, CALIBRATORS, EXPERIMENTS, LOADERS, MATCHERS, MODELS, STATISTICS, STRATEGIES)
 #: What a block that imports it is left out without.
-OPTIONAL = ("jax", "keras")
+OPTIONAL = ("jax", "keras", "lightning", "peft", "transformers")
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 CONTRIBUTING = (ROOT / "docs" / "contributing.md").read_text()
