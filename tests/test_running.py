@@ -1,5 +1,7 @@
 """Batches as loaders give them: in company, in every form, and refused in one line where they cannot be used."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -152,3 +154,18 @@ def test_labels_may_be_integers_of_any_size(dtype):
     model = nn.Linear(3, 2)
     score = evaluate(model, model.state_dict(), [(torch.ones(2, 3), torch.tensor([0, 1]).to(dtype))])
     assert (score.labels, score.accuracy) == (2, 0.5)
+
+
+def test_logits_inside_an_object_are_the_models():
+    class Output(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return SimpleNamespace(loss=torch.zeros(()), logits=self.net(x))
+
+    model, (x, labels) = Output(), (torch.randn(5, 4), torch.randint(3, (5,)))
+    state = model.state_dict()
+    plain = {key.removeprefix("net."): tensor for key, tensor in state.items()}
+    assert evaluate(model, state, [(x, labels)]) == evaluate(model.net, plain, [(x, labels)])
