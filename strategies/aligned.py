@@ -18,7 +18,7 @@ from fedrebasin.devices import move, pick_device
 from fedrebasin.spec import coverage_gaps
 
 from .aggregate import Aggregation, ReplyAlignment
-from .combinations import check_parts, former_api, inside_another
+from .combinations import check_parts, demand_whole, former_api, inside_another
 from .flower import log
 from .replies import Proportions, Screener, StreamingGrid, demand_ratio, to_state
 from .round import Calibrator, Probe, Round, calibrate, measure, with_metrics
@@ -157,7 +157,8 @@ class Aligned(Strategy):
         if not self.keep_memory and (forgotten := self._memory.begin()):
             log(INFO, "the inner strategy begins anew: %s (keep_memory)", ", ".join(forgotten))
         self._run = run = Run(self._spec, self._frames)
-        run.see(initial_arrays)
+        run.see(initial_arrays, quiet=self.alignment.idle)
+        demand_whole(run.absent, (*self.calibrators, *self.probes))
         if not self.alignment.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
             log(WARNING, "%s: %s", type(self).__name__, missing)
         metrics = self._round_metrics
@@ -205,7 +206,7 @@ class Aligned(Strategy):
         if run.inside and (self.streaming or not self.is_transparent):
             raise RebasinError(inside_another(type(self).__name__, self.strategy))
         self._round_metrics.flush()
-        run.see(arrays)
+        run.see(arrays, quiet=self.alignment.idle)
         messages = list(self.strategy.configure_train(run.number(server_round), arrays, config, grid))
         return run.ask(messages, arrays, grid)
 

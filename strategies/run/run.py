@@ -13,6 +13,7 @@ from fedrebasin import PermutationSpec
 
 from ..replies import Template
 from .frames import Frames
+from .parts import absent, of_a_part
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Run:
     """The state of one run: made anew by ``start``, handed from round to round, looked at afterwards.
 
     Args:
-        spec: the permutation spec, with its sizes once a model was seen.
+        spec: the permutation spec, with its sizes once a model was seen, of what is sent.
         frames: the nodes' own permutations, if they have any.
         identity: a random name, which its checkpoints bear; a run that was resumed keeps the one that it had.
         started: whether Flower's loop is the strategy's own.
@@ -28,6 +29,7 @@ class Run:
         done: rounds that an earlier process did, in a run that was resumed.
         arrays: the model that was sent out last.
         template: its form.
+        absent: what the spec knows and the first model did not have, counters left out: it stays with the clients.
         asked: the messages of the round, by node: of their metadata, the ids that the grid gave them.
         grid: what they were sent through.
         beta: the inverse temperature that was found last.
@@ -42,6 +44,7 @@ class Run:
     done: int = 0
     arrays: ArrayRecord = field(default_factory=ArrayRecord)
     template: Template = field(default_factory=lambda: Template({}))
+    absent: tuple[str, ...] = ()
     asked: Mapping[int, Metadata] = field(default_factory=dict)
     grid: Grid | None = None
     beta: float | None = None
@@ -51,17 +54,25 @@ class Run:
         """The round's number in the whole run; Flower's loop counts from where it was resumed."""
         return server_round + (self.done if self.started else 0)
 
-    def see(self, arrays: ArrayRecord) -> None:
-        """Learn the form of the global model; the spec's keys become the model's.
+    def see(self, arrays: ArrayRecord, quiet: bool = False) -> None:
+        """Learn the form of the global model; the spec's keys become the model's, and the first model's are all.
+
+        Args:
+            arrays: the server's own model: what replies hold restricts nothing.
+            quiet: whether nothing is aligned, so that there is nothing to say of a part.
 
         Raises:
             RecordError: if it cannot be merged.
             SpecError: if the spec does not fit it.
         """
-        self.template = Template.of(arrays)
+        first, self.template = not self.template.forms, Template.of(arrays)
         if self.spec is not None:
             like = self.template.empty()
-            self.spec = self.spec.rename_like(like).bind(like)
+            spec = self.spec.rename_like(like)
+            if first and (left_out := absent(spec, like)):
+                self.absent = tuple(key for key in left_out if spec.shapes[key])
+                spec = of_a_part(spec, like, self.frames is not None, quiet)
+            self.spec = spec.bind(like)
 
     def ask(self, messages: list[Message], arrays: ArrayRecord, grid: Grid) -> list[Message]:
         """Remember what goes out in a round, and to whom; the messages as they are to be sent."""
