@@ -26,9 +26,9 @@ def absent(spec: PermutationSpec, like: State) -> tuple[str, ...]:
         return ()
     if all(key.isdecimal() for key in like) and len(like) < len(spec.shapes):
         raise SpecError(
-            f"{len(like)} arrays with positions for names where the spec has {len(spec.shapes)} keys: which part of the "
-            "model they are cannot be told. Send names, ArrayRecord(state_dict), or give spec=spec.restrict(KEYS), whose "
-            "keys positions are paired with"
+            f"{len(like)} arrays with positions for names where the spec has {len(spec.shapes)} keys: which part of "
+            "the model they are cannot be told: send names, ArrayRecord(state_dict), or give spec.restrict(keys), "
+            "whose keys they are paired with"
         )
     return () if any(key not in spec.shapes and has_mean(tensor) for key, tensor in like.items()) else left_out
 

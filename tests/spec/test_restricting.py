@@ -33,7 +33,7 @@ PARTS = {
         attention,
         (2, 5, 16),
         lambda key: "in_proj" in key,
-        {name: "self_attn.out_proj.weight" for name in ("self_attn.in_proj_weight", "self_attn.in_proj_weight:units/2")},
+        dict.fromkeys(("self_attn.in_proj_weight", "self_attn.in_proj_weight:units/2"), "self_attn.out_proj.weight"),
         1,
     ),
 }
