@@ -224,6 +224,15 @@ def test_a_reply_restricts_nothing():
     assert [result.train_metrics_clientapp[number]["rebasin-replies-set-aside"] for number in (1, 2)] == [1, 1]
 
 
+def test_a_later_model_of_fewer_arrays_is_refused():
+    """What the inner strategy makes of replies is no part that the app has chosen."""
+    clients, grid = Local("body"), InlineGrid(ClientApp(), CLIENTS)
+    strategy = FedRebasin(FedAvg(), spec=clients.spec)
+    list(strategy.configure_train(1, ArrayRecord(clients.state), ConfigRecord(), grid))
+    with pytest.raises(SpecError, match="4.weight: missing from the state dict"):
+        list(strategy.configure_train(2, clients.start(), ConfigRecord(), grid))
+
+
 @pytest.mark.parametrize(
     "parts",
     [
