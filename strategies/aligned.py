@@ -38,7 +38,7 @@ class Aligned(Strategy):
 
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).
-        spec: the permutation spec of the model; needed by every aligner but ``Identity``.
+        spec: the permutation spec of the model, of which a part may be sent; needed by every aligner but ``Identity``.
         aligner: how models are brought into agreement (default: ``AlignTo()``). ``AlignTo(reference="auto")`` aligns to
             the global model if the clients measurably started from it, and to their medoid if they did not; with
             differential privacy inside it is the global model always.
