@@ -1,7 +1,8 @@
 """Personalised federations on digits: a part of the model is averaged, aligned or not, and the rest stays at home.
 
 FedPer keeps each client's last layer at home, FedBN its BatchNorm layers. Clients start together, from the server's
-model, or apart: they have trained alone before they join, each from its own initialisation. Control: the same training without a server.
+model, or apart: they have trained alone before they join, each from its own initialisation. Control: the same training
+without a server.
 
     python benchmarks/personalisation.py [--seeds 5] [--rounds 10] [--write]
 """
@@ -187,9 +188,10 @@ def main() -> None:
     torch.set_num_threads(1)
     said = (
         f"`python benchmarks/personalisation.py --write`: digits, {CLIENTS} clients, Dirichlet {ALPHA}, two hidden "
-        f"layers of {WIDTH}, one epoch a round, {arguments.seeds} seeds. Accuracy on the test set, its classes weighted "
-        "as in each client's data: mean of clients and seeds / worst seed / worst client of all. *Received*: with the "
-        "arrays that the server has just sent and those that the client kept; *trained*: after the client's own epoch. "
+        f"layers of {WIDTH}, one epoch a round, {arguments.seeds} seeds. Accuracy on the test set, its classes "
+        "weighted as in each client's data: mean of clients and seeds / worst seed / worst client of all. *Received*: "
+        "with the arrays that the server has just sent and those that the client kept; *trained*: after the client's "
+        "own epoch. "
         f"Clients that start apart have trained {ALONE} epochs alone, each from its own initialisation."
     )
     lines = [said, "", stamp()]

@@ -8,7 +8,7 @@ import torch
 from fedrebasin.strategies.replies import RecordError
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedMedian, FedAvg
+from flwr.serverapp.strategy import FedAvg, FedMedian
 from torch import nn
 from torch.func import functional_call
 
@@ -139,7 +139,7 @@ def test_in_the_servers_frame_units_that_lie_in_what_is_sent_alone_move_and_the_
     assert {name: group.frozen for name, group in strategy.spec.groups.items()} == {"0": False, "2": True}
     (line,) = lines()
     assert line.levelno == logging.WARNING
-    assert re.search(r"^2 of .* 6 arrays.* \(4.weight, 4.bias\).* are frozen: 2 \(with 4.weight\).*\"client\"", said(line))
+    assert re.search(r"^2 of .* 6 arrays.* \(4.weight, 4.bias\).* are frozen: 2 \(with 4.weight\)", said(line))
 
 
 def said(line):
@@ -229,7 +229,7 @@ def test_a_later_model_of_fewer_arrays_is_refused():
     clients, grid = Local("body"), InlineGrid(ClientApp(), CLIENTS)
     strategy = FedRebasin(FedAvg(), spec=clients.spec)
     list(strategy.configure_train(1, ArrayRecord(clients.state), ConfigRecord(), grid))
-    with pytest.raises(SpecError, match="4.weight: missing from the state dict"):
+    with pytest.raises(SpecError, match=r"4\.weight: missing from the state dict"):
         list(strategy.configure_train(2, clients.start(), ConfigRecord(), grid))
 
 
