@@ -105,16 +105,28 @@ class Strangers:
         spec = PermutationSpec.trace(self.net, torch.zeros(2, 8))
         self.spec = spec if free is None else spec.freeze(set(spec.groups) - set(free))
         self.app.train()(self._train)
+        self.app.evaluate()(self._evaluate)
 
-    def _train(self, message: Message, context: Context) -> Message:
-        inputs, _ = make_data(0)
+    def _own(self, context: Context) -> dict[str, Tensor]:
+        """The client's model before it joined."""
         state = {key: tensor.detach() for key, tensor in self.net.state_dict().items()}
-        own = Permutation.random(self.spec, torch.Generator().manual_seed(context.node_id)).apply(state)
+        return Permutation.random(self.spec, torch.Generator().manual_seed(context.node_id)).apply(state)
+
+    def _compare(self, message: Message, context: Context) -> None:
         if KEPT in context.state:  # it has taken part before
+            inputs, _ = make_data(0)
             received = message.content["arrays"].to_torch_state_dict()
             with torch.no_grad():
-                outputs = torch.func.functional_call(self.net, {**own, **received}, (inputs,))
+                outputs = torch.func.functional_call(self.net, {**self._own(context), **received}, (inputs,))
                 self.errors.append(float((outputs - self.net(inputs)).abs().max()))
+
+    def _evaluate(self, message: Message, context: Context) -> Message:
+        self._compare(message, context)
+        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+    def _train(self, message: Message, context: Context) -> Message:
+        self._compare(message, context)
+        own = self._own(context)
         context.state[KEPT] = ArrayRecord({key: tensor for key, tensor in own.items() if self.keeps(key)})
         sent = ArrayRecord({key: tensor for key, tensor in own.items() if not self.keeps(key)})
         return Message(RecordDict({"arrays": sent, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)

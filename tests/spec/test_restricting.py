@@ -86,6 +86,24 @@ def test_a_member_of_the_part_is_the_whole_specs_with_the_rest_in_place(case):
         assert torch.allclose(before, after, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [mlp, attention])
+@pytest.mark.parametrize("seed", range(4))
+def test_any_keys_make_a_part_that_still_fits_the_rest(make, seed):
+    generator = torch.Generator().manual_seed(seed)
+    model, inputs = make().eval(), torch.randn((3, 6) if make is mlp else (2, 5, 16), generator=generator)
+    state = {key: torch.rand(tensor.shape, generator=generator) for key, tensor in model.state_dict().items()}
+    spec = PermutationSpec.trace(model, inputs, check=False)
+    part = {key: state[key] for key in state if torch.rand(1, generator=generator) < 0.7}
+    restricted = spec.restrict(part)
+    for name, group in spec.groups.items():
+        inside = {axis.key in part for axis in group.axes}
+        assert (name in spec.torn(part)) == (inside == {True, False})
+        assert (name in restricted.groups) == (True in inside)
+    moved = Permutation.random(restricted, generator).apply(part)
+    before, after = (functional_call(model, each, (inputs,)) for each in (state, {**state, **moved}))
+    assert torch.allclose(before, after, rtol=1e-4, atol=1e-5)
+
+
 def test_torn_groups_that_move_in_the_part_fit_the_rest_once_they_are_moved_back(case):
     model, inputs, state, spec, part, torn, _ = case
     free = spec.restrict(part, freeze_torn=False)
