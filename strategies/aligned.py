@@ -211,8 +211,9 @@ class Aligned(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen the replies, align the good ones, aggregate, calibrate, measure, write down."""
-        run, alignment = self._run, self.alignment
-        server_round = run.number(server_round)
+        run = self._run
+        replies, server_round = run.seeing(replies), run.number(server_round)
+        alignment = self.alignment
         global_state = {} if self.is_transparent else to_state(run.arrays)
         proportions = None
         if self.calibrators or not alignment.idle:
@@ -224,7 +225,6 @@ class Aligned(Strategy):
         state, measured = taken.state, dict(taken.measured)
         current: Round | None = None
         if state is not None and (self.calibrators or self.probes):
-            assert run.grid is not None
             current = Round(
                 server_round=server_round,
                 spec=run.spec,
