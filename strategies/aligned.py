@@ -34,8 +34,8 @@ class Aligned(Strategy):
 
     With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy,
     bit for bit but for the dtypes, which are the global model's again, and for replies that are not of its form or not
-    finite, which are set aside; nothing else is judged or capped. Its attributes are settings and cannot be
-    changed; what lasts for one run begins anew with each ``start``, the numbers and arrays of the inner strategy too.
+    finite, which are set aside; nothing else is judged or capped. Its settings cannot be changed, other attributes and
+    methods are the inner strategy's; what lasts for a run begins anew with each ``start``, its numbers and arrays too.
 
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).

@@ -350,6 +350,21 @@ def test_a_class_that_cannot_be_derived_from_is_refused_before_the_first_round()
         begin(FedRebasin(Closed(), spec=SPEC))
 
 
+def test_replies_that_a_loop_has_read_itself_are_not_taken_for_none():
+    class Reading(FedAvg):
+        def start(self, grid, initial_arrays):
+            replies = grid.send_and_receive(self.configure_train(1, initial_arrays, ConfigRecord(), grid))
+            self.examples = [reply.content["metrics"]["num-examples"] for reply in replies]
+            return self.aggregate_train(1, replies)
+
+    strategy = FedRebasin(Reading(), spec=SPEC)
+    _, metrics = begin(strategy)
+    assert strategy.examples == [10, 10, 10]
+    assert metrics["rebasin-replies-set-aside"] == 0
+    with pytest.raises(RebasinError, match=r"read before aggregate_train.*streaming=True"):
+        begin(FedRebasin(Reading(), spec=SPEC, streaming=True))
+
+
 def test_an_own_start_is_resumed_only_if_it_says_so(tmp_path):
     with pytest.raises(RebasinError, match=r"resume=True: Loop has a start of its own.*resumable = True"):
         Aligned(Loop(), aligner=Identity(), checkpoint=tmp_path, resume=True)
