@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -13,9 +14,12 @@ from tests.flower.harness import (
     CLIENTS,
     ROUNDS,
     assert_keeps_working,
+    assert_same_form,
     fit,
+    identity,
     make_data,
     partition_of,
+    run_app,
     spec_of,
 )
 
@@ -122,3 +126,12 @@ def test_what_each_client_said_is_written_down(tmp_path):
     assert [row[:2] for row in said] == [[number, node] for number in (1, 2) for node in (1, 2, 3)]
     assert [row[3] for row in said] == [1, 1, 1, 3, 3, 3]  # with an evaluation between
     assert ran.metrics["train_metrics_clientapp"][1]["weighted-by"] == 4
+
+
+@pytest.mark.engine
+def test_on_flowers_engine(tmp_path):
+    """Where clients are other processes, and only their state lasts."""
+    plain = run_app(serve, app, tmp_path / "plain", engine="flower")
+    wrapped = run_app(serve, app, tmp_path / "identity", identity, engine="flower")
+    assert_same_form(plain, wrapped)
+    assert sorted(row[3] for row in wrapped.files["clients.json"]) == [1, 1, 1, 3, 3, 3]

@@ -3,7 +3,7 @@
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAdam
+from flwr.serverapp.strategy import FedMedian
 from torch import nn
 
 from fedrebasin import PermutationSpec
@@ -71,7 +71,7 @@ def evaluate(message, context):
 
 
 def serve(grid, wrap, folder):
-    strategy = wrap(FedAdam(eta=0.01, min_available_nodes=CLIENTS))
+    strategy = wrap(FedMedian(min_available_nodes=CLIENTS))
     result = strategy.start(grid, ArrayRecord(make_autoencoder().state_dict()), num_rounds=ROUNDS)
     model = make_autoencoder()
     model.load_state_dict(result.arrays.to_torch_state_dict())
