@@ -119,13 +119,13 @@ class Aligned(Strategy):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS and name in vars(self):
             raise AttributeError(f"{name} is a setting of {type(self).__name__}: make another one with it")
-        if "_round_metrics" not in vars(self) or name in vars(self) or hasattr(type(self), name):
+        if name in SETTINGS or name.startswith("_") or name in vars(self) or hasattr(type(self), name):
             super().__setattr__(name, value)
         else:
             setattr(self.strategy, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        """What the wrapper has not is the inner strategy's, to be read and to be set."""
+        """What the wrapper has not is the inner strategy's, to be read and, if it is public, to be set."""
         if name.startswith("__") or "strategy" not in vars(self):  # not made yet, or just being copied
             raise AttributeError(name)
         return getattr(self.strategy, name)

@@ -246,9 +246,17 @@ def test_evaluate_fn_and_log_get_the_rounds_of_an_own_loop():
         evaluated.append(number)
         return MetricRecord({"accuracy": 0.5})
 
-    strategy = Aligned(Loop(), aligner=Identity(), log=lambda number, metrics: logged.append((number, sorted(metrics))))
+    class Named(Loop):
+        def start(self, *args, evaluate_fn):
+            self.named = evaluate_fn.__name__
+            return super().start(*args, evaluate_fn=evaluate_fn)
+
+    strategy = Aligned(
+        Named(), aligner=Identity(), log=lambda number, metrics: logged.append((number, sorted(metrics)))
+    )
     begin(strategy, 2, evaluate_fn=evaluate)
     assert evaluated == [1, 2]
+    assert strategy.named == "evaluate"
     names = ["evaluate/seen", "server/accuracy", "train/train-loss"]
     assert logged == [(1, names), (2, names)]
 
