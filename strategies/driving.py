@@ -75,7 +75,8 @@ class Call:
     @property
     def arrays(self) -> Any:
         """The model to begin with; None where the strategy has it from elsewhere."""
-        return self.get("initial_arrays")
+        given = self.get("initial_arrays")
+        return given if isinstance(given, ArrayRecord) else None
 
     def get(self, name: str) -> Any:
         """The argument as it was given, or its default."""

@@ -390,6 +390,20 @@ def test_an_own_start_is_resumed_only_if_it_says_so(tmp_path):
     assert_same_arrays(whole, result)
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_loop_may_have_its_model_from_elsewhere(checkpoint, tmp_path):
+    class Loading(FedAvg):
+        def start(self, grid, initial_arrays, rounds):
+            arrays = ArrayRecord({key: torch.tensor(value) for key, value in initial_arrays.items()})
+            return run_rounds(self, grid, arrays, rounds)
+
+    strategy = FedRebasin(Loading(), spec=SPEC, checkpoint=tmp_path if checkpoint else None)
+    values = {key: tensor.tolist() for key, tensor in make_state(5, integers=False).items()}
+    result = strategy.start(InlineGrid(client_app(), CLIENTS), values, rounds=1)
+    assert result.train_metrics_clientapp[1]["rebasin-units-moved"] > 0
+    assert len(list(tmp_path.glob("round-*"))) == checkpoint
+
+
 def test_a_second_start_of_an_own_loop_begins_anew():
     strategy = FedRebasin(Loop(), spec=SPEC)
     first, second = begin(strategy), begin(strategy)
