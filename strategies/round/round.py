@@ -26,7 +26,7 @@ class Round:
         replies: the replies that took part, in the order of ``merge.states``.
         merge: the aligned models; None where the aligner leaves everything as it is.
         state: the aggregate, in the global dtypes, on ``device``.
-        grid: to send queries to clients.
+        grid: to send queries to clients; None where no round was configured.
         device: where the server computes.
         query_type: the message type under which clients answer queries.
         robust: whether the inner strategy expects attackers: sums that contradict the others' are left out then.
@@ -40,7 +40,7 @@ class Round:
     replies: tuple[Reply, ...]
     merge: Merge | None
     state: State
-    grid: Grid
+    grid: Grid | None
     device: torch.device
     query_type: str = QUERY
     robust: bool = False
