@@ -66,7 +66,8 @@ _ROBUST = Traits(keeps_state=False, robust=True)
 _PRIVATE = Traits(keeps_state=False, private=True)
 _CLIPPING = Traits(keeps_state=False, private=True, clips_on_clients=True)
 
-#: A class derived from one of these has its traits too, but may look at the single replies.
+#: A class derived from one of these has its traits too, but may look at the single replies; so does an object of one
+#: that was given another method.
 FLOWER: Mapping[type, Traits] = {
     FedAvg: _MEAN,
     FedProx: _MEAN,
@@ -98,7 +99,7 @@ def traits_of(strategy: Strategy) -> Traits:
 def _own(strategy: object) -> Traits:
     nearest = next((kind for kind in type(strategy).__mro__ if kind in FLOWER), None)
     known = Traits() if nearest is None else FLOWER[nearest]
-    if type(strategy) is not nearest:
+    if type(strategy) is not nearest or {"start", "aggregate_train"} & getattr(strategy, "__dict__", {}).keys():
         known = replace(known, needs_all=True, is_the_mean=False)
     said = {field.name: bool(getattr(strategy, field.name, getattr(known, field.name))) for field in fields(Traits)}
     return Traits(**said)

@@ -21,6 +21,7 @@ from ..replies import (
     Template,
     agreed,
     carrying,
+    containing,
     dissent,
     moving_integers,
     outliers,
@@ -202,7 +203,7 @@ class Aggregation:
         if not keys:
             return list(replies), merge, {}
         states = [] if self.alignment.private else [dict(state) for state in merge.states]
-        integers = agreed(keys, states, self.global_state)
+        integers = agreed(keys, states, self.global_state or merge.states[0])
         reasons = [dissent(integers, state) for state in merge.states]
         found = {position: reason for position, reason in enumerate(reasons) if reason}
         if not found:
@@ -296,4 +297,4 @@ def _without_arrays(reply: Reply) -> Reply:
             for name, record in reply.message.content.items()
         }
     )
-    return replace(reply, message=Message(content, reply_to=reply.message), state={})
+    return replace(reply, message=containing(reply.message, content), state={})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedrebasin.state import Mean
 
-from ..replies import Reply, Template
+from ..replies import Reply, Template, containing
 from ..traits import find_attribute, weighted_by
 
 
@@ -54,4 +54,4 @@ def mean_reply(
     (metric_name,) = first.content.metric_records
     combined = MetricRecord(dict(metrics))
     combined[weighted_by(strategy)] = float(sum(reply.num_examples for reply in replies))
-    return Message(RecordDict({array_name: template.encode_mean(mean), metric_name: combined}), reply_to=first)
+    return containing(first, RecordDict({array_name: template.encode_mean(mean), metric_name: combined}))

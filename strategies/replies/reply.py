@@ -49,7 +49,13 @@ def carrying(message: Message, arrays: ArrayRecord) -> Message:
     return _with(message, name, arrays)
 
 
-def _with(message: Message, name: str, instead: ArrayRecord | MetricRecord) -> Message:
+def containing(message: Message, content: RecordDict) -> Message:
+    """A copy of a message with another content; the message itself is left alone."""
     twin = copy.copy(message)
-    twin.content = RecordDict({key: instead if key == name else record for key, record in message.content.items()})
+    twin.content = content
     return twin
+
+
+def _with(message: Message, name: str, instead: ArrayRecord | MetricRecord) -> Message:
+    content = {key: instead if key == name else record for key, record in message.content.items()}
+    return containing(message, RecordDict(content))

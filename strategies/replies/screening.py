@@ -34,7 +34,8 @@ class Screener:
     Args:
         template: the form of the global model.
         strategy: the inner strategy, whose keys and needs count.
-        asked: the messages that were sent this round, by node: of their metadata, the ids that the grid gave them.
+        asked: the messages that were sent this round, by node: of their metadata, the ids that the grid gave them. None
+            where that is not known: any reply may then be one to them.
         proportions: what is usual, where replies are aligned or calibrated.
     """
 
@@ -42,7 +43,7 @@ class Screener:
         self,
         template: Template,
         strategy: Strategy,
-        asked: Mapping[int, Metadata],
+        asked: Mapping[int, Metadata] | None,
         proportions: Proportions | None = None,
     ) -> None:
         self._template = template
@@ -61,14 +62,8 @@ class Screener:
             self.errors.append(message)
             return None
         try:
-            if node_id not in self._asked:
-                raise RecordError("a reply from a node that was not asked this round")
-            if node_id in self._seen:
-                raise RecordError("a second reply from the same node")
-            sent = self._asked[node_id].message_id  # empty where no grid has sent it
-            if sent and message.metadata.reply_to_message_id != sent:
-                raise RecordError("a reply to another message than this round's")
-            self._seen.add(node_id)
+            if self._asked is not None:
+                self._demand_asked(message.metadata, self._asked)
             record, num_examples = _read(message.content, self._weighted_by, self._loss_key)
             state, sizes = self._template.decode_with_sizes(record)
             return Reply(message, node_id, state, num_examples, sizes)
@@ -76,10 +71,22 @@ class Screener:
             self.set_aside(node_id, str(error))
             return None
 
+    def _demand_asked(self, metadata: Metadata, asked: Mapping[int, Metadata]) -> None:
+        """Refuse what is no reply to this round's messages, or the second one."""
+        node_id = metadata.src_node_id
+        if node_id not in asked:
+            raise RecordError("a reply from a node that was not asked this round")
+        if node_id in self._seen:
+            raise RecordError("a second reply from the same node")
+        sent = asked[node_id].message_id  # empty where no grid has sent it
+        if sent and metadata.reply_to_message_id != sent:
+            raise RecordError("a reply to another message than this round's")
+        self._seen.add(node_id)
+
     def set_aside(self, node_id: int, reason: str) -> None:
         """Count a reply as bad, and say why."""
         self.bad.append(SetAside(node_id, reason))
-        log(WARNING, "aggregate_train: set aside the reply of node %d: %s", node_id, reason)
+        log(WARNING, "aggregate_train: set aside the reply of node %s: %s", node_id, reason)
 
     @property
     def capped(self) -> int:

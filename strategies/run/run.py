@@ -1,7 +1,7 @@
 """Run: what lasts longer than a round, and no longer than one run of a strategy."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from fedrebasin import PermutationSpec
 
 from ..replies import Template
 from .frames import Frames
+from .parts import absent, of_a_part
 
 
 @dataclass
@@ -20,15 +21,17 @@ class Run:
     """The state of one run: made anew by ``start``, handed from round to round, looked at afterwards.
 
     Args:
-        spec: the permutation spec, with its sizes once a model was seen.
+        spec: the permutation spec, with its sizes once a model was seen, of what is sent.
         frames: the nodes' own permutations, if they have any.
         identity: a random name, which its checkpoints bear; a run that was resumed keeps the one that it had.
         started: whether Flower's loop is the strategy's own.
         inside: whether another strategy's loop has begun instead: it asked for a summary.
         done: rounds that an earlier process did, in a run that was resumed.
-        arrays: the model that was sent out last.
-        template: its form.
-        asked: the messages of the round, by node: of their metadata, the ids that the grid gave them.
+        arrays: the model that was sent out last, or is to be; empty while none was seen.
+        template: its form, or that of replies without one.
+        absent: what the spec knows and the first model did not have, counters left out: it stays with the clients.
+        asked: the messages of the round, by node: of their metadata, the ids that the grid gave them. None before the
+            first round is configured: nobody can say then who was asked.
         grid: what they were sent through.
         beta: the inverse temperature that was found last.
         metrics: of training, by round.
@@ -42,7 +45,8 @@ class Run:
     done: int = 0
     arrays: ArrayRecord = field(default_factory=ArrayRecord)
     template: Template = field(default_factory=lambda: Template({}))
-    asked: Mapping[int, Metadata] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    asked: Mapping[int, Metadata] | None = None
     grid: Grid | None = None
     beta: float | None = None
     metrics: dict[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -51,21 +55,42 @@ class Run:
         """The round's number in the whole run; Flower's loop counts from where it was resumed."""
         return server_round + (self.done if self.started else 0)
 
-    def see(self, arrays: ArrayRecord) -> None:
-        """Learn the form of the global model; the spec's keys become the model's.
+    def see(self, arrays: ArrayRecord, quiet: bool = False) -> None:
+        """Learn the global model; the spec's keys become the model's, and the first model's are all.
+
+        Args:
+            arrays: the server's own model: what replies hold restricts nothing.
+            quiet: whether nothing is aligned, so that there is nothing to say of a part.
 
         Raises:
             RecordError: if it cannot be merged.
             SpecError: if the spec does not fit it.
         """
+        self._learn(arrays, may_be_a_part=not self.arrays, quiet=quiet)
+        self.arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
+
+    def seeing(self, replies: Iterable[Message]) -> Iterable[Message]:
+        """The replies; where no model was ever seen, as when hooks are called by hand, the first one has its form."""
+        if self.arrays:
+            return replies
+        found = list(replies)
+        records = (record for one in found if not one.has_error() for record in one.content.array_records.values())
+        if (first := next(records, None)) is not None:
+            self._learn(first)
+        return found
+
+    def _learn(self, arrays: ArrayRecord, may_be_a_part: bool = False, quiet: bool = True) -> None:
         self.template = Template.of(arrays)
         if self.spec is not None:
             like = self.template.empty()
-            self.spec = self.spec.rename_like(like).bind(like)
+            spec = self.spec.rename_like(like)
+            if may_be_a_part and (left_out := absent(spec, like)):
+                self.absent = tuple(key for key in left_out if spec.shapes[key])
+                spec = of_a_part(spec, like, self.frames is not None, quiet)
+            self.spec = spec.bind(like)
 
     def ask(self, messages: list[Message], arrays: ArrayRecord, grid: Grid) -> list[Message]:
-        """Remember what goes out in a round, and to whom; the messages as they are to be sent."""
-        self.arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
+        """Remember to whom the model goes in a round; the messages as they are to be sent."""
         self.asked = {message.metadata.dst_node_id: message.metadata for message in messages}
         self.grid = grid
         return self.in_own_order(messages, arrays)

@@ -119,3 +119,21 @@ def test_the_wrapped_app_leaves_the_same_behind(tmp_path):
 
 def test_clients_in_orders_of_their_own_make_one_model(tmp_path):
     assert_orders_do_not_matter(serve_of("whole"), client_of("whole"), spec(), outputs_of("whole"), tmp_path)
+
+
+def test_adapters_alone_are_aligned_along_their_ranks_and_the_rest_is_told(tmp_path):
+    traced = spec()
+    wrap = lambda strategy: FedRebasin(strategy, spec=traced)  # noqa: E731
+    ran = assert_keeps_working(serve_of("adapters"), client_of("adapters")(), tmp_path, wrap)
+    assert all("lora_" in key and ".default." not in key for key in ran.result.arrays)
+    assert len(ran.warnings) == 1
+    assert "are frozen" in ran.warnings[0]
+    assert "base_layer" in ran.warnings[0]
+
+
+def test_adapters_alone_in_orders_of_their_own_make_one_model(tmp_path):
+    traced, sent = spec(), peft.get_peft_model_state_dict(make())
+    part = traced.rename_like(sent).restrict(sent)
+    assert {group.size for group in part.groups.values() if not group.frozen} == {RANK}
+    sides = serve_of("adapters"), client_of("adapters")
+    assert_orders_do_not_matter(*sides, traced, outputs_of("adapters"), tmp_path, part)
