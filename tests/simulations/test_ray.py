@@ -146,6 +146,18 @@ def test_a_node_that_is_lost_costs_time_only(cluster, expected, tmp_path):
     assert [numbers(one) for one in found.comparisons] == expected
 
 
+@pytest.mark.engine
+@pytest.mark.slow
+def test_flwr_run_joins_the_cluster_that_the_environment_names(cluster, flower, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    settings = "width=8 local-epochs=1 batch-size=512 strategy='fedavg'"
+    where = f"dataset='{nodes.NAME}' data-dir='{tmp_path}' out='{tmp_path / 'out'}'"
+    size = ("--federation-config", "num-supernodes=2")
+    done = flower.of(Path(sys.executable).parent)("run", ".", "--stream", *size, "-c", f"{settings} {where}")
+    assert (tmp_path / "out" / "results.json").exists(), done.stdout + done.stderr
+    assert len({node for node, _ in nodes.loaded(tmp_path)} - {"here"}) == 2
+
+
 def refused(**options):
     with pytest.raises(RebasinError) as caught:
         run_study(expand(SIZES), NAMES, **options)
