@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,9 @@ def connected(address: str) -> Iterator[Any]:
         return
     try:
         _knock(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
-        ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what tasks without a GPU will see in a later Ray
+            ray.init(address=address, include_dashboard=False, logging_level=logging.CRITICAL)
     except Exception as error:
         raise RebasinError(f"no Ray cluster at {address}: {one_line(error)}") from None
     try:

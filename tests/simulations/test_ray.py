@@ -88,14 +88,20 @@ def test_flowers_engine_uses_the_cluster(cluster, expected, tmp_path):
 
 
 @pytest.mark.engine
-def test_what_fails_there_is_a_line_that_says_where(cluster, tmp_path):
+def test_what_fails_there_is_a_line_that_says_where(cluster):
     configs = expand(SIZES | {"partition": ["label-skew"], "clients": [12]})
     with pytest.raises(RebasinError, match=rf"^[123]/3 on {platform.node()}: .*12 clients where the data"):
         run_study(configs, NAMES, ray=cluster.address)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_process_that_dies_again_and_again_is_told_in_a_line(cluster, tmp_path):
     (tmp_path / "die").touch()
-    with pytest.raises(RebasinError, match=r"^[123]/3 on Ray: WorkerCrashedError: ") as caught:
-        run_study(grid(tmp_path), NAMES, ray=cluster.address)
+    with pytest.raises(RebasinError, match=r"^[12]/2 on Ray: WorkerCrashedError: ") as caught:
+        run_study(grid(tmp_path)[:2], NAMES, ray=cluster.address)
     assert "\n" not in str(caught.value)
+    assert len(nodes.loaded(tmp_path)) >= 4  # it was begun again three times
 
 
 @pytest.mark.engine
