@@ -68,7 +68,8 @@ def run_study(
     if jobs and ray is not None:
         raise RebasinError(f"jobs {jobs}: on a Ray cluster as many comparisons run at a time as it has room for")
     study = known or Study(())
-    tasks = _tasks(study, configs, strategies, engine, client_resources, ray)
+    in_flower = {"client_resources": client_resources, "ray": ray} if engine == "flower" else {}
+    tasks = _tasks(study, configs, strategies, {"engine": engine, **in_flower})
     workers = min(len(tasks), 1 if engine != "inline" else jobs or _workers(configs))
     run: Generator[Comparison]
     if tasks and engine == "inline" and ray is not None:
@@ -88,17 +89,15 @@ def _tasks(
     study: Study,
     configs: Sequence[SimulationConfig],
     strategies: Sequence[str],
-    engine: str,
-    client_resources: Mapping[str, float] | None,
-    ray: str | None,
+    how: Mapping[str, Any],
 ) -> list[Task]:
-    tasks, inside = [], ray if engine == "flower" else None
+    tasks = []
     for number, config in enumerate(configs, 1):
         found = study.find(config)
         missing = tuple(name for name in strategies if found is None or name not in found.strategies)
         if missing:
             label = f"{number}/{len(configs)} " if len(configs) > 1 else ""
-            tasks.append(Task(config, missing, engine, client_resources, inside, label))
+            tasks.append(Task(config, missing, how, label))
     return tasks
 
 

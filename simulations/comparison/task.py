@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..app import Progress
 from ..config import SimulationConfig
@@ -16,17 +17,13 @@ class Task:
     Args:
         config: the federation.
         strategies: names.
-        engine: ``inline`` or ``flower``.
-        client_resources: of a client in Flower's engine.
-        ray: address of the cluster that Flower's engine is to use.
+        how: engine and the like, as :func:`compare` takes them.
         label: which of how many this is, ``"2/4 "``; "" for the only one.
     """
 
     config: SimulationConfig
     strategies: tuple[str, ...]
-    engine: str
-    client_resources: Mapping[str, float] | None
-    ray: str | None
+    how: Mapping[str, Any]
     label: str
 
 
@@ -38,11 +35,4 @@ def run_task(task: Task, progress: Progress | None = None) -> Comparison:
         def report(who: str, done: int, total: int) -> None:
             progress(task.label + who, done, total)
 
-    return compare(
-        task.config,
-        task.strategies,
-        engine=task.engine,
-        client_resources=task.client_resources,
-        ray=task.ray,
-        progress=report,
-    )
+    return compare(task.config, task.strategies, progress=report, **task.how)

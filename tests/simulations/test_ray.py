@@ -71,7 +71,12 @@ def grid(folder):
 def test_a_grid_gives_the_numbers_of_this_process_and_is_saved_as_it_goes(cluster, expected, tmp_path):
     saved, seen = [], []
     found = run_study(
-        grid(tmp_path), NAMES, ray=cluster.address, finished=saved.append, progress=lambda *one: seen.append(one)
+        grid(tmp_path),
+        NAMES,
+        ray=cluster.address,
+        client_resources={"num_cpus": 0.75},
+        finished=saved.append,
+        progress=lambda *one: seen.append(one),
     )
     assert [numbers(one) for one in found.comparisons] == expected
     assert [len(one.comparisons) for one in saved] == [1, 2, 3]
@@ -111,6 +116,12 @@ def test_what_no_node_has_room_for_is_refused(cluster, engine):
         run_study(expand(SIZES), NAMES, engine=engine, ray=cluster.address, client_resources={"num_cpus": 2})
     with pytest.raises(RebasinError, match=r"has 1 cores and 0\.5 GPUs"):
         run_study(expand(SIZES), NAMES, engine=engine, ray=cluster.address, client_resources={"num_gpus": 0.5})
+
+
+@pytest.mark.engine
+def test_where_clients_would_train_on_a_gpu_a_comparison_asks_for_one(cluster):
+    with pytest.raises(RebasinError, match="has 1 cores and 1 GPUs"):
+        run_study(expand(SIZES | {"device": ["cuda"]}), NAMES, ray=cluster.address)
 
 
 @pytest.mark.engine
