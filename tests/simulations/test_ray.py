@@ -42,18 +42,30 @@ def gone(process):
         time.sleep(0.1)
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two nodes with a core each, both on this machine."""
+def two_nodes():
+    """A cluster with a core on each; on a busy machine Ray may not be up in the half minute that it gives itself."""
     from ray.cluster_utils import Cluster
 
+    for attempt in range(3):
+        made = Cluster()
+        try:
+            made.add_node(num_cpus=1)
+            made.add_node(num_cpus=1)
+            return made
+        except Exception:
+            made.shutdown()
+            if attempt == 2:
+                raise
+    raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Both nodes on this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("RAY_raylet_start_wait_time_s", "300")
-        patch.setenv("RAY_DISABLE_IMPORT_WARNING", "1")
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        made.add_node(num_cpus=1)
+        made = two_nodes()
         yield made
         made.shutdown()
 
