@@ -54,6 +54,7 @@ def pytest_make_collect_report():
 def _offline(monkeypatch):
     monkeypatch.setenv("FEDREBASIN_OFFLINE", "1")
     monkeypatch.setenv("FEDREBASIN_DATA", "/no/such/folder")
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # a cluster of somebody else's on this machine is no part of the tests
 
 
 def free_port():

@@ -1,5 +1,6 @@
 """Nodes that are silent, slow, answer twice or were never asked, and clocks that jump: nothing hangs or is lost."""
 
+import threading
 import time
 from itertools import count
 
@@ -24,14 +25,22 @@ TIMEOUT = 30.0
 
 
 class Clock:
-    """A clock of its own: sleeping passes time, and the wall clock jumps by more than it."""
+    """A clock of this thread's own: sleeping passes time, and the wall clock jumps by more than it.
+
+    Other threads, of engines that were here before, keep the time that they have.
+    """
 
     def __init__(self, monkeypatch, jumps=()):
         self.now, self.slept = 1e6, 0.0
         self._jumps = list(jumps)
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(time, "time", self.wall)
-        monkeypatch.setattr(time, "sleep", self.sleep)
+        thread = threading.get_ident()
+        for name, own in {"monotonic": lambda: self.now, "time": self.wall, "sleep": self.sleep}.items():
+            real = getattr(time, name)
+
+            def told(*seconds, own=own, real=real):
+                return (own if threading.get_ident() == thread else real)(*seconds)
+
+            monkeypatch.setattr(time, name, told)
 
     def wall(self):
         jump = self._jumps.pop(0) if self._jumps else 0.0
@@ -178,3 +187,12 @@ def test_slow_ones_are_waited_for_until_the_time_is_up(monkeypatch):
     assert ROUNDS * TIMEOUT <= clock.slept <= ROUNDS * (TIMEOUT + 2 * streaming_file.POLL_SECONDS)
     assert finite(result.arrays)
     assert len(result.train_metrics_clientapp) == ROUNDS
+
+
+def test_threads_of_others_do_not_pass_its_time(monkeypatch):
+    clock = Clock(monkeypatch)
+    other = threading.Thread(target=time.sleep, args=(0.01,))
+    other.start()
+    other.join()
+    time.sleep(2.0)
+    assert (clock.slept, clock.now) == (2.0, 1e6 + 2.0)
