@@ -65,6 +65,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # else its processes come last wherever others are at work
         made = two_nodes()
         yield made
         made.shutdown()
