@@ -65,6 +65,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # else its processes come last wherever others are at work
         made = two_nodes()
         yield made
         made.shutdown()
@@ -181,7 +182,7 @@ def test_flwr_run_joins_the_cluster_that_the_environment_names(cluster, flower, 
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     settings = "width=8 local-epochs=1 batch-size=512 strategy='fedavg'"
     where = f"dataset='{nodes.NAME}' data-dir='{tmp_path}' out='{tmp_path / 'out'}'"
-    size = ("--federation-config", "num-supernodes=2")
+    size = ("--federation-config", "num-supernodes=2 client-resources-num-cpus=1")
     done = flower.of(Path(sys.executable).parent)("run", ".", "--stream", *size, "-c", f"{settings} {where}")
     assert (tmp_path / "out" / "results.json").exists(), done.stdout + done.stderr
     assert len({node for node, _ in nodes.loaded(tmp_path)} - {"here"}) == 2
