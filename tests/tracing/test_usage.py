@@ -214,9 +214,12 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kind", [tuple, list])
-def test_a_lightning_module_is_read_as_it_is_trained_and_as_it_is_called(kind, recwarn):
+def test_a_lightning_module_is_read_as_it_is_trained_and_as_it_is_called(kind, recwarn, caplog):
     model = Lightning()
-    spec = trace(model, kind(batch()))
+    with caplog.at_level("INFO", "fedrebasin"):
+        spec = trace(model, kind(batch()))
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "fedrebasin")
+    assert line == "Lightning is a Lightning module: its training_step is traced, and its forward"
     assert spec.checked
     assert sizes(spec) == [12, 16]  # the encoder's outputs stay, since forward gives them
     assert not recwarn
