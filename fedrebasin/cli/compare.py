@@ -40,6 +40,15 @@ def compare(
         float | None,
         typer.Option(help="GPUs of a client in engine flower; if left out, all share one.", show_default=False),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster that runs (auto or HOST:PORT). Each comparison is a task there, with the cores and GPUs"
+            " of a client; in engine flower each client is.",
+            show_default=False,
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Comparisons at the same time; 0: one a core, or one on a GPU.")] = 0,
     out: Annotated[
         Path | None,
@@ -68,7 +77,7 @@ def compare(
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     resources = {"num_cpus": client_cpus, "num_gpus": client_gpus}
     given = {name: amount for name, amount in resources.items() if amount is not None}
-    study = _run(configs, names, engine, given, jobs, out)
+    study = _run(configs, names, out, engine=engine, client_resources=given, ray=ray, jobs=jobs)
     _show(study, out, json)
 
 
@@ -82,14 +91,7 @@ def _values(name: str, value: Any) -> list[Any]:
         raise RebasinError(f"{name}: {error}") from None
 
 
-def _run(
-    configs: tuple[SimulationConfig, ...],
-    strategies: list[str],
-    engine: str,
-    client_resources: dict[str, float],
-    jobs: int,
-    out: Path | None,
-) -> Study:
+def _run(configs: tuple[SimulationConfig, ...], strategies: list[str], out: Path | None, **how: Any) -> Study:
     from fedrebasin.simulations import Study, read_results, run_study, write_results
 
     known, command = Study(()), shlex.join(["fedrebasin", *sys.argv[1:]])
@@ -109,16 +111,7 @@ def _run(
         return f"finished comparisons are in {out / 'results.json'}; the same command goes on from there"
 
     with leaving(finished), Bars() as bars:
-        study = run_study(
-            configs,
-            strategies,
-            engine=engine,
-            client_resources=client_resources,
-            jobs=jobs,
-            known=known,
-            finished=save,
-            progress=bars,
-        )
+        study = run_study(configs, strategies, known=known, finished=save, progress=bars, **how)
     return replace(study, command=command)
 
 

@@ -23,6 +23,7 @@ def compare(
     *,
     engine: str = "inline",
     client_resources: Mapping[str, float] | None = None,
+    ray: str | None = None,
     partitioner: Any = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -33,6 +34,7 @@ def compare(
         strategies: names, each once; see :func:`make_strategy`.
         engine: ``inline`` or ``flower``; both give the same numbers.
         client_resources: ``num_cpus`` and ``num_gpus`` of a client in Flower's engine, see :func:`on_engine`.
+        ray: address of a Ray cluster that Flower's engine is to use, likewise.
         partitioner: one of flwr-datasets, instead of the config's partition.
         progress: called with who is at work (a client, a strategy), how much is done (epochs, rounds), and of how much.
 
@@ -62,6 +64,7 @@ def compare(
             lambda grid: _run_strategies(ReplayGrid(grid), federation, strategies, report),
             gpu=federation.device.type == "cuda",
             client_resources=client_resources,
+            ray=ray,
         )
         if not inline:
             report("clients in Flower's engine", config.clients, config.clients)

@@ -1,11 +1,11 @@
-"""Runs comparisons one after the other or in several processes, and goes on where it was broken off."""
+"""Runs comparisons one after the other, in several processes or on a Ray cluster; goes on where it was broken off."""
 
 import multiprocessing
 import queue
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import closing
 from typing import Any
 
 from fedrebasin import RebasinError
@@ -15,20 +15,11 @@ from ..app import Progress, demand_choices
 from ..config import SimulationConfig
 from ..engines import demand_resources
 from ..report import Comparison, Study, usable_cores
-from .compare import DEFAULT_STRATEGIES, compare
+from .compare import DEFAULT_STRATEGIES
+from .on_ray import on_ray
+from .task import Task, run_task
 
 POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One comparison that is to be run: a configuration and the strategies that nothing is known of yet."""
-
-    config: SimulationConfig
-    strategies: tuple[str, ...]
-    engine: str
-    client_resources: Mapping[str, float] | None
-    label: str
 
 
 def run_study(
@@ -37,6 +28,7 @@ def run_study(
     *,
     engine: str = "inline",
     client_resources: Mapping[str, float] | None = None,
+    ray: str | None = None,
     jobs: int = 0,
     known: Study | None = None,
     finished: Callable[[Study], None] | None = None,
@@ -45,13 +37,17 @@ def run_study(
     """Compare the strategies in every configuration; what is known is not run again.
 
     In each configuration clients are trained once for all strategies. A comparison that lacks some of the strategies
-    trains its clients again, for those strategies only. Numbers depend neither on ``jobs`` nor on what was known.
+    trains its clients again, for those strategies only. Numbers depend neither on ``jobs`` nor ``ray`` nor on what was
+    known.
 
     Args:
         configs: each once.
         strategies: names, each once; see :func:`make_strategy`.
         engine: ``inline`` or ``flower``; the latter uses all cores by itself, so that comparisons follow each other.
-        client_resources: ``num_cpus`` and ``num_gpus`` of a client in Flower's engine, see :func:`on_engine`.
+        client_resources: ``num_cpus`` and ``num_gpus`` of a client in Flower's engine, see :func:`on_engine`, or of a
+            comparison on a Ray cluster (default: one core, and one GPU where clients would train on one here).
+        ray: address of a Ray cluster: ``auto``, or ``HOST:PORT``. Each comparison is a task there; with engine
+            ``flower`` each client instead, and comparisons follow each other.
         jobs: comparisons that run at the same time, each in a process with one thread; 0 for one a core, and for one
             only where clients train on a GPU. A script that uses several keeps its call behind
             ``if __name__ == "__main__":``, since the processes import it.
@@ -66,17 +62,26 @@ def run_study(
         RebasinError: if an option is not allowed or a comparison fails.
     """
     demand_choices(strategies, engine)
-    demand_resources(engine, client_resources)
+    demand_resources(engine, client_resources, ray)
     if jobs < 0:
         raise RebasinError(f"jobs {jobs}: it must be positive, or 0 for one a core")
+    if jobs and ray is not None:
+        raise RebasinError(f"jobs {jobs}: on a Ray cluster as many comparisons run at a time as it has room for")
     study = known or Study(())
-    tasks = _tasks(study, configs, strategies, engine, client_resources)
+    in_flower = {"client_resources": client_resources, "ray": ray} if engine == "flower" else {}
+    tasks = _tasks(study, configs, strategies, {"engine": engine, **in_flower})
     workers = min(len(tasks), 1 if engine != "inline" else jobs or _workers(configs))
-    run = _one_by_one(tasks, progress) if workers <= 1 else _side_by_side(tasks, workers, progress)
-    for comparison in run:
-        study = study.with_(comparison)
-        if finished is not None:
-            finished(study)
+    run: Generator[Comparison]
+    if tasks and engine == "inline" and ray is not None:
+        resources = {"num_cpus": 1.0, "num_gpus": float(_train_on_gpu(configs))} | dict(client_resources or {})
+        run = on_ray(tasks, ray, resources, progress)
+    else:
+        run = _one_by_one(tasks, progress) if workers <= 1 else _side_by_side(tasks, workers, progress)
+    with closing(run):  # whatever is raised meanwhile ends what has not finished
+        for comparison in run:
+            study = study.with_(comparison)
+            if finished is not None:
+                finished(study)
     return study.only(configs, strategies)
 
 
@@ -84,42 +89,32 @@ def _tasks(
     study: Study,
     configs: Sequence[SimulationConfig],
     strategies: Sequence[str],
-    engine: str,
-    client_resources: Mapping[str, float] | None,
-) -> list[_Task]:
+    how: Mapping[str, Any],
+) -> list[Task]:
     tasks = []
     for number, config in enumerate(configs, 1):
         found = study.find(config)
         missing = tuple(name for name in strategies if found is None or name not in found.strategies)
         if missing:
             label = f"{number}/{len(configs)} " if len(configs) > 1 else ""
-            tasks.append(_Task(config, missing, engine, client_resources, label))
+            tasks.append(Task(config, missing, how, label))
     return tasks
 
 
+def _train_on_gpu(configs: Sequence[SimulationConfig]) -> bool:
+    return any(pick_device(config.device).type == "cuda" for config in configs)
+
+
 def _workers(configs: Sequence[SimulationConfig]) -> int:
-    on_gpu = any(pick_device(config.device).type == "cuda" for config in configs)
-    return 1 if on_gpu else usable_cores()
+    return 1 if _train_on_gpu(configs) else usable_cores()
 
 
-def _run(task: _Task, progress: Progress | None) -> Comparison:
-    report: Progress | None = None
-    if progress is not None:
-
-        def report(who: str, done: int, total: int) -> None:
-            progress(task.label + who, done, total)
-
-    return compare(
-        task.config, task.strategies, engine=task.engine, client_resources=task.client_resources, progress=report
-    )
-
-
-def _one_by_one(tasks: Sequence[_Task], progress: Progress | None) -> Iterator[Comparison]:
+def _one_by_one(tasks: Sequence[Task], progress: Progress | None) -> Generator[Comparison]:
     for task in tasks:
-        yield _run(task, progress)
+        yield run_task(task, progress)
 
 
-def _side_by_side(tasks: Sequence[_Task], workers: int, progress: Progress | None) -> Iterator[Comparison]:
+def _side_by_side(tasks: Sequence[Task], workers: int, progress: Progress | None) -> Generator[Comparison]:
     """The comparisons as they finish; however this ends, no process is left.
 
     joblib would not do: its processes do not import the script, so that they know nothing that it has registered, and
@@ -172,11 +167,11 @@ def _start_worker(messages: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process is interrupted as well, and ends this one
 
 
-def _work(task: _Task) -> Comparison:
+def _work(task: Task) -> Comparison:
     def report(who: str, done: int, total: int) -> None:
         _messages.put((who, done, total))
 
     try:
-        return _run(task, report)
+        return run_task(task, report)
     except RebasinError as error:
         raise RebasinError(str(error)) from None  # a subclass might not survive the way to another process

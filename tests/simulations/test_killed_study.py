@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from fedrebasin.simulations import Study, expand, read_results, run_study, write_page, write_results
 
-module = sys.modules["fedrebasin.simulations.comparison.run_study"]
+module = sys.modules["fedrebasin.simulations.comparison.task"]
 
 folder, model, wanted = Path(sys.argv[1]), read_results(Path(sys.argv[2])).comparisons[0], json.loads(sys.argv[3])
 CONFIGS = expand({"width": [8.0], "clients": [2], "seed": [0, 1, 2]})
