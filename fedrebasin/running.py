@@ -235,7 +235,7 @@ def logits_and_labels(model: nn.Module, state: State, batch: Batch) -> tuple[Ten
     """
     labels = labels_of(batch)
     output = forward(model, state, batch)
-    output = getattr(output, "logits", output)  # as transformers' models give them
+    output = getattr(output, "logits", output)  # transformers' models give them among others
     if not isinstance(output, Tensor):
         raise CalibrationError(f"the model returns {type(output).__name__} where a tensor of logits is needed")
     if output.dim() < 2 or output.shape[:-1] != labels.shape or not output.shape[-1]:

@@ -8,7 +8,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from fedrebasin import PermutationSpec
+from fedrebasin import PermutationSpec, SpecError
+from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import FedRebasin
 from tests.flower.harness import ROUNDS, assert_keeps_working, partition_of
 from tests.flower.orders import assert_orders_do_not_matter
@@ -137,3 +138,13 @@ def test_adapters_alone_in_orders_of_their_own_make_one_model(tmp_path):
     assert {group.size for group in part.groups.values() if not group.frozen} == {RANK}
     sides = serve_of("adapters"), client_of("adapters")
     assert_orders_do_not_matter(*sides, traced, outputs_of("adapters"), tmp_path, part)
+
+
+def test_prompts_are_no_part_of_the_model_and_are_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        model = peft.get_peft_model(make().unload(), settings)
+    strategy = FedRebasin(FedAvg(), spec=PermutationSpec.trace(model, {"input_ids": tokens(0)}))
+    with pytest.raises(SpecError, match=r"prompt_embeddings: shape \(3, 16\) is not in the spec"):
+        strategy.start(InlineGrid(client_of("whole")(), 3), ArrayRecord(peft.get_peft_model_state_dict(model)))
