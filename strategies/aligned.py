@@ -20,6 +20,7 @@ from fedrebasin.spec import coverage_gaps
 from .aggregate import Aggregation, ReplyAlignment
 from .combinations import check_parts, former_api, inside_another
 from .flower import log
+from .options import SETTINGS
 from .replies import Proportions, Screener, StreamingGrid, demand_ratio, to_state
 from .round import Calibrator, Probe, Round, calibrate, measure, with_metrics
 from .run import Checkpoints, Frames, Memory, Run
@@ -32,9 +33,10 @@ class Aligned(Strategy):
     """Wraps a Flower strategy: replies are checked and aligned, then the strategy aggregates as it always does.
 
     With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy,
-    bit for bit but for the dtypes, which are the global model's again, and for replies that are not of its form or not
-    finite, which are set aside; nothing else is judged or capped. Its attributes are settings and cannot be
-    changed; what lasts for one run begins anew with each ``start``, the numbers and arrays of the inner strategy too.
+    bit for bit but for the dtypes, which are the global model's again, and for replies that are not finite, or that one
+    of Flower's own strategies could not take, which are set aside; nothing else is judged or capped. Its attributes are
+    settings and cannot be changed; what lasts for one run begins anew with each ``start``, the numbers and arrays of
+    the inner strategy too.
 
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).
@@ -63,6 +65,8 @@ class Aligned(Strategy):
         log: called when a round is over with its number and its metrics as floats, ``train/NAME``, ``evaluate/NAME``
             and ``server/NAME``: any function, :class:`TensorBoardLogger`, :class:`WandbLogger`, :class:`MLflowLogger`.
             What it raises is reported and changes nothing.
+        sends: what the clients send, their ``"model"`` or its ``"update"``. Then P(model + update) - model goes on to
+            the inner strategy, which has to return a model: the one that it sent plus the mean of these.
 
     Raises:
         RebasinError: if the parts do not fit together.
@@ -88,6 +92,7 @@ class Aligned(Strategy):
         keep_memory: bool = False,
         query_type: str = QUERY,
         log: Log | None = None,
+        sends: Literal["model", "update"] = "model",
     ) -> None:
         self.strategy = FedAvg() if strategy is None else strategy
         self.aligner: Aligner = AlignTo() if aligner is None else aligner
@@ -101,14 +106,14 @@ class Aligned(Strategy):
         self.keep_memory = keep_memory
         self.query_type = query_type
         self.log = log
+        self.sends = sends
         self._spec = spec
         self._frames = frame if isinstance(frame, Frames) else Frames() if frame == "client" else None
         self._checkpoints = None if checkpoint is None else Checkpoints(Path(checkpoint), self.strategy)
         self._memory = Memory(self.strategy)
         self._private = traits_of(self.strategy).private
-        check_parts(
-            type(self).__name__, self.strategy, spec, self.aligner, self.calibrators, self.probes, self.streaming
-        )
+        parts = self.strategy, spec, self.aligner, self.calibrators, self.probes
+        check_parts(type(self).__name__, *parts, streaming, sends)
         demand_ratio(max_weight_ratio)
         self._run = Run(spec, self._frames)
         self._round_metrics = RoundMetrics(log)
@@ -157,7 +162,7 @@ class Aligned(Strategy):
         if not self.keep_memory and (forgotten := self._memory.begin()):
             log(INFO, "the inner strategy begins anew: %s (keep_memory)", ", ".join(forgotten))
         self._run = run = Run(self._spec, self._frames)
-        run.see(initial_arrays)
+        run.see(initial_arrays, self.is_transparent)
         if not self.alignment.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
             log(WARNING, "%s: %s", type(self).__name__, missing)
         metrics = self._round_metrics
@@ -205,7 +210,7 @@ class Aligned(Strategy):
         if run.inside and (self.streaming or not self.is_transparent):
             raise RebasinError(inside_another(type(self).__name__, self.strategy))
         self._round_metrics.flush()
-        run.see(arrays)
+        run.see(arrays, self.is_transparent)
         messages = list(self.strategy.configure_train(run.number(server_round), arrays, config, grid))
         return run.ask(messages, arrays, grid)
 
@@ -217,11 +222,13 @@ class Aligned(Strategy):
         server_round = run.number(server_round)
         global_state = {} if self.is_transparent else to_state(run.arrays)
         proportions = None
-        if self.calibrators or not alignment.idle:
+        updates = run.updates() if self.sends == "update" and global_state else None
+        if judged := bool(self.calibrators or not alignment.idle):
             weights = weighted_by(self.strategy), self.max_weight_ratio
             proportions = Proportions(global_state, *weights, private=self._private)
-        screener = Screener(run.template, self.strategy, run.asked, proportions)
-        aggregation = Aggregation(alignment, self.strategy, screener, run.template, global_state, server_round)
+        screener = Screener(run.template, self.strategy, run.asked, proportions, updates, run.say)
+        parts = self.strategy, screener, run.template, global_state, server_round
+        aggregation = Aggregation(alignment, *parts, updates, judged)
         taken = aggregation.aggregate(replies, self.workers if self.streaming else None)
         state, measured = taken.state, dict(taken.measured)
         current: Round | None = None
@@ -243,7 +250,7 @@ class Aligned(Strategy):
             current, reported = calibrate(current, self.calibrators)
             state, measured = current.state, measured | reported
             run.beta = measured.get("beta", run.beta)
-        arrays = None if state is None else run.template.encode(state)
+        arrays = taken.arrays if state is None else run.template.encode(state)
         if current is not None:
             measured |= measure(current, self.probes)
         metrics = with_metrics(taken.metrics, measured)
@@ -280,20 +287,3 @@ class Aligned(Strategy):
             log(INFO, "\t│\t├── %s", type(part).__name__)
         log(INFO, "\t│\t└── Device: %s", self.device)
         self.strategy.summary()
-
-
-#: What cannot be changed once it is set.
-SETTINGS = (
-    "strategy",
-    "aligner",
-    "calibrators",
-    "probes",
-    "device",
-    "streaming",
-    "workers",
-    "max_weight_ratio",
-    "resume",
-    "keep_memory",
-    "query_type",
-    "log",
-)

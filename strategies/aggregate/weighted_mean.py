@@ -50,8 +50,7 @@ def mean_reply(
         metrics: of all replies.
     """
     first = replies[0].message
-    (array_name,) = first.content.array_records
-    (metric_name,) = first.content.metric_records
+    metric_name = next(iter(first.content.metric_records), "metrics")
     combined = MetricRecord(dict(metrics))
     combined[weighted_by(strategy)] = float(sum(reply.num_examples for reply in replies))
-    return Message(RecordDict({array_name: template.encode_mean(mean), metric_name: combined}), reply_to=first)
+    return Message(RecordDict({replies[0].record: template.encode_mean(mean), metric_name: combined}), reply_to=first)

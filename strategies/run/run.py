@@ -1,7 +1,7 @@
 """Run: what lasts longer than a round, and no longer than one run of a strategy."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ from flwr.serverapp.strategy import Result
 
 from fedrebasin import PermutationSpec
 
-from ..replies import Template
+from ..flower import log
+from ..replies import RecordError, Template, Updates, model_in
 from .frames import Frames
 
 
@@ -28,7 +29,9 @@ class Run:
         done: rounds that an earlier process did, in a run that was resumed.
         arrays: the model that was sent out last.
         template: its form.
-        asked: the messages of the round, by node: of their metadata, the ids that the grid gave them.
+        asked: of the round's messages, with the ids that the grid gives them.
+        sent: the model that each node was sent, in the server's order of units.
+        said: what users were told once, by kind.
         grid: what they were sent through.
         beta: the inverse temperature that was found last.
         metrics: of training, by round.
@@ -42,7 +45,9 @@ class Run:
     done: int = 0
     arrays: ArrayRecord = field(default_factory=ArrayRecord)
     template: Template = field(default_factory=lambda: Template({}))
-    asked: Mapping[int, Metadata] = field(default_factory=dict)
+    asked: Sequence[Metadata] = ()
+    sent: Mapping[int, ArrayRecord] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
     grid: Grid | None = None
     beta: float | None = None
     metrics: dict[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -51,14 +56,29 @@ class Run:
         """The round's number in the whole run; Flower's loop counts from where it was resumed."""
         return server_round + (self.done if self.started else 0)
 
-    def see(self, arrays: ArrayRecord) -> None:
+    def say(self, kind: str, level: int, text: str) -> None:
+        """Log what users should know, once."""
+        if kind not in self.said:
+            self.said.add(kind)
+            log(level, "aggregate_train: %s", text)
+
+    def see(self, arrays: ArrayRecord, as_it_is: bool = False) -> None:
         """Learn the form of the global model; the spec's keys become the model's.
+
+        Args:
+            arrays: the global model.
+            as_it_is: nothing will be done to it: it may be whatever the inner strategy understands.
 
         Raises:
             RecordError: if it cannot be merged.
             SpecError: if the spec does not fit it.
         """
-        self.template = Template.of(arrays)
+        try:
+            self.template = Template.of(arrays)
+        except RecordError:
+            if not as_it_is:
+                raise
+            self.template = Template({})
         if self.spec is not None:
             like = self.template.empty()
             self.spec = self.spec.rename_like(like).bind(like)
@@ -66,9 +86,19 @@ class Run:
     def ask(self, messages: list[Message], arrays: ArrayRecord, grid: Grid) -> list[Message]:
         """Remember what goes out in a round, and to whom; the messages as they are to be sent."""
         self.arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
-        self.asked = {message.metadata.dst_node_id: message.metadata for message in messages}
+        self.asked = [message.metadata for message in messages]
+        self.sent = {}
+        for message in messages:
+            records = message.content.array_records
+            itself = next((name for name, record in records.items() if record is arrays), "")
+            if name := model_in(records, self.template, itself):
+                self.sent[message.metadata.dst_node_id] = records[name]
         self.grid = grid
         return self.in_own_order(messages, arrays)
+
+    def updates(self) -> Updates:
+        """What the round's updates are updates of."""
+        return Updates(self.template, self.sent, self.arrays, {} if self.frames is None else self.frames.by_node)
 
     def in_own_order(self, messages: list[Message], arrays: ArrayRecord) -> list[Message]:
         """Messages with the model, each in the order of units of the node that it goes to."""
