@@ -2,7 +2,7 @@
 
     python benchmarks/all.py --out DIR [--fashion-mnist FOLDER] [--only NAME ...]
 
-Zoo, planted, attackers, experiments, comparisons and imports write their sections of RESULTS.md anew. Of the others
+Zoo, planted, attackers, experiments, comparisons, imports and updates write their sections of RESULTS.md anew. Of the others
 DIR/NAME.txt is written, headed by machine, date and command: their sections hold comments on the numbers, which are for
 people to write. What a script keeps in DIR is not measured again. One that fails does not stop the rest; the exit code
 is 1 then.
@@ -37,6 +37,7 @@ SCRIPTS: dict[str, list[str]] = {
     "checkpoints": ["--folder", "{out}/checkpoints"],
     "attackers": ["--rows", "{out}/attackers", "--write"],
     "imports": ["--write"],
+    "updates": ["--write"],
 }
 
 
