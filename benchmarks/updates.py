@@ -14,12 +14,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import torch
+from fedrebasin.strategies.replies import looks_like_update, sizes_of
+from fedrebasin.strategies.replies.updates import LARGE, SHORT
 from support.section import stamp, write_section
 from torch import Tensor, nn
 
 from fedrebasin.simulations import load_dataset
-from fedrebasin.strategies.replies import looks_like_update, sizes_of
-from fedrebasin.strategies.replies.updates import LARGE, SHORT
 
 State = Mapping[str, Tensor]
 #: Steps of SGD with momentum 0.9, or of AdamW: kind, epochs, learning rate.
@@ -34,15 +34,13 @@ FLOOR = 0.5  # a model that is right less often has learned nothing, or unlearne
 
 def mlp() -> nn.Module:
     """64 inputs, two hidden layers of 64 units, 10 classes."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def cnn() -> nn.Module:
     """Two convolutions with BatchNorm, and a linear layer."""
     return nn.Sequential(
-        *(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
         *(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)),
     )
 

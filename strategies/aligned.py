@@ -136,7 +136,12 @@ class Aligned(Strategy):
     @property
     def is_transparent(self) -> bool:
         """Whether nothing is aligned, calibrated or measured."""
-        return self.alignment.idle and not (self.calibrators or self.probes)
+        return not (self._changes or self.probes)
+
+    @property
+    def _changes(self) -> bool:
+        """Whether something else than the inner strategy changes models."""
+        return bool(self.calibrators) or not self.alignment.idle
 
     @property
     def beta(self) -> float | None:
@@ -162,7 +167,7 @@ class Aligned(Strategy):
         if not self.keep_memory and (forgotten := self._memory.begin()):
             log(INFO, "the inner strategy begins anew: %s (keep_memory)", ", ".join(forgotten))
         self._run = run = Run(self._spec, self._frames)
-        run.see(initial_arrays, self.is_transparent)
+        run.see(initial_arrays, as_it_is=not self._changes)
         if not self.alignment.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
             log(WARNING, "%s: %s", type(self).__name__, missing)
         metrics = self._round_metrics
@@ -210,7 +215,7 @@ class Aligned(Strategy):
         if run.inside and (self.streaming or not self.is_transparent):
             raise RebasinError(inside_another(type(self).__name__, self.strategy))
         self._round_metrics.flush()
-        run.see(arrays, self.is_transparent)
+        run.see(arrays, as_it_is=not self._changes)
         messages = list(self.strategy.configure_train(run.number(server_round), arrays, config, grid))
         return run.ask(messages, arrays, grid)
 
@@ -220,15 +225,15 @@ class Aligned(Strategy):
         """Screen the replies, align the good ones, aggregate, calibrate, measure, write down."""
         run, alignment = self._run, self.alignment
         server_round = run.number(server_round)
-        global_state = {} if self.is_transparent else to_state(run.arrays)
+        global_state = {} if self.is_transparent or not run.template.forms else to_state(run.arrays)
         proportions = None
         updates = run.updates() if self.sends == "update" and global_state else None
-        if judged := bool(self.calibrators or not alignment.idle):
+        if self._changes:
             weights = weighted_by(self.strategy), self.max_weight_ratio
             proportions = Proportions(global_state, *weights, private=self._private)
         screener = Screener(run.template, self.strategy, run.asked, proportions, updates, run.say)
         parts = self.strategy, screener, run.template, global_state, server_round
-        aggregation = Aggregation(alignment, *parts, updates, judged)
+        aggregation = Aggregation(alignment, *parts, updates, judged=self._changes)
         taken = aggregation.aggregate(replies, self.workers if self.streaming else None)
         state, measured = taken.state, dict(taken.measured)
         current: Round | None = None

@@ -64,7 +64,11 @@ def client_app(control="control"):
         sent = message.content["arrays"].to_torch_state_dict()
         server = message.content[control].to_torch_state_dict()
         net.load_state_dict(sent)
-        own = context.state["own"].to_torch_state_dict() if "own" in context.state else {k: 0 * v for k, v in sent.items()}
+        own = (
+            context.state["own"].to_torch_state_dict()
+            if "own" in context.state
+            else {k: 0 * v for k, v in sent.items()}
+        )
         loss = fit(net, data)
         after = {key: tensor - 0.01 * (server[key] - own[key]) for key, tensor in net.state_dict().items()}
         now = {key: own[key] - server[key] + (sent[key] - after[key]) / 0.5 for key in sent}
@@ -100,7 +104,9 @@ def planted(seed, control="control", names=None):
         order = Permutation.random(SPEC, torch.Generator().manual_seed(100 * seed + context.node_id))
         model, change = order.apply(make_net(seed + 1).state_dict()), order.apply(make_net(seed + 2).state_dict())
         record = ArrayRecord({(names or {}).get(key, key): change[key] for key in reversed(change)})
-        content = RecordDict({control: record, "arrays": ArrayRecord(model), "metrics": MetricRecord({"num-examples": 1})})
+        content = RecordDict(
+            {control: record, "arrays": ArrayRecord(model), "metrics": MetricRecord({"num-examples": 1})}
+        )
         return Message(content, reply_to=message)
 
     return app

@@ -1,13 +1,12 @@
 """Clients that send what training changed, and a strategy that adds the mean of it to its model."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
 import torch
 from fedrebasin.strategies.replies import FormError
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
 
@@ -23,9 +22,9 @@ from tests.flower.harness import (
     make_data,
     make_net,
     partition_of,
+    run_app,
     spec_of,
     unwrapped,
-    run_app,
 )
 
 SPEC = spec_of(make_net())
@@ -205,7 +204,10 @@ def test_an_update_that_is_taken_for_a_model_is_said_once_a_run():
         final(FedRebasin(Adding(), spec=SPEC), client_app(steps=1), rounds=3)
     assert sum('sends="update"' in warning for warning in warnings) == 1
     assert any("is far shorter than the model" in warning for warning in warnings)
-    for strategy, sends in ((FedRebasin(Adding(), spec=SPEC, sends="update"), "update"), (FedRebasin(spec=SPEC), "model")):
+    for strategy, sends in (
+        (FedRebasin(Adding(), spec=SPEC, sends="update"), "update"),
+        (FedRebasin(spec=SPEC), "model"),
+    ):
         with heard() as warnings:
             final(strategy, client_app(steps=1, sends=sends))
         assert not any("shorter" in warning for warning in warnings)

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import (
     FedAdam,
     FedAvg,
     FedMedian,
+    Krum,
     Strategy,
 )
 from torch import nn
