@@ -4,8 +4,8 @@
 
 Zoo, planted, attackers, experiments, comparisons, imports and updates write their sections of RESULTS.md anew. Of the
 others DIR/NAME.txt is written, headed by machine, date and command: their sections hold comments on the numbers, which
-are for people to write. What a script keeps in DIR is not measured again. One that fails does not stop the rest; the exit code
-is 1 then.
+are for people to write. What a script keeps in DIR is not measured again. One that fails does not stop the rest; the
+exit code is 1 then.
 """
 
 from __future__ import annotations
