@@ -168,6 +168,52 @@ def test_half_precision_loses_no_small_update():
     assert all(np.allclose(values, 2e-5, rtol=0.05) for values in inner.got)
 
 
+@pytest.mark.parametrize("options", [{"spec": SPEC}, {"aligner": Identity()}], ids=["aligned", "as it is"])
+def test_calibrators_and_probes_see_models(options):
+    seen = []
+
+    class Looking:
+        rewrites_weights = False
+
+        def __call__(self, round_):
+            seen.extend(reply.state for reply in round_.replies)
+            return Calibrated(round_.state)
+
+    app = client_app(sends="model", steps=1)
+    final(Aligned(FedAvg(**COMMON), **options, calibrators=[Looking()]), app, rounds=1)
+    final(Aligned(Adding(), **options, calibrators=[Looking()], sends="update"), client_app(steps=1), rounds=1)
+    assert len(seen) == 2 * CLIENTS
+    assert all(close(one, other) for one, other in zip(seen[:CLIENTS], seen[CLIENTS:], strict=True))
+
+
+def test_an_update_is_one_of_the_model_that_its_node_was_sent():
+    """A strategy that sends each node a model of its own: in the nodes' order nothing moves, and updates stay."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        sent = message.content["arrays"].to_torch_state_dict()
+        update = ArrayRecord({key: 0.01 * tensor for key, tensor in sent.items()})
+        return Message(RecordDict({"arrays": update, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+    class Personal(Adding):
+        def configure_train(self, server_round, arrays, config, grid):
+            for message in super().configure_train(server_round, arrays, config, grid):
+                node, state = message.metadata.dst_node_id, arrays.to_torch_state_dict()
+                own = ArrayRecord({key: (1 + 0.1 * node) * tensor for key, tensor in state.items()})
+                yield Message(RecordDict({**message.content, "arrays": own}), node, "train")
+
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            self.got = {m.metadata.src_node_id: m.content["arrays"].to_torch_state_dict() for m in replies}
+            return super().aggregate_train(server_round, replies)
+
+    inner, state = Personal(), make_net().state_dict()
+    final(Aligned(inner, spec=SPEC, sends="update"), app, rounds=1)
+    for node, update in inner.got.items():
+        assert close(update, {key: 0.01 * (1 + 0.1 * node) * tensor for key, tensor in state.items()})
+
+
 @pytest.mark.parametrize("inner", [FedAvg, FedMedian])
 def test_a_strategy_that_takes_models_is_refused(inner):
     with pytest.raises(RebasinError, match=f"{inner.__name__} takes the updates"):
