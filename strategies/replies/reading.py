@@ -66,7 +66,9 @@ class Reader:
         alongside = alongside_in(arrays, self._template, name)
         for other in arrays.keys() - {name, *alongside}:
             demand_sane(arrays[other])
-            self._say(f"record {other}", INFO, f"record {other!r} is not along the model's units: it stays as it is")
+            self._say(
+                "record", INFO, f"records that do not lie along the model's units, as {other!r}, stay as they are"
+            )
         return Reply(message, message.metadata.src_node_id, state, num_examples, sizes, name, alongside)
 
     def _demand_one(self, records: Mapping[str, ArrayRecord] | Mapping[str, MetricRecord], kind: str) -> None:

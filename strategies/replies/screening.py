@@ -18,6 +18,7 @@ from .reply import Reply
 from .unknown import demand_sane
 from .updates import Updates
 
+NAMED = 5  # metrics in a line of the log: their names are strangers'
 FIRST = 3  # replies that wait for one another while they arrive: fewer cannot be judged by the others
 
 
@@ -154,8 +155,10 @@ class Screener:
 
     def report(self) -> None:
         """Say which metrics were not finite."""
-        for key, count in self._reader.not_finite.items():
-            log(WARNING, "aggregate_train: metric %r of %d replies is not finite; it goes on as it came", key, count)
+        if found := self._reader.not_finite:
+            named = ", ".join(f"{key!r} of {count} replies" for key, count in found.most_common(NAMED))
+            more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+            log(WARNING, "aggregate_train: metrics that are not finite go on as they came: %s%s", named, more)
 
     def _demand_answer(self, metadata: Metadata) -> None:
         """Refuse what does not answer one of this round's messages, each of which has one answer."""
