@@ -1,7 +1,7 @@
 """Aligned: any Flower strategy, with the clients' hidden units permuted into agreement before it averages."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from logging import INFO, WARNING
@@ -18,7 +18,8 @@ from fedrebasin.devices import move, pick_device
 from fedrebasin.spec import coverage_gaps
 
 from .aggregate import Aggregation, ReplyAlignment
-from .combinations import check_parts, former_api, inside_another
+from .combinations import check_parts, demand_whole, former_api, inside_another
+from .driving import Call, demand_resumable, drive
 from .flower import log
 from .options import SETTINGS
 from .replies import Proportions, Screener, StreamingGrid, demand_ratio, to_state
@@ -34,13 +35,13 @@ class Aligned(Strategy):
 
     With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy,
     bit for bit but for the dtypes, which are the global model's again, and for replies that are not finite, or that one
-    of Flower's own strategies could not take, which are set aside; nothing else is judged or capped. Its attributes are
-    settings and cannot be changed; what lasts for one run begins anew with each ``start``, the numbers and arrays of
-    the inner strategy too.
+    of Flower's own strategies could not take, which are set aside; nothing else is judged or capped. Its settings
+    cannot be changed, other attributes and methods are the inner strategy's; what lasts for a run begins anew with each
+    ``start``, its numbers and arrays too.
 
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).
-        spec: the permutation spec of the model; needed by every aligner but ``Identity``.
+        spec: the permutation spec of the model, of which a part may be sent; needed by every aligner but ``Identity``.
         aligner: how models are brought into agreement (default: ``AlignTo()``). ``AlignTo(reference="auto")`` aligns to
             the global model if the clients measurably started from it, and to their medoid if they did not; with
             differential privacy inside it is the global model always.
@@ -115,13 +116,24 @@ class Aligned(Strategy):
         parts = self.strategy, spec, self.aligner, self.calibrators, self.probes
         check_parts(type(self).__name__, *parts, streaming, sends)
         demand_ratio(max_weight_ratio)
+        if resume:
+            demand_resumable(self.strategy)
         self._run = Run(spec, self._frames)
         self._round_metrics = RoundMetrics(log)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SETTINGS and name in vars(self):
             raise AttributeError(f"{name} is a setting of {type(self).__name__}: make another one with it")
-        super().__setattr__(name, value)
+        if name in SETTINGS or name.startswith("_") or name in vars(self) or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.strategy, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapper has not is the inner strategy's, to be read and, if it is public, to be set."""
+        if name.startswith("__") or "strategy" not in vars(self):  # not made yet, or just being copied
+            raise AttributeError(name)
+        return getattr(self.strategy, name)
 
     @property
     def spec(self) -> PermutationSpec | None:
@@ -148,49 +160,36 @@ class Aligned(Strategy):
         """The inverse temperature that a calibrator of the last run has found."""
         return self._run.beta
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
-        """Run the rounds: Flower's own loop, from the last checkpoint where one is to be resumed.
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Run the rounds: the inner strategy's own loop, from the last checkpoint where one is to be resumed.
 
-        A spec that moves little is warned of, see :func:`fedrebasin.coverage_gaps`.
+        It takes what the inner strategy's ``start`` takes, first of all Flower's ``grid, initial_arrays, num_rounds=3,
+        timeout=3600, train_config=None, evaluate_config=None, evaluate_fn=None``, and returns what that returns. A
+        spec that moves little is warned of, see :func:`fedrebasin.coverage_gaps`.
         """
+        call = Call(self.strategy, args, kwargs)
         if self._frames is not None:
             self._frames.forget()
         if not self.keep_memory and (forgotten := self._memory.begin()):
             log(INFO, "the inner strategy begins anew: %s (keep_memory)", ", ".join(forgotten))
         self._run = run = Run(self._spec, self._frames)
-        run.see(initial_arrays, as_it_is=not self._changes)
+        if call.arrays is not None:
+            run.see(call.arrays, quiet=self.alignment.idle, as_it_is=not self._changes)
+        demand_whole(run.absent, (*self.calibrators, *self.probes))
         if not self.alignment.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
             log(WARNING, "%s: %s", type(self).__name__, missing)
-        metrics = self._round_metrics
-        evaluate = None if evaluate_fn is None else metrics.of_server(evaluate_fn, run.number)
-        with (
-            nullcontext(initial_arrays)
-            if self._checkpoints is None
-            else self._checkpoints.opened(run, initial_arrays, self.resume)
-        ) as arrays:
-            if run.done and run.done >= num_rounds:
-                log(INFO, "%d rounds were asked for and %d are done: their model is the result", num_rounds, run.done)
+        metrics, checkpoints = self._round_metrics, self._checkpoints
+        if (evaluate_fn := call.get("evaluate_fn")) is not None:
+            call.put("evaluate_fn", metrics.of_server(evaluate_fn, run.number))
+        if self.streaming:
+            call.put("grid", StreamingGrid(call.get("grid")))
+        with nullcontext() if checkpoints is None else checkpoints.opened(run, call.arrays, self.resume) as arrays:
+            if arrays is not None and run.done:
+                call.go_on(arrays, run.done)
             run.started = True
             try:
-                result = super().start(
-                    StreamingGrid(grid) if self.streaming else grid,
-                    arrays,
-                    max(num_rounds - run.done, 0),
-                    timeout,
-                    train_config,
-                    evaluate_config,
-                    evaluate,
-                )
-                return result if self._checkpoints is None else run.completed(result, arrays)
+                result = drive(self, self.strategy, call)
+                return run.completed(result, arrays) if arrays is not None and isinstance(result, Result) else result
             finally:
                 metrics.flush()
                 run.started = False
@@ -215,7 +214,7 @@ class Aligned(Strategy):
         if run.inside and (self.streaming or not self.is_transparent):
             raise RebasinError(inside_another(type(self).__name__, self.strategy))
         self._round_metrics.flush()
-        run.see(arrays, as_it_is=not self._changes)
+        run.see(arrays, quiet=self.alignment.idle, as_it_is=not self._changes)
         messages = list(self.strategy.configure_train(run.number(server_round), arrays, config, grid))
         return run.ask(messages, arrays, grid)
 
@@ -223,11 +222,12 @@ class Aligned(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen the replies, align the good ones, aggregate, calibrate, measure, write down."""
-        run, alignment = self._run, self.alignment
-        server_round = run.number(server_round)
+        run = self._run
+        replies, server_round = run.seeing(replies, as_it_is=not self._changes), run.number(server_round)
+        alignment = self.alignment
         global_state = {} if self.is_transparent or not run.template.forms else to_state(run.arrays)
         proportions = None
-        updates = run.updates() if self.sends == "update" and global_state else None
+        updates = run.updates() if self.sends == "update" and not self.is_transparent else None
         if self._changes:
             weights = weighted_by(self.strategy), self.max_weight_ratio
             proportions = Proportions(global_state, *weights, private=self._private)
@@ -238,7 +238,6 @@ class Aligned(Strategy):
         state, measured = taken.state, dict(taken.measured)
         current: Round | None = None
         if state is not None and (self.calibrators or self.probes):
-            assert run.grid is not None
             current = Round(
                 server_round=server_round,
                 spec=run.spec,
@@ -283,7 +282,8 @@ class Aligned(Strategy):
 
     def summary(self) -> None:
         """Log the settings of the alignment, then those of the inner strategy."""
-        self._run.inside = not self._run.started  # Flower's loop asks for it before the first round, whosever it is
+        # A loop asks for it before the first round, whosever it is: this one's, one around it, one derived from it.
+        self._run.inside = not self._run.started and type(self).start is Aligned.start
         log(INFO, "\t├──> Alignment settings:")
         log(INFO, "\t│\t├── Aligner: %s", type(self.aligner).__name__)
         if self.spec is not None:

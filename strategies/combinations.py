@@ -78,6 +78,20 @@ def check_parts(
         _check_privacy(traits, inner, aligner, calibrators, probes)
 
 
+def demand_whole(absent: Sequence[str], parts: Sequence[Calibrator | Probe]) -> None:
+    """Refuse parts that run the model where some of its arrays stay with the clients.
+
+    Raises:
+        RebasinError: naming the first.
+    """
+    for part in parts:
+        if absent and getattr(part, "needs_whole", False):
+            more = f" and {len(absent) - 1} more of its arrays stay" if len(absent) > 1 else " stays"
+            raise RebasinError(
+                f"{_name(part)} runs the whole model, and {absent[0]}{more} with the clients: leave it out, or send all"
+            )
+
+
 def former_api(what: str) -> str:
     """How to move on from Flower's former server API, which knows other strategies."""
     return (

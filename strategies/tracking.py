@@ -6,6 +6,7 @@ Names are ``train/NAME`` and ``evaluate/NAME`` for what the clients' replies com
 
 import os
 from collections.abc import Callable, Mapping
+from functools import wraps
 from importlib import import_module
 from logging import WARNING
 from typing import Any
@@ -47,6 +48,7 @@ class RoundMetrics:
     def of_server(self, evaluate_fn: EvaluateFn, number: Callable[[int], int]) -> EvaluateFn:
         """The server's ``evaluate_fn`` with the true number of the round, whose metrics are taken in."""
 
+        @wraps(evaluate_fn)
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             metrics = evaluate_fn(number(server_round), arrays)
             self.add(number(server_round), "server", metrics)

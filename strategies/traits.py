@@ -71,7 +71,7 @@ _PRIVATE = Traits(keeps_state=False, private=True, takes_models=True)
 _CLIPPING = replace(_PRIVATE, clips_on_clients=True)
 
 #: A class derived from one of these has its traits too, but may look at the single replies, and, where it aggregates
-#: them itself, take any.
+#: them itself, take any; so does an object of one that was given another method.
 FLOWER: Mapping[type, Traits] = {
     FedAvg: _MEAN,
     FedProx: _MEAN,
@@ -107,9 +107,11 @@ def traits_of(strategy: Strategy) -> Traits:
 def _own(strategy: object) -> Traits:
     nearest = next((kind for kind in type(strategy).__mro__ if kind in FLOWER), None)
     known = Traits() if nearest is None else FLOWER[nearest]
-    if nearest is not None and type(strategy) is not nearest:
-        same = getattr(type(strategy), "aggregate_train", None) is getattr(nearest, "aggregate_train", None)
-        known = replace(known, needs_all=True, is_the_mean=False, takes_models=same)
+    own = {"start", "aggregate_train"} & getattr(strategy, "__dict__", {}).keys()
+    if type(strategy) is not nearest or own:
+        inherits = getattr(type(strategy), "aggregate_train", None) is getattr(nearest, "aggregate_train", None)
+        takes_models = inherits and "aggregate_train" not in own
+        known = replace(known, needs_all=True, is_the_mean=False, takes_models=takes_models)
     said = {field.name: bool(getattr(strategy, field.name, getattr(known, field.name))) for field in fields(Traits)}
     return Traits(**said)
 

@@ -111,6 +111,18 @@ def test_a_replys_way_is_short():
     assert len(files) == len(set(files)) <= 8
 
 
+def test_every_row_on_apps_names_a_test_that_there_is_and_every_app_has_a_row():
+    page = (ROOT / "docs" / "your-app.md").read_text()
+    rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)[2:]
+    assert len(rows) >= 19
+    named = [pair for _, _, shown in rows for pair in re.findall(r"`([a-z]+/\w+)(?:::(\w+))?`", shown)]
+    assert all(re.search(r"`[a-z]+/test_\w+", shown) for _, _, shown in rows)
+    for file, test in named:
+        assert f"def {test or 'test_'}" in (ROOT / "tests" / f"{file}.py").read_text(), (file, test)
+    apps = {f"flower/{path.stem}" for path in (ROOT / "tests" / "flower").glob("test_*.py")}
+    assert apps <= {file for file, _ in named}
+
+
 def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere():
     navigation = (ROOT / "mkdocs.yml").read_text()
     outside = [ROOT / path for path in re.findall(r'"([^"]+\.md)"', (ROOT / "docs" / "hooks.py").read_text())]

@@ -21,10 +21,12 @@ from fedrebasin.errors import SpecError
 from fedrebasin.keys import likely_rename
 from fedrebasin.spec import json as spec_json
 from fedrebasin.spec.axis import Axis, number_moved
+from fedrebasin.spec.fitting import misfits, misplaced, sized
 from fedrebasin.spec.group import Group, Unpermuted
-from fedrebasin.spec.notation import Units, parse_axes, with_sizes
+from fedrebasin.spec.notation import Units, parse_axes
 from fedrebasin.spec.renaming import pairs_with, renamed
-from fedrebasin.state import flaws, has_mean
+from fedrebasin.spec.restricting import restricted, torn
+from fedrebasin.state import has_mean
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class PermutationSpec:
         """
         try:
             spec = spec_json.decode(json.loads(Path(path).read_text(encoding="utf-8")))
-            if found := spec._misplaced():
+            if found := misplaced(spec):
                 raise ValueError(found[0])
             return spec
         except (OSError, ValueError, RecursionError, OverflowError) as error:
@@ -210,6 +212,36 @@ class PermutationSpec:
         groups = {name: replace(g, frozen=g.frozen or name in frozen) for name, g in self.groups.items()}
         return replace(self, groups=groups)
 
+    # -- a part of the model ---------------------------------------------------------------------------------------
+
+    def torn(self, keys: Iterable[str]) -> dict[str, str]:
+        """The groups that lie in these tensors and in others too, and are not frozen.
+
+        Args:
+            keys: of a part of the model.
+
+        Returns:
+            by name, the key of the first of the other tensors.
+        """
+        return torn(self, keys)
+
+    def restrict(self, keys: Iterable[str], *, freeze_torn: bool = True) -> PermutationSpec:
+        """The spec of a part of the model, while the other tensors stay as they are.
+
+        Identity: a member of it moves the part as the member of this spec does that has the same indices, and leaves
+        every other group in place. So the function stays the same, unless torn groups are free.
+
+        Args:
+            keys: of the part; or its state dict, whose integers need not be in the spec.
+            freeze_torn: freeze the groups that :meth:`torn` names, so that the part, moved, still fits the rest; what
+                was frozen is in ``unpermuted`` with its reason. Without it they move in the part alone, which fits
+                the rest again once it is moved back.
+
+        Raises:
+            SpecError: if there are no keys, or one is not in the spec.
+        """
+        return restricted(self, keys, freeze_torn)
+
     # -- does it fit -----------------------------------------------------------------------------------------------
 
     def misfits(self, state: Mapping[str, Tensor]) -> list[str]:
@@ -217,24 +249,7 @@ class PermutationSpec:
 
         Integer tensors (``num_batches_tracked``) need not be in the spec.
         """
-        if found := flaws(state):
-            return found
-        found = [f"{key}: missing from the state dict" for key in self.shapes if key not in state]
-        for key, tensor in state.items():
-            shape = tuple(tensor.shape)
-            if key not in self.shapes:
-                if has_mean(tensor):
-                    found.append(f"{key}: shape {shape} is not in the spec")
-                continue
-            known = self.shapes[key]
-            if len(known) != len(shape) or any(
-                size not in (None, actual) for size, actual in zip(known, shape, strict=True)
-            ):
-                expected = tuple("?" if size is None else size for size in known)
-                found.append(f"{key}: shape {shape} where the spec has ({', '.join(map(str, expected))})")
-        if found:
-            return found
-        return self._with_sizes_from(state)._misplaced()
+        return misfits(self, state)
 
     def bind(self, state: Mapping[str, Tensor]) -> PermutationSpec:
         """The spec with all sizes known, once it is sure that it fits the state dict.
@@ -242,22 +257,11 @@ class PermutationSpec:
         Raises:
             SpecError: naming every key and shape that does not fit.
         """
-        if misfits := self.misfits(state):
+        if found := misfits(self, state):
             if any(key not in state for key in self.shapes) and (hint := likely_rename(list(self.shapes), list(state))):
-                misfits = [f"{hint} (spec.rename_like(state) renames the spec, where it can be)", *misfits]
-            raise SpecError("the spec does not fit the state dict: " + "; ".join(misfits))
-        return self._with_sizes_from(state)
-
-    def _misplaced(self) -> list[str]:
-        """What keeps axes from lying in tensors of the spec's own shapes, if all are known, one sentence each."""
-        if any(None in shape for shape in self.shapes.values()) or any(g.size is None for g in self.groups.values()):
-            return []
-        return [
-            sentence
-            for group in self.groups.values()
-            for axis in group.axes
-            for sentence in axis.misfits(self.sizes(axis.key), self.shape(group.name))
-        ]
+                found = [f"{hint} (spec.rename_like(state) renames the spec, where it can be)", *found]
+            raise SpecError("the spec does not fit the state dict: " + "; ".join(found))
+        return sized(self, state)
 
     def rename(self, names: Mapping[str, str]) -> PermutationSpec:
         """The spec with keys renamed, others stay; ``spec.rename({old: new}).rename({new: old}) == spec``.
@@ -274,13 +278,6 @@ class PermutationSpec:
             SpecError: if there are two ways to pair the keys.
         """
         return self.rename(pairs_with(self, state) or {})
-
-    def _with_sizes_from(self, state: Mapping[str, Tensor]) -> PermutationSpec:
-        if all(None not in shape for shape in self.shapes.values()):
-            return self
-        shapes = {key: tuple(state[key].shape) for key in self.shapes}
-        groups = {name: with_sizes(group, shapes) for name, group in self.groups.items()}
-        return replace(self, groups=groups, shapes=shapes)
 
     def check(self, model: nn.Module | Callable[..., Any], example_inputs: Any, **options: Any) -> None:
         """Apply random members and demand the same function: see :func:`fedrebasin.tracing.check`.

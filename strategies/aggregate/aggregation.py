@@ -226,7 +226,7 @@ class Aggregation:
         if not keys:
             return list(replies), merge, {}
         states = [] if self.alignment.private else [dict(state) for state in merge.states]
-        integers = agreed(keys, states, self.global_state)
+        integers = agreed(keys, states, self.global_state or merge.states[0])
         reasons = [dissent(integers, state) for state in merge.states]
         found = {position: reason for position, reason in enumerate(reasons) if reason}
         if not found:

@@ -69,7 +69,7 @@ class ReplyAlignment:
 
         Args:
             replies: at least one.
-            global_state: the model that the server sent out.
+            global_state: the model that the server sent out; empty where none was seen.
             server_round: Flower's round.
             tally: what was done is counted there.
             set_aside: is told of replies that cannot be aligned, by node and reason.
@@ -111,7 +111,11 @@ class ReplyAlignment:
     ) -> Iterator[tuple[Reply, State, Alignment, Mapping[str, Tensor]]]:
         """Each reply with its model, how that is aligned, and to what."""
         assert self.spec is not None
-        spec, start = self.spec, move(global_state, self.device)
+        spec, start = self.spec, move(global_state, self.device) if global_state else None
+        if self.private and start is None:
+            raise MergeError(
+                "differential privacy: replies are aligned to the global model: call configure_train first"
+            )
         aligner = self._aligner(start)
         arriving: Iterator[tuple[Reply, State]] = ((reply, move(reply.state, self.device)) for reply in replies)
         wanted = None if aligner.needs_all else aligner.looks_at
@@ -170,9 +174,9 @@ class ReplyAlignment:
             for (reply, _), alignment in zip(held, merge.alignments, strict=True):
                 yield reply, move(reply.state, self.device), alignment, merge.merged
 
-    def _aligner(self, global_state: State) -> TwoStepAligner:
+    def _aligner(self, global_state: State | None) -> TwoStepAligner:
         """What aligns this round: once nodes have permutations of their own, models are aligned to the global one."""
-        if self.frames is not None and self.frames.by_node:
+        if global_state is not None and self.frames is not None and self.frames.by_node:
             return AlignTo(getattr(self.aligner, "matcher", None) or WeightMatching(), reference=global_state)
         return two_step(self.aligner)
 

@@ -13,7 +13,7 @@ from fedrebasin import Merge
 from fedrebasin.state import State
 
 from ..flower import InconsistentMessageReplies, log
-from ..replies import FormError, RecordError, Reply, Template, Updates, carrying, demand_model, moved_record
+from ..replies import FormError, RecordError, Reply, Template, Updates, carrying, containing, demand_model, moved_record
 from ..traits import expecting_fewer
 
 
@@ -134,7 +134,7 @@ def without_arrays(reply: Reply) -> Reply:
             for name, record in reply.message.content.items()
         }
     )
-    return replace(reply, message=Message(content, reply_to=reply.message), state={}, alongside={})
+    return replace(reply, message=containing(reply.message, content), state={}, alongside={})
 
 
 def _form(content: RecordDict) -> frozenset[tuple[str, type, frozenset[str]]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedrebasin.state import Mean
 
-from ..replies import Reply, Template
+from ..replies import Reply, Template, containing
 from ..traits import find_attribute, weighted_by
 
 
@@ -56,4 +56,4 @@ def mean_reply(
     metric_name = next(iter(first.content.metric_records), "metrics")
     combined = MetricRecord(dict(metrics))
     combined[weighted_by(strategy)] = float(sum(reply.num_examples for reply in replies))
-    return Message(RecordDict({replies[0].record: template.encode_mean(mean), metric_name: combined}), reply_to=first)
+    return containing(first, RecordDict({replies[0].record: template.encode_mean(mean), metric_name: combined}))

@@ -35,7 +35,7 @@ class AlignMod:
     aggregation, whose arrays carry numbers for names, arrays are paired with the spec's keys by position.
 
     Args:
-        spec: the permutation spec of the model.
+        spec: the permutation spec of the model; of a part that is sent, ``spec.restrict(keys)``.
         matcher: how the new model is matched to the received one.
         device: where; ``"auto"`` takes the GPU where there is one.
         sends: what the client sends, its ``"model"`` or its ``"update"``, see :class:`fedrebasin.strategies.Aligned`.
@@ -79,7 +79,8 @@ class AlignMod:
         if missing := [key for key in spec.shapes if key not in received]:
             raise RecordError(
                 f"the message carries {len(received)} arrays where the spec has {len(spec.shapes)} ({missing[0]!r} and "
-                "others are not among them): neither names nor positions tell which is which"
+                "others are not among them): if these stay here, AlignMod(spec.restrict(keys)) with the keys that are "
+                "sent; else neither names nor positions tell which is which"
             )
         declared = {name: _declared(record) for name, record in replied.items()}
         name = model_in(declared, template, MODEL) or (MODEL if MODEL in declared else next(iter(declared)))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, islice
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -32,6 +32,7 @@ class _OfPairs(Schedule):
 
     model: nn.Module | None = None
     batches: Iterable[Any] | None = None
+    needs_whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -73,6 +73,7 @@ class SpectrumProbe(Schedule):
     model: nn.Module
     clients: int = 4
     batches: Iterable[Any] | None = None
+    needs_whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

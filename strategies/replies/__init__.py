@@ -9,7 +9,7 @@ from .norms import Proportions, demand_ratio, median_of_others
 from .outliers import Margin, margins, of_usual_length, outliers
 from .reading import MAX_EXAMPLES
 from .records import FLOATS, Form, Template, decode_array, decode_record, own_form, sizes_of, to_state
-from .reply import Reply, carrying
+from .reply import Reply, carrying, containing
 from .screening import FIRST, Screener, SetAside
 from .streaming import StreamingGrid, send_and_stream
 from .unknown import demand_sane

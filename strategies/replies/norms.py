@@ -5,6 +5,7 @@ owning a mean. Where nothing is aligned or calibrated nothing is judged here.
 """
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Sequence
 from logging import WARNING
 
@@ -29,7 +30,7 @@ class Proportions:
     """What is usual among the replies of a round, and which of them are out of all proportion.
 
     Args:
-        global_state: the model that was sent out.
+        global_state: the model that was sent out; empty where none was seen.
         weighted_by: the metric that weighs a reply.
         max_weight_ratio: how many times the median of the others' examples count; None for any number.
         private: no reply is judged by others, so that bounds are those of the global model, and no weight is capped.
@@ -42,7 +43,7 @@ class Proportions:
         self._weighted_by = weighted_by
         self._max_weight_ratio = None if private else max_weight_ratio
         self._private = private
-        self._sizes: dict[str, list[float]] = {key: [] for key in self._expected}
+        self._sizes: defaultdict[str, list[float]] = defaultdict(list)
         self._weights: list[float] = []
         self.capped = 0
 
@@ -64,7 +65,7 @@ class Proportions:
             RecordError: naming a tensor whose numbers are absurd.
         """
         for key, size in reply.sizes.items():
-            usual = max(self._expected[key], median_of_others(self._sizes[key], size))
+            usual = max(self._expected.get(key, 0.0), median_of_others(self._sizes[key], size))
             most = min(ABSURD * max(usual, TINY), LARGEST) if usual else LARGEST
             if not size <= most:
                 raise RecordError(f"{key}: numbers of about {size:.1e}, where {most:.1e} would be absurd already")
@@ -78,7 +79,7 @@ class Proportions:
         self.capped += 1
         log(
             WARNING,
-            "aggregate_train: node %d claims %g examples, others about %g: it counts as %g (max_weight_ratio)",
+            "aggregate_train: node %s claims %g examples, others about %g: it counts as %g (max_weight_ratio)",
             *(reply.node_id, reply.num_examples, usual, most),
         )
         return reply.weighing(most, self._weighted_by)

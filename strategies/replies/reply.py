@@ -53,6 +53,12 @@ class Reply:
 
 def carrying(message: Message, records: Mapping[str, ArrayRecord] | Mapping[str, MetricRecord]) -> Message:
     """A copy of a message that carries other records under some of its names; the message itself is left alone."""
+    content = {name: records.get(name, record) for name, record in message.content.items()}
+    return containing(message, RecordDict(content))
+
+
+def containing(message: Message, content: RecordDict) -> Message:
+    """A copy of a message with another content; the message itself is left alone."""
     twin = copy.copy(message)
-    twin.content = RecordDict({name: records.get(name, record) for name, record in message.content.items()})
+    twin.content = content
     return twin

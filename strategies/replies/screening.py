@@ -1,7 +1,7 @@
 """Which replies may take part in a round: the others are set aside with node id and reason, and the round goes on."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from logging import WARNING
@@ -43,7 +43,8 @@ class Screener:
     Args:
         template: the form of the global model.
         strategy: the inner strategy, whose keys and traits count.
-        asked: of the messages that were sent this round, with the ids that the grid gave them.
+        asked: of the messages that were sent this round, with the ids that the grid gave them. None where that is not
+            known: any reply may then be one to them.
         proportions: what is usual, where replies are aligned or calibrated.
         updates: where clients send updates.
         say: is told once a run what users should know, by kind.
@@ -53,7 +54,7 @@ class Screener:
         self,
         template: Template,
         strategy: Strategy,
-        asked: Iterable[Metadata],
+        asked: Iterable[Metadata] | None,
         proportions: Proportions | None = None,
         updates: Updates | None = None,
         say: Callable[[str, int, str], None] | None = None,
@@ -62,9 +63,7 @@ class Screener:
         self._reader = Reader(template, strategy, updates, self._say)
         self._proportions = proportions
         self._updates = updates
-        self._asked: dict[int, list[Metadata]] = {}
-        for metadata in asked:
-            self._asked.setdefault(metadata.dst_node_id, []).append(metadata)
+        self._asked = None if asked is None else _by_node(asked)
         self._answered: Counter[tuple[int, str]] = Counter()
         self.bad: list[SetAside] = []
         self.errors: list[Message] = []
@@ -75,7 +74,8 @@ class Screener:
             self.errors.append(message)
             return None
         try:
-            self._demand_answer(message.metadata)
+            if self._asked is not None:
+                self._demand_answer(message.metadata, self._asked)
             return self._reader.read(message)
         except RecordError as error:
             self._refuse(message, error)
@@ -112,7 +112,7 @@ class Screener:
     def set_aside(self, node_id: int, reason: str, advice: str = "") -> None:
         """Count a reply as bad, and say why."""
         self.bad.append(SetAside(node_id, reason, advice))
-        log(WARNING, "aggregate_train: set aside the reply of node %d: %s", node_id, reason)
+        log(WARNING, "aggregate_train: set aside the reply of node %s: %s", node_id, reason)
 
     def shared_form(self) -> str | None:
         """What is wrong with the form of every reply, and what to do; None where it is not one thing for all."""
@@ -160,15 +160,14 @@ class Screener:
             more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
             log(WARNING, "aggregate_train: metrics that are not finite go on as they came: %s%s", named, more)
 
-    def _demand_answer(self, metadata: Metadata) -> None:
+    def _demand_answer(self, metadata: Metadata, asked: Mapping[int, Sequence[Metadata]]) -> None:
         """Refuse what does not answer one of this round's messages, each of which has one answer."""
         node_id = metadata.src_node_id
-        asked = self._asked.get(node_id)
-        if not asked:
+        if node_id not in asked:
             raise RecordError("a reply from a node that was not asked this round")
-        sent = [each.message_id for each in asked]
+        sent = [each.message_id for each in asked[node_id]]
         answered = metadata.reply_to_message_id if all(sent) else ""  # empty where no grid has sent it
-        if self._answered[node_id, answered] >= (1 if answered else len(asked)):
+        if self._answered[node_id, answered] >= (1 if answered else len(sent)):
             raise RecordError("a second reply from the same node")
         if answered and answered not in sent:
             raise RecordError("a reply to another message than this round's")
@@ -208,3 +207,10 @@ class Screener:
             except RecordError as error:
                 self.set_aside(reply.node_id, str(error))
         return kept
+
+
+def _by_node(asked: Iterable[Metadata]) -> dict[int, list[Metadata]]:
+    found: dict[int, list[Metadata]] = {}
+    for metadata in asked:
+        found.setdefault(metadata.dst_node_id, []).append(metadata)
+    return found

@@ -7,6 +7,8 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedrebasin import RebasinError
+
 POLL_SECONDS = 0.1
 
 
@@ -31,8 +33,30 @@ def send_and_stream(grid: Grid, messages: Iterable[Message], timeout: float | No
             time.sleep(POLL_SECONDS)
 
 
+class Arriving(Iterable[Message]):
+    """Replies that are let go of as they are read, so that they can be read once.
+
+    Args:
+        replies: as they arrive.
+    """
+
+    def __init__(self, replies: Iterator[Message]) -> None:
+        self._replies: Iterator[Message] | None = replies
+
+    def __iter__(self) -> Iterator[Message]:
+        """The replies.
+
+        Raises:
+            RebasinError: the second time.
+        """
+        if self._replies is None:
+            raise RebasinError("replies were read before aggregate_train: with streaming=True they can be read once")
+        replies, self._replies = self._replies, None
+        return replies
+
+
 class StreamingGrid(Grid):
-    """A grid whose training replies come one by one: what ``Strategy.start`` hands on is a generator.
+    """A grid whose training replies come one by one: what ``Strategy.start`` hands on can be read once.
 
     Args:
         grid: the grid behind it, which does everything else.
@@ -42,10 +66,10 @@ class StreamingGrid(Grid):
         self._grid = grid
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """The replies: a generator for training messages, a list for all others."""
+        """The replies: as they arrive for training messages, a list for all others."""
         sent = list(messages)
         if sent and all(message.metadata.message_type.split(".")[0] == "train" for message in sent):
-            return send_and_stream(self._grid, sent, timeout)
+            return Arriving(send_and_stream(self._grid, sent, timeout))
         return self._grid.send_and_receive(sent, timeout=timeout)
 
     def set_run(self, run: Any) -> None:

@@ -39,6 +39,7 @@ class ActivationAlignment:
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
     needs_all: ClassVar[bool] = True
+    needs_whole: ClassVar[bool] = True
     changes_features: ClassVar[bool] = True
     robust: ClassVar[bool] = True
 

@@ -40,6 +40,7 @@ class _OnDataOrSums(ABC):
     model: nn.Module | None
     batches: Batches | None
     needs_all: ClassVar[bool] = False
+    needs_whole: ClassVar[bool] = True
     robust: ClassVar[bool] = True
 
     @property

@@ -91,6 +91,8 @@ def each(
     Raises:
         CalibrationError: with a robust strategy, if there are none, or more than :data:`MOST_HELD`.
     """
+    if round_.grid is None:
+        raise CalibrationError("there is no grid to ask clients through: configure_train was not called")
     positions = {reply.node_id: position for position, reply in enumerate(round_.replies)}
     questions = {node_id: question(position) for node_id, position in positions.items()}
     statistics = {positions[node_id]: asked.statistic for node_id, asked in questions.items()}

@@ -42,6 +42,7 @@ class RegMean:
     ridge: float = 1e-6
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_whole: ClassVar[bool] = True
     robust: ClassVar[bool] = True
     needs_all: ClassVar[bool] = True
     changes_features: ClassVar[bool] = True
@@ -90,6 +91,7 @@ class SequentialRegression:
     ridge: float = 1e-3
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_whole: ClassVar[bool] = True
     robust: ClassVar[bool] = True
     needs_all: ClassVar[bool] = True
     changes_features: ClassVar[bool] = True
@@ -136,6 +138,7 @@ class HeadRegression:
     ridge: float | None = None
     timeout: float = TIMEOUT
     rewrites_weights: ClassVar[bool] = True
+    needs_whole: ClassVar[bool] = True
     robust: ClassVar[bool] = True
 
     def __call__(self, round_: Round) -> Calibrated:

@@ -26,7 +26,7 @@ class Round:
         replies: the replies that took part, in the order of ``merge.states``.
         merge: the aligned models; None where the aligner leaves everything as it is.
         state: the aggregate, in the global dtypes, on ``device``.
-        grid: to send queries to clients.
+        grid: to send queries to clients; None where no round was configured.
         device: where the server computes.
         query_type: the message type under which clients answer queries.
         robust: whether the inner strategy expects attackers: sums that contradict the others' are left out then.
@@ -40,7 +40,7 @@ class Round:
     replies: tuple[Reply, ...]
     merge: Merge | None
     state: State
-    grid: Grid
+    grid: Grid | None
     device: torch.device
     query_type: str = QUERY
     robust: bool = False
@@ -64,6 +64,7 @@ class Calibrator(Protocol):
     - ``rewrites_weights`` (True where it is not said): whether parameters change, and not only buffers. Strategies that
       keep state, see :class:`fedrebasin.strategies.traits.Traits`, never see what is done to their aggregate.
     - ``needs_all`` (False): whether it reads the clients' aligned models, so that there must be some.
+    - ``needs_whole`` (False): whether it runs the model, none of whose arrays may stay with the clients then.
     - ``private`` (False): whether it takes nothing from the clients but the aggregate, so that noise covers it.
     - ``robust`` (False): whether what one client says cannot own it, as a robust strategy inside expects; sums that
       come by ``summed`` or ``each`` are compared with the others'.
@@ -77,7 +78,8 @@ class Calibrator(Protocol):
 class Probe(Protocol):
     """Looks at a round and returns floats for Flower's ``Result``; it changes nothing.
 
-    One that has ``asks_clients = True`` shows clients other clients' models, which privacy does not allow.
+    One that has ``asks_clients = True`` shows clients other clients' models, which privacy does not allow; one that has
+    ``needs_whole = True`` runs the model, none of whose arrays may stay with the clients then.
     """
 
     def __call__(self, round_: Round) -> Mapping[str, float]:

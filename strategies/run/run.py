@@ -1,7 +1,7 @@
 """Run: what lasts longer than a round, and no longer than one run of a strategy."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +9,12 @@ from flwr.app import ArrayRecord, Message, Metadata, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from fedrebasin import PermutationSpec
+from fedrebasin import PermutationSpec, RebasinError
 
 from ..flower import log
 from ..replies import RecordError, Template, Updates, model_in
 from .frames import Frames
+from .parts import absent, of_a_part
 
 
 @dataclass
@@ -21,15 +22,17 @@ class Run:
     """The state of one run: made anew by ``start``, handed from round to round, looked at afterwards.
 
     Args:
-        spec: the permutation spec, with its sizes once a model was seen.
+        spec: the permutation spec, with its sizes once a model was seen, of what is sent.
         frames: the nodes' own permutations, if they have any.
         identity: a random name, which its checkpoints bear; a run that was resumed keeps the one that it had.
         started: whether Flower's loop is the strategy's own.
         inside: whether another strategy's loop has begun instead: it asked for a summary.
         done: rounds that an earlier process did, in a run that was resumed.
-        arrays: the model that was sent out last.
-        template: its form.
-        asked: of the round's messages, with the ids that the grid gives them.
+        arrays: the model that was sent out last, or is to be; empty while none was seen.
+        template: its form, or that of replies without one.
+        absent: what the spec knows and the first model did not have, counters left out: it stays with the clients.
+        asked: of the round's messages, with the ids that the grid gives them. None before the first round is
+            configured: nobody can say then who was asked.
         sent: the model that each node was sent, in the server's order of units.
         said: what users were told once, by kind.
         grid: what they were sent through.
@@ -45,7 +48,8 @@ class Run:
     done: int = 0
     arrays: ArrayRecord = field(default_factory=ArrayRecord)
     template: Template = field(default_factory=lambda: Template({}))
-    asked: Sequence[Metadata] = ()
+    absent: tuple[str, ...] = ()
+    asked: Sequence[Metadata] | None = None
     sent: Mapping[int, ArrayRecord] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
     grid: Grid | None = None
@@ -62,30 +66,51 @@ class Run:
             self.said.add(kind)
             log(level, "aggregate_train: %s", text)
 
-    def see(self, arrays: ArrayRecord, as_it_is: bool = False) -> None:
-        """Learn the form of the global model; the spec's keys become the model's.
+    def see(self, arrays: ArrayRecord, quiet: bool = False, as_it_is: bool = False) -> None:
+        """Learn the global model; the spec's keys become the model's, and the first model's are all.
 
         Args:
-            arrays: the global model.
+            arrays: the server's own model: what replies hold restricts nothing.
+            quiet: whether nothing is aligned, so that there is nothing to say of a part.
             as_it_is: nothing will be done to it: it may be whatever the inner strategy understands.
 
         Raises:
             RecordError: if it cannot be merged.
             SpecError: if the spec does not fit it.
         """
+        self._learn(arrays, not self.arrays, quiet, as_it_is)
+        self.arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
+
+    def seeing(self, replies: Iterable[Message], as_it_is: bool = False) -> Iterable[Message]:
+        """The replies; where no model was ever seen, as when hooks are called by hand, the first one has its form."""
+        if self.arrays:
+            return replies
+        found = list(replies)
+        records = (record for one in found if not one.has_error() for record in one.content.array_records.values())
+        if (first := next(records, None)) is not None:
+            self._learn(first, as_it_is=as_it_is)
+        return found
+
+    def _learn(
+        self, arrays: ArrayRecord, may_be_a_part: bool = False, quiet: bool = True, as_it_is: bool = False
+    ) -> None:
         try:
             self.template = Template.of(arrays)
         except RecordError:
             if not as_it_is:
                 raise
             self.template = Template({})
+            return
         if self.spec is not None:
             like = self.template.empty()
-            self.spec = self.spec.rename_like(like).bind(like)
+            spec = self.spec.rename_like(like)
+            if may_be_a_part and (left_out := absent(spec, like)):
+                self.absent = tuple(key for key in left_out if spec.shapes[key])
+                spec = of_a_part(spec, like, self.frames is not None, quiet)
+            self.spec = spec.bind(like)
 
     def ask(self, messages: list[Message], arrays: ArrayRecord, grid: Grid) -> list[Message]:
-        """Remember what goes out in a round, and to whom; the messages as they are to be sent."""
-        self.arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
+        """Remember what goes to whom in a round; the messages as they are to be sent."""
         self.asked = [message.metadata for message in messages]
         self.sent = {}
         for message in messages:
@@ -97,7 +122,13 @@ class Run:
         return self.in_own_order(messages, arrays)
 
     def updates(self) -> Updates:
-        """What the round's updates are updates of."""
+        """What the round's updates are updates of.
+
+        Raises:
+            RebasinError: if nobody was sent anything.
+        """
+        if not self.arrays:
+            raise RebasinError('sends="update": call configure_train first, which says what the updates are of')
         return Updates(self.template, self.sent, self.arrays, {} if self.frames is None else self.frames.by_node)
 
     def in_own_order(self, messages: list[Message], arrays: ArrayRecord) -> list[Message]:

@@ -1,9 +1,19 @@
 """An app after the shape of Flower's torch quickstart: two lines, and nothing else changes."""
 
+import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
-from tests.flower.harness import ROUNDS, assert_keeps_working, central_evaluation, make_net, torch_client
+from tests.flower.harness import (
+    ROUNDS,
+    aligned,
+    assert_keeps_working,
+    assert_same_form,
+    central_evaluation,
+    make_net,
+    run_app,
+    torch_client,
+)
 
 
 def serve(grid, wrap, folder):
@@ -23,3 +33,9 @@ def test_the_wrapped_app_leaves_the_same_behind(tmp_path):
     ran = assert_keeps_working(serve, torch_client(), tmp_path)
     assert ran.metrics["train_metrics_clientapp"][2]["rebasin-replies-set-aside"] == 0
     assert ran.warnings == ()
+
+
+@pytest.mark.engine
+def test_on_flowers_engine(tmp_path):
+    plain = run_app(serve, torch_client(), tmp_path / "plain", engine="flower")
+    assert_same_form(plain, run_app(serve, torch_client(), tmp_path / "aligned", aligned, engine="flower"))

@@ -294,8 +294,24 @@ def test_two_messages_to_a_node_have_two_answers_and_no_third(aligner, inner):
     assert arrays is not None
     assert not (metrics or {}).get("rebasin-replies-set-aside")
     if "spec" in aligner or inner is FedAvg:  # it is refused where replies are looked at
-        _, metrics = strategy.aggregate_train(1, [*found, found[0]])
-        assert metrics["rebasin-replies-set-aside"] == 1
+        for more in ([*found, found[0]], [*found[:-1], found[0]]):
+            _, metrics = strategy.aggregate_train(1, more)
+            assert metrics["rebasin-replies-set-aside"] == 1
+
+
+def test_without_ids_a_node_has_as_many_answers_as_it_was_asked():
+    class Twice(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            once = list(super().configure_train(server_round, arrays, config, grid))
+            return [*once, *once]
+
+    def reply(at):
+        return make_reply(make_state(seed=at), node_id=at % CLIENTS + 1)
+
+    for count, refused in ((2 * CLIENTS, 0), (2 * CLIENTS + 1, 1)):
+        strategy = FedRebasin(Twice(**COMMON), spec=SPEC)
+        _, metrics = run_round(strategy, START, [reply(at) for at in range(count)])
+        assert metrics["rebasin-replies-set-aside"] == refused
 
 
 def test_a_checkpoint_with_a_metric_that_is_not_finite_is_resumed(tmp_path):
