@@ -18,8 +18,8 @@ from .records import Template, sizes_of, to_state
 
 #: A tensor of fewer entries may be of any length after training.
 LARGE = 32
-#: Of the model's length in every large tensor. Measured (section Updates of the results): updates of a trained model
-#: have less, 0.195 at most, and of the models that had learned anything none has, 0.250 at least.
+#: Of the model's length in every large tensor. Measured (section Updates of the results): 78 of 80 updates of a trained
+#: model have less, and of 440 models that had learned anything none has, 0.236 at least.
 SHORT = 0.2
 
 
