@@ -187,13 +187,14 @@ def test_calibrators_and_probes_see_models(options):
 
 
 def test_an_update_is_one_of_the_model_that_its_node_was_sent():
-    """A strategy that sends each node a model of its own: in the nodes' order nothing moves, and updates stay."""
+    """A strategy that sends each node a model of its own, of which a node makes one in another order of units."""
     app = ClientApp()
 
     @app.train()
     def train(message, context):
         sent = message.content["arrays"].to_torch_state_dict()
-        update = ArrayRecord({key: 0.01 * tensor for key, tensor in sent.items()})
+        after = shuffled(context.node_id).apply({key: 1.01 * tensor for key, tensor in sent.items()})
+        update = ArrayRecord({key: after[key] - sent[key] for key in sent})
         return Message(RecordDict({"arrays": update, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
 
     class Personal(Adding):
@@ -209,7 +210,7 @@ def test_an_update_is_one_of_the_model_that_its_node_was_sent():
             return super().aggregate_train(server_round, replies)
 
     inner, state = Personal(), make_net().state_dict()
-    final(Aligned(inner, spec=SPEC, sends="update"), app, rounds=1)
+    final(Aligned(inner, spec=SPEC, aligner=AlignTo(reference=state), sends="update"), app, rounds=1)
     for node, update in inner.got.items():
         assert close(update, {key: 0.01 * (1 + 0.1 * node) * tensor for key, tensor in state.items()})
 
