@@ -2,10 +2,10 @@
 
     python benchmarks/all.py --out DIR [--fashion-mnist FOLDER] [--only NAME ...]
 
-Zoo, planted, attackers, experiments, comparisons, personalisation and imports write their sections of RESULTS.md anew.
-Of the others DIR/NAME.txt is written, headed by machine, date and command: their sections hold comments on the numbers,
-which are for people to write. What a script keeps in DIR is not measured again. One that fails does not stop the rest;
-the exit code is 1 then.
+Zoo, planted, attackers, experiments, comparisons, personalisation, imports and updates write their sections of
+RESULTS.md anew. Of the others DIR/NAME.txt is written, headed by machine, date and command: their sections hold
+comments on the numbers, which are for people to write. What a script keeps in DIR is not measured again. One that fails
+does not stop the rest; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ SCRIPTS: dict[str, list[str]] = {
     "attackers": ["--rows", "{out}/attackers", "--write"],
     "personalisation": ["--write"],
     "imports": ["--write"],
+    "updates": ["--write"],
 }
 
 

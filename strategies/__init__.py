@@ -7,7 +7,7 @@ from .clients import AlignMod, StatisticsMod, register
 from .named import FedMergeMany, FedRebasin, FedRegMean, FedRidgeHead, FedWideAvg
 from .options import Options
 from .probes import AlignmentProbe, BarrierProbe, ConnectivityProbe, SpectrumProbe
-from .replies import RecordError, Reply, SetAside, StreamingGrid, Template, to_state
+from .replies import FormError, RecordError, Reply, SetAside, StreamingGrid, Template, to_state
 from .round import (
     ActivationAlignment,
     BatchNormRecalibration,
@@ -40,6 +40,7 @@ __all__ = [
     "FedRegMean",
     "FedRidgeHead",
     "FedWideAvg",
+    "FormError",
     "Frames",
     "HeadRegression",
     "MLflowLogger",

@@ -21,6 +21,7 @@ from .aggregate import Aggregation, ReplyAlignment
 from .combinations import check_parts, demand_whole, former_api, inside_another
 from .driving import Call, demand_resumable, drive
 from .flower import log
+from .options import SETTINGS
 from .replies import Proportions, Screener, StreamingGrid, demand_ratio, to_state
 from .round import Calibrator, Probe, Round, calibrate, measure, with_metrics
 from .run import Checkpoints, Frames, Memory, Run
@@ -33,9 +34,10 @@ class Aligned(Strategy):
     """Wraps a Flower strategy: replies are checked and aligned, then the strategy aggregates as it always does.
 
     With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy,
-    bit for bit but for the dtypes, which are the global model's again, and for replies that are not of its form or not
-    finite, which are set aside; nothing else is judged or capped. Its settings cannot be changed, other attributes and
-    methods are the inner strategy's; what lasts for a run begins anew with each ``start``, its numbers and arrays too.
+    bit for bit but for the dtypes, which are the global model's again, and for replies that are not finite, or that one
+    of Flower's own strategies could not take, which are set aside; nothing else is judged or capped. Its settings
+    cannot be changed, other attributes and methods are the inner strategy's; what lasts for a run begins anew with each
+    ``start``, its numbers and arrays too.
 
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).
@@ -64,6 +66,8 @@ class Aligned(Strategy):
         log: called when a round is over with its number and its metrics as floats, ``train/NAME``, ``evaluate/NAME``
             and ``server/NAME``: any function, :class:`TensorBoardLogger`, :class:`WandbLogger`, :class:`MLflowLogger`.
             What it raises is reported and changes nothing.
+        sends: what the clients send, their ``"model"`` or its ``"update"``. Then P(model + update) - model goes on to
+            the inner strategy, which has to return a model: the one that it sent plus the mean of these.
 
     Raises:
         RebasinError: if the parts do not fit together.
@@ -89,6 +93,7 @@ class Aligned(Strategy):
         keep_memory: bool = False,
         query_type: str = QUERY,
         log: Log | None = None,
+        sends: Literal["model", "update"] = "model",
     ) -> None:
         self.strategy = FedAvg() if strategy is None else strategy
         self.aligner: Aligner = AlignTo() if aligner is None else aligner
@@ -102,14 +107,14 @@ class Aligned(Strategy):
         self.keep_memory = keep_memory
         self.query_type = query_type
         self.log = log
+        self.sends = sends
         self._spec = spec
         self._frames = frame if isinstance(frame, Frames) else Frames() if frame == "client" else None
         self._checkpoints = None if checkpoint is None else Checkpoints(Path(checkpoint), self.strategy)
         self._memory = Memory(self.strategy)
         self._private = traits_of(self.strategy).private
-        check_parts(
-            type(self).__name__, self.strategy, spec, self.aligner, self.calibrators, self.probes, self.streaming
-        )
+        parts = self.strategy, spec, self.aligner, self.calibrators, self.probes
+        check_parts(type(self).__name__, *parts, streaming, sends)
         demand_ratio(max_weight_ratio)
         if resume:
             demand_resumable(self.strategy)
@@ -143,7 +148,12 @@ class Aligned(Strategy):
     @property
     def is_transparent(self) -> bool:
         """Whether nothing is aligned, calibrated or measured."""
-        return self.alignment.idle and not (self.calibrators or self.probes)
+        return not (self._changes or self.probes)
+
+    @property
+    def _changes(self) -> bool:
+        """Whether something else than the inner strategy changes models."""
+        return bool(self.calibrators) or not self.alignment.idle
 
     @property
     def beta(self) -> float | None:
@@ -164,7 +174,7 @@ class Aligned(Strategy):
             log(INFO, "the inner strategy begins anew: %s (keep_memory)", ", ".join(forgotten))
         self._run = run = Run(self._spec, self._frames)
         if call.arrays is not None:
-            run.see(call.arrays, quiet=self.alignment.idle)
+            run.see(call.arrays, quiet=self.alignment.idle, as_it_is=not self._changes)
         demand_whole(run.absent, (*self.calibrators, *self.probes))
         if not self.alignment.idle and run.spec is not None and (missing := coverage_gaps(run.spec)):
             log(WARNING, "%s: %s", type(self).__name__, missing)
@@ -204,7 +214,7 @@ class Aligned(Strategy):
         if run.inside and (self.streaming or not self.is_transparent):
             raise RebasinError(inside_another(type(self).__name__, self.strategy))
         self._round_metrics.flush()
-        run.see(arrays, quiet=self.alignment.idle)
+        run.see(arrays, quiet=self.alignment.idle, as_it_is=not self._changes)
         messages = list(self.strategy.configure_train(run.number(server_round), arrays, config, grid))
         return run.ask(messages, arrays, grid)
 
@@ -213,15 +223,17 @@ class Aligned(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen the replies, align the good ones, aggregate, calibrate, measure, write down."""
         run = self._run
-        replies, server_round = run.seeing(replies), run.number(server_round)
+        replies, server_round = run.seeing(replies, as_it_is=not self._changes), run.number(server_round)
         alignment = self.alignment
-        global_state = {} if self.is_transparent else to_state(run.arrays)
+        global_state = {} if self.is_transparent or not run.template.forms else to_state(run.arrays)
         proportions = None
-        if self.calibrators or not alignment.idle:
+        updates = run.updates() if self.sends == "update" and not self.is_transparent else None
+        if self._changes:
             weights = weighted_by(self.strategy), self.max_weight_ratio
             proportions = Proportions(global_state, *weights, private=self._private)
-        screener = Screener(run.template, self.strategy, run.asked, proportions)
-        aggregation = Aggregation(alignment, self.strategy, screener, run.template, global_state, server_round)
+        screener = Screener(run.template, self.strategy, run.asked, proportions, updates, run.say)
+        parts = self.strategy, screener, run.template, global_state, server_round
+        aggregation = Aggregation(alignment, *parts, updates, judged=self._changes)
         taken = aggregation.aggregate(replies, self.workers if self.streaming else None)
         state, measured = taken.state, dict(taken.measured)
         current: Round | None = None
@@ -242,7 +254,7 @@ class Aligned(Strategy):
             current, reported = calibrate(current, self.calibrators)
             state, measured = current.state, measured | reported
             run.beta = measured.get("beta", run.beta)
-        arrays = None if state is None else run.template.encode(state)
+        arrays = taken.arrays if state is None else run.template.encode(state)
         if current is not None:
             measured |= measure(current, self.probes)
         metrics = with_metrics(taken.metrics, measured)
@@ -280,20 +292,3 @@ class Aligned(Strategy):
             log(INFO, "\t│\t├── %s", type(part).__name__)
         log(INFO, "\t│\t└── Device: %s", self.device)
         self.strategy.summary()
-
-
-#: What cannot be changed once it is set.
-SETTINGS = (
-    "strategy",
-    "aligner",
-    "calibrators",
-    "probes",
-    "device",
-    "streaming",
-    "workers",
-    "max_weight_ratio",
-    "resume",
-    "keep_memory",
-    "query_type",
-    "log",
-)

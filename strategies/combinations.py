@@ -6,6 +6,7 @@ from logging import WARNING
 from flwr.serverapp.strategy import Strategy
 
 from fedrebasin import Aligner, PermutationSpec, RebasinError, SpecError
+from fedrebasin.errors import choose
 from fedrebasin.merging import two_step
 
 from .flower import is_legacy, log
@@ -21,6 +22,7 @@ def check_parts(
     calibrators: Sequence[Calibrator],
     probes: Sequence[Probe],
     streaming: bool,
+    sends: str = "model",
 ) -> None:
     """Refuse parts that do not fit together, before a run; warn of a calibrator that a robust strategy does not expect.
 
@@ -35,6 +37,12 @@ def check_parts(
     idle = steps.idle
     if spec is None and not idle:
         raise SpecError(f"{who} needs spec=, as in PermutationSpec.trace(model, example_inputs)")
+    choose("sends", sends, ("model", "update"))
+    if sends == "update" and traits.takes_models and not (idle and not calibrators):
+        raise RebasinError(
+            f'{inner} takes the updates of sends="update" for models, and would make their mean the global model: use '
+            "a strategy whose aggregate_train adds it to the model that it sent, or let clients send models"
+        )
     if traits.aligns:
         raise RebasinError(f"{inner} inside {who}: its replies would be aligned twice; one is enough")
     rewriting = [_name(part) for part in calibrators if getattr(part, "rewrites_weights", True)]

@@ -26,6 +26,11 @@ class Options(TypedDict, total=False):
     keep_memory: bool
     query_type: str
     log: Log | None
+    sends: Literal["model", "update"]
+
+
+#: What cannot be changed once it is set.
+SETTINGS = {"strategy", "aligner", *Options.__annotations__} - {"frame", "checkpoint"}
 
 
 def calibrating(options: Options, before: Sequence[Calibrator] = (), after: Sequence[Calibrator] = ()) -> Options:

@@ -48,6 +48,9 @@ class Traits:
         is_the_mean: its aggregate is the weighted mean of the replies and nothing else.
         floats_only: it cannot take arrays of integers.
         aligns: it aligns its replies itself.
+        takes_models: each reply has to be one model of the global one's keys and shapes, in one ArrayRecord, with one
+            MetricRecord: others are set aside before it sees them, and updates would be taken for models. False: it may
+            understand whatever comes.
     """
 
     private: bool = False
@@ -58,16 +61,17 @@ class Traits:
     is_the_mean: bool = False
     floats_only: bool = False
     aligns: bool = False
+    takes_models: bool = False
 
 
-_MEAN = Traits(keeps_state=False, needs_all=False, is_the_mean=True)
-_OPTIMIZER = Traits(needs_all=False)
-_ROBUST = Traits(keeps_state=False, robust=True)
-_PRIVATE = Traits(keeps_state=False, private=True)
-_CLIPPING = Traits(keeps_state=False, private=True, clips_on_clients=True)
+_MEAN = Traits(keeps_state=False, needs_all=False, is_the_mean=True, takes_models=True)
+_OPTIMIZER = Traits(needs_all=False, takes_models=True)
+_ROBUST = Traits(keeps_state=False, robust=True, takes_models=True)
+_PRIVATE = Traits(keeps_state=False, private=True, takes_models=True)
+_CLIPPING = replace(_PRIVATE, clips_on_clients=True)
 
-#: A class derived from one of these has its traits too, but may look at the single replies; so does an object of one
-#: that was given another method.
+#: A class derived from one of these has its traits too, but may look at the single replies, and, where it aggregates
+#: them itself, take any; so does an object of one that was given another method.
 FLOWER: Mapping[type, Traits] = {
     FedAvg: _MEAN,
     FedProx: _MEAN,
@@ -81,7 +85,9 @@ FLOWER: Mapping[type, Traits] = {
     MultiKrum: _ROBUST,
     Krum: _ROBUST,
     Bulyan: _ROBUST,
-    QFedAvg: Traits(keeps_state=False, floats_only=True),  # it scales its copies of the arrays in place
+    QFedAvg: Traits(
+        keeps_state=False, floats_only=True, takes_models=True
+    ),  # it scales its copies of the arrays in place
     DifferentialPrivacyServerSideFixedClipping: _PRIVATE,
     DifferentialPrivacyServerSideAdaptiveClipping: _PRIVATE,
     DifferentialPrivacyClientSideFixedClipping: _CLIPPING,
@@ -93,14 +99,19 @@ def traits_of(strategy: Strategy) -> Traits:
     """The traits of a strategy together with those that it wraps."""
     layers = [asdict(_own(layer)) for layer in unwrap(strategy)]
     joined = {name: any(layer[name] for layer in layers) for name in layers[0]}
-    return Traits(**{**joined, "is_the_mean": all(layer["is_the_mean"] for layer in layers)})
+    joined["is_the_mean"] = all(layer["is_the_mean"] for layer in layers)
+    joined["takes_models"] = layers[0]["takes_models"]  # the outermost sees the replies first
+    return Traits(**joined)
 
 
 def _own(strategy: object) -> Traits:
     nearest = next((kind for kind in type(strategy).__mro__ if kind in FLOWER), None)
     known = Traits() if nearest is None else FLOWER[nearest]
-    if type(strategy) is not nearest or {"start", "aggregate_train"} & getattr(strategy, "__dict__", {}).keys():
-        known = replace(known, needs_all=True, is_the_mean=False)
+    own = {"start", "aggregate_train"} & getattr(strategy, "__dict__", {}).keys()
+    if type(strategy) is not nearest or own:
+        inherits = getattr(type(strategy), "aggregate_train", None) is getattr(nearest, "aggregate_train", None)
+        takes_models = inherits and "aggregate_train" not in own
+        known = replace(known, needs_all=True, is_the_mean=False, takes_models=takes_models)
     said = {field.name: bool(getattr(strategy, field.name, getattr(known, field.name))) for field in fields(Traits)}
     return Traits(**said)
 

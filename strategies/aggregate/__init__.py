@@ -1,5 +1,6 @@
 # mypy: implicit-reexport
 """From good replies to an aggregate: aligned, then averaged by the inner strategy or at once."""
 
-from .aggregation import Aggregate, Aggregation
+from .aggregate import Aggregate
+from .aggregation import Aggregation
 from .alignment import ReplyAlignment

@@ -1,10 +1,10 @@
 """From replies to the inner strategy's aggregate: with all of them at hand, or one by one as they arrive."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from logging import ERROR, INFO
 
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
@@ -15,42 +15,26 @@ from fedrebasin.state import Mean, State
 
 from ..flower import log
 from ..replies import (
+    FormError,
     RecordError,
     Reply,
     Screener,
     Template,
+    Updates,
     agreed,
-    carrying,
-    containing,
+    demand_sane,
     dissent,
     moving_integers,
     outliers,
 )
-from ..traits import Traits, expecting_fewer, traits_of
+from ..traits import Traits, traits_of
+from .aggregate import Aggregate
 from .alignment import ReplyAlignment
+from .inner import ask, handed_on, restored, share_another_form, without_arrays
 from .tally import Tally
 from .weighted_mean import flower_mean, mean_metrics, mean_reply
 
 ALIGNED_AGAIN = 3  # times at most, while outliers are found
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """What came of a round's replies.
-
-    Args:
-        state: the new global model, in the dtypes of the old one, on the CPU; None where there is none that is finite.
-        metrics: the inner strategy's metrics.
-        replies: those that took part.
-        merge: their aligned models, where they are all at hand and something was aligned.
-        measured: what the alignment did.
-    """
-
-    state: State | None
-    metrics: MetricRecord | None
-    replies: tuple[Reply, ...] = ()
-    merge: Merge | None = None
-    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +48,8 @@ class Aggregation:
         template: of the global model.
         global_state: the model that the server sent out; not needed where the alignment is idle.
         server_round: Flower's round.
+        updates: where clients send updates.
+        judged: whether something else than the inner strategy changes the model: then replies have to be models.
     """
 
     alignment: ReplyAlignment
@@ -72,6 +58,8 @@ class Aggregation:
     template: Template
     global_state: State
     server_round: int
+    updates: Updates | None = None
+    judged: bool = True
 
     @property
     def traits(self) -> Traits:
@@ -84,10 +72,20 @@ class Aggregation:
         Args:
             replies: in a list, or as they arrive.
             workers: take them one by one, with so many matchings at the same time; None for all at once.
+
+        Raises:
+            FormError: if in the first round of a run all replies have one and the same wrong form.
         """
-        taken = self.at_once(replies) if workers is None else self.one_by_one(replies, workers)
+        replies = list(replies) if workers is None else replies
+        if not self.judged and self._may_be_of_any_form(replies):
+            taken = self.as_they_are(replies)
+        else:
+            taken = self.at_once(replies) if workers is None else self.one_by_one(replies, workers)
+        self.screener.report()
         bad, failed = len(self.screener.bad), len(self.screener.errors)
         if not taken.replies:
+            if self.server_round == 1 and (wrong := self.screener.shared_form()):
+                raise FormError(f"no reply of the first round can be used: {wrong}")
             log(
                 ERROR,
                 "aggregate_train: no usable reply in round %d (%d set aside, %d failed); the global model stays",
@@ -97,6 +95,30 @@ class Aggregation:
         if self.screener.capped:
             counted["weights-capped"] = float(self.screener.capped)
         return replace(taken, measured={**taken.measured, **counted})
+
+    def _may_be_of_any_form(self, replies: Iterable[Message]) -> bool:
+        """Whether the inner strategy may take replies that are not of the global model's form.
+
+        Flower's own do where all are of one other form; after the first round something is wrong then.
+        """
+        if not (self.traits.takes_models and self.template.forms):
+            return self.traits.needs_all
+        return self.server_round == 1 and isinstance(replies, list) and share_another_form(replies, self.template)
+
+    def as_they_are(self, replies: Iterable[Message]) -> Aggregate:
+        """Let the inner strategy aggregate all replies, as it would alone, whatever they hold and it gives."""
+        messages = self.screener.sane(replies)
+        arrays, metrics = self._ask(messages)
+        plain = [Reply(each, each.metadata.src_node_id, {}, 1.0) for each in messages if not each.has_error()]
+        good = tuple((self.screener.readable(messages) if self.global_state else ()) or plain)
+        if arrays is None or self.template.fits(arrays):
+            return Aggregate(self._restored(arrays, {}), metrics, good)
+        try:
+            demand_sane(arrays)
+        except RecordError as error:
+            log(ERROR, "aggregate_train: %s in the aggregate; the last good global model is kept", error)
+            arrays = None
+        return Aggregate(None, metrics, good, arrays=arrays)
 
     def at_once(self, replies: Iterable[Message]) -> Aggregate:
         """Align all good replies, then let the inner strategy aggregate them."""
@@ -119,15 +141,15 @@ class Aggregation:
                 return self._nothing()
             mean = merge.merged
             if not merge.states:
-                good, merge = [_without_arrays(reply) for reply in good], None
+                good, merge = [without_arrays(reply) for reply in good], None
         if self.traits.needs_all:
-            messages = self._messages(good, merge)
-            with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
-                arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
+            arrays, metrics = self._ask([*self._handed_on(good, merge), *self.screener.errors])
             return Aggregate(self._restored(arrays, integers), metrics, tuple(good), merge, self._measured(tally))
-        if mean is None:
-            mean = flower_mean([reply.state for reply in good], [reply.num_examples for reply in good])
-        return self._of_the_mean(good, {**mean, **integers}, merge, tally, integers)
+        if mean is None or self.updates is not None:
+            states = merge.states if merge is not None else [reply.state for reply in good]
+            handed = [self._handed(reply, state) for reply, state in zip(good, states, strict=True)]
+            mean = flower_mean(handed, [reply.num_examples for reply in good])
+        return self._of_the_mean(good, mean, merge, tally, integers)
 
     def one_by_one(self, replies: Iterable[Message], workers: int) -> Aggregate:
         """Align and fold in each good reply as it arrives, and let go of it.
@@ -141,11 +163,11 @@ class Aggregation:
         integers: State = {}
         for reply, state in self._arriving(replies, workers, tally):
             integers = {key: state[key] for key in self._moving_integers(state)}
-            mean.add(state, reply.num_examples)
-            kept.append(_without_arrays(reply))
+            mean.add(self._handed(reply, state), reply.num_examples)
+            kept.append(without_arrays(reply))
         if not kept or self._mostly_failed(kept, tally):
             return self._nothing()
-        return self._of_the_mean(kept, {**mean.finish(), **integers}, None, tally, integers)
+        return self._of_the_mean(kept, mean.finish(), None, tally, integers)
 
     def _mostly_failed(self, kept: Sequence[Reply], tally: Tally) -> bool:
         """Whether more replies could not be aligned than could, so that these are set aside as well.
@@ -163,6 +185,7 @@ class Aggregation:
         keep_states = (
             two_step(self.alignment.aligner).keep_states
             or self.traits.needs_all
+            or self.updates is not None
             or bool(self._moving_integers(replies[0].state))
         )
         total = sum(reply.num_examples for reply in replies)
@@ -236,16 +259,13 @@ class Aggregation:
         return Aggregate(self._restored(arrays, {}), metrics)
 
     def _restored(self, aggregate: Mapping[str, Array | Tensor] | None, integers: State) -> State | None:
-        """An aggregate in the global dtypes, with the integers that the replies agree on; None if it is not finite."""
-        try:
-            return None if aggregate is None else self.template.restore({**aggregate, **integers})
-        except RecordError as error:
-            log(ERROR, "aggregate_train: %s; the last good global model is kept", error)
-            return None
+        before = self.global_state if self.updates is not None and self.judged else None
+        return restored(aggregate, integers, self.template, self.server_round, self.strategy, before)
 
     def _of_the_mean(
         self, replies: Sequence[Reply], mean: State, merge: Merge | None, tally: Tally, integers: State
     ) -> Aggregate:
+        mean = mean if self.updates is not None else {**mean, **integers}
         metrics = mean_metrics(replies, self.strategy)
         measured = self._measured(tally)
         failed = len(self.screener.errors)
@@ -262,39 +282,19 @@ class Aggregation:
             measured["fixed-points"] = self.alignment.frames.fixed_points()
         return measured
 
-    def of_models(self, taken: Aggregate, states: Sequence[State]) -> State:
+    def of_models(self, taken: Aggregate, merge: Merge) -> State:
         """What the inner strategy, one that keeps no state, makes of the replies that took part, aligned like this."""
-        assert taken.merge is not None
-        messages = self._messages(taken.replies, replace(taken.merge, states=tuple(states)))
-        with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
-            arrays, _ = self.strategy.aggregate_train(self.server_round, messages)
+        arrays, _ = self._ask(self._handed_on(taken.replies, merge))
         if arrays is None:
             raise RecordError("the inner strategy makes nothing of the models as they are aligned now")
         return self.template.restore(arrays)
 
-    def _messages(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
-        """What the inner strategy gets: the replies with aligned arrays, in the global key order."""
-        kinds = "biu" if self.traits.floats_only else "b"  # numpy subtracts no bools
-        as_floats = [key for key, form in self.template.forms.items() if form.dtype.kind in kinds]
-        messages = []
-        for position, reply in enumerate(replies):
-            if merge is None:
-                arrays = reply.arrays(self.template)
-            else:
-                arrays = self.template.encode(dict(merge.states[position]))
-            if as_floats:
-                floats = {key: Array(arrays[key].numpy().astype(float)) for key in as_floats}
-                arrays = ArrayRecord({**arrays, **floats})
-            messages.append(carrying(reply.message, arrays))
-        return messages
+    def _ask(self, messages: Sequence[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        return ask(self.strategy, self.server_round, messages, len(self.screener.bad), self.screener.set_aside)
 
+    def _handed(self, reply: Reply, state: State) -> State:
+        """What the inner strategy gets of an aligned model."""
+        return state if self.updates is None else self.updates.update(reply.node_id, state)
 
-def _without_arrays(reply: Reply) -> Reply:
-    """What is kept of a reply that was folded in: its node and its metrics."""
-    content = RecordDict(
-        {
-            name: ArrayRecord() if isinstance(record, ArrayRecord) else record
-            for name, record in reply.message.content.items()
-        }
-    )
-    return replace(reply, message=containing(reply.message, content), state={})
+    def _handed_on(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
+        return handed_on(replies, merge, self.template, self.traits.floats_only, self.updates)

@@ -32,8 +32,11 @@ def flower_mean(states: Iterable[Mapping[str, Tensor]], weights: Sequence[float]
 
 def mean_metrics(replies: Sequence[Reply], strategy: Strategy) -> MetricRecord:
     """The replies' metrics, aggregated as the inner strategy does it."""
+    weight = weighted_by(strategy)
+    if not all(any(weight in each for each in reply.message.content.metric_records.values()) for reply in replies):
+        return MetricRecord()  # nobody can say how to weigh them
     aggregate = find_attribute(strategy, "train_metrics_aggr_fn", FedAvg().train_metrics_aggr_fn)
-    metrics: MetricRecord = aggregate([reply.message.content for reply in replies], weighted_by(strategy))
+    metrics: MetricRecord = aggregate([reply.message.content for reply in replies], weight)
     return metrics
 
 
@@ -50,8 +53,7 @@ def mean_reply(
         metrics: of all replies.
     """
     first = replies[0].message
-    (array_name,) = first.content.array_records
-    (metric_name,) = first.content.metric_records
+    metric_name = next(iter(first.content.metric_records), "metrics")
     combined = MetricRecord(dict(metrics))
     combined[weighted_by(strategy)] = float(sum(reply.num_examples for reply in replies))
-    return containing(first, RecordDict({array_name: template.encode_mean(mean), metric_name: combined}))
+    return containing(first, RecordDict({replies[0].record: template.encode_mean(mean), metric_name: combined}))

@@ -13,8 +13,10 @@ from fedrebasin.errors import RebasinError
 from fedrebasin.state import State
 
 from ..flower import log
-from .records import RecordError, sizes_of
+from .errors import RecordError
+from .records import sizes_of
 from .reply import Reply
+from .updates import looks_like_update
 
 #: How many times the usual root mean square the numbers of a tensor may have, where the usual one is no less than
 #: TINY: the others' median or the global model's, whichever is larger.
@@ -51,6 +53,10 @@ class Proportions:
             for key, size in reply.sizes.items():
                 insort(self._sizes[key], size)
             insort(self._weights, reply.num_examples)
+
+    def looks_like_update(self, reply: Reply) -> float | None:
+        """See :func:`looks_like_update`."""
+        return looks_like_update(reply.sizes, self._expected, reply.state)
 
     def judge(self, reply: Reply) -> Reply:
         """A reply that was seen, its weight capped.

@@ -11,33 +11,27 @@ import math
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from io import BytesIO
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
-from numpy.lib import format as npy
 from torch import Tensor
 
-from fedrebasin.errors import RebasinError
 from fedrebasin.keys import likely_rename
+
+from .errors import FormError, RecordError
+from .header import MAGIC, MAX_HEADER, parsed_header, usual_header
 
 with warnings.catch_warnings():  # torch warns once that such memory must not be written to: nothing here does
     warnings.simplefilter("ignore")
     torch.from_numpy(np.frombuffer(bytes(4), dtype=np.float32))
 
 NUMPY = "numpy.ndarray"
-MAX_HEADER = 10_000  # numpy's own limit; its header parser is not meant for longer ones
-MAGIC = 16  # bytes before the header's text, at most
 FLOATS = ("float16", "float32", "float64")
 NUMBERS = (*FLOATS, "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 MAX_DIMS, MAX_ELEMENTS = 32, 2**48  # of an array that says its form itself: numpy and torch go no further, or little
-
-
-class RecordError(RebasinError):
-    """An ArrayRecord is not a model of the expected form."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +73,12 @@ class Template:
             forms[key] = Form(dtype, tuple(array.shape))
         return Template(forms)
 
+    def fits(self, record: ArrayRecord) -> bool:
+        """Whether a record says that it has these keys and shapes."""
+        return len(record) == len(self.forms) and all(
+            key in self.forms and tuple(array.shape) == self.forms[key].shape for key, array in record.items()
+        )
+
     @property
     def nbytes(self) -> int:
         """The size of the model in bytes."""
@@ -111,9 +111,9 @@ class Template:
         if missing or extra:
             parts = [f"misses {_some(missing)}"] * bool(missing) + [f"adds {_some(extra)}"] * bool(extra)
             hint = f": {likely}" if missing and (likely := likely_rename(list(self.forms), list(record))) else ""
-            raise RecordError(f"the record {' and '.join(parts)}{hint}")
+            raise FormError(f"the record {' and '.join(parts)}{hint}", "let clients send the arrays that they get")
         state = {key: _numbers(key, record[key], form) for key, form in self.forms.items()}
-        return state, _finite_sizes(state)
+        return state, finite_sizes(state)
 
     def encode(self, state: Mapping[str, Tensor]) -> ArrayRecord:
         """A record of the state dict in the global key order and dtypes (integers rounded)."""
@@ -134,12 +134,17 @@ class Template:
         Means of integers are rounded: Flower turns integers into float64, and FedAdam everything.
 
         Raises:
-            RecordError: if the aggregate is not finite.
+            FormError: if the aggregate has other keys or shapes.
+            RecordError: if it is not finite.
         """
+        if missing := [key for key in self.forms if key not in aggregate]:
+            raise FormError(f"the aggregate misses {_some(missing)} of the global model")
         restored = {}
         for key, form in self.forms.items():
             found = aggregate[key]
             values = (found.detach().cpu() if isinstance(found, Tensor) else found).numpy()
+            if values.shape != form.shape:
+                raise FormError(f"{key}: the aggregate has shape {values.shape} instead of {form.shape}")
             values = _cast(values, form) if form.is_float else values
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise RecordError(f"{key}: the aggregate is not finite")
@@ -187,7 +192,7 @@ def decode_array(key: str, array: Array, form: Form) -> Tensor:
         RecordError: naming what differs. Nothing is allocated before the number of bytes is known to be right.
     """
     tensor = _numbers(key, array, form)
-    _finite_sizes({key: tensor})
+    finite_sizes({key: tensor})
     return tensor
 
 
@@ -196,7 +201,10 @@ def _numbers(key: str, array: Array, form: Form) -> Tensor:
     if array.stype != NUMPY:
         raise RecordError(f"{key}: serialised as {array.stype!r} instead of {NUMPY!r}")
     if tuple(array.shape) != form.shape:
-        raise RecordError(f"{key}: shape {tuple(array.shape)} instead of {form.shape}")
+        raise FormError(
+            f"{key}: shape {tuple(array.shape)} instead of {form.shape}",
+            "only a strategy that understands parts of models takes them, behind aligner=Identity()",
+        )
     dtype = _accepted_dtype(key, array.dtype, form)
     size = math.prod(form.shape) * dtype.itemsize
     if not size <= len(array.data) <= size + MAGIC + MAX_HEADER:
@@ -205,34 +213,14 @@ def _numbers(key: str, array: Array, form: Form) -> Tensor:
     if array.data[: len(usual)] == usual:  # as numpy writes it: nothing to parse
         start, fortran_order = len(usual), False
     else:
-        start, fortran_order = _parsed_header(key, array.data, dtype, form.shape)
+        start, fortran_order, shape, actual = parsed_header(key, array.data)
+        if shape != form.shape or actual != dtype:
+            raise RecordError(f"{key}: the bytes hold {shape} of {actual} where {form.shape} of {dtype} was declared")
     if len(array.data) - start != size:
         raise RecordError(f"{key}: {len(array.data) - start} bytes of numbers instead of {size}")
     flat = np.frombuffer(array.data, dtype=dtype, offset=start)
     values = flat.reshape(form.shape, order="F" if fortran_order else "C")
     return torch.from_numpy(_cast(values, form))
-
-
-@lru_cache(maxsize=4096)
-def usual_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """What numpy writes before the numbers of an array that lies in C order."""
-    buffer = BytesIO()
-    npy.write_array_header_1_0(buffer, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-    return buffer.getvalue()
-
-
-def _parsed_header(key: str, data: bytes, dtype: np.dtype[Any], expected: tuple[int, ...]) -> tuple[int, bool]:
-    """Where the numbers begin, and whether they lie in Fortran order."""
-    buffer = BytesIO(data)
-    try:
-        version = npy.read_magic(buffer)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, fortran_order, actual = read_header(buffer, max_header_size=MAX_HEADER)
-    except Exception:  # the header is Python source: its parser fails in as many ways as Python's
-        raise RecordError(f"{key}: malformed bytes") from None
-    if shape != expected or actual != dtype:
-        raise RecordError(f"{key}: the bytes hold {shape} of {actual} where {expected} of {dtype} was declared")
-    return buffer.tell(), fortran_order
 
 
 def _accepted_dtype(key: str, declared: str, form: Form) -> np.dtype[Any]:
@@ -241,11 +229,15 @@ def _accepted_dtype(key: str, declared: str, form: Form) -> np.dtype[Any]:
         return form.dtype
     if form.is_float and declared in FLOATS:
         return np.dtype(declared)
-    raise RecordError(f"{key}: dtype {declared} instead of {form.dtype}")
+    raise FormError(f"{key}: dtype {declared} instead of {form.dtype}", "let clients send the dtypes that they get")
 
 
-def _finite_sizes(state: Mapping[str, Tensor]) -> dict[str, float]:
-    """The sizes of tensors that are all finite: one pass finds both, as what is not finite has no finite size."""
+def finite_sizes(state: Mapping[str, Tensor]) -> dict[str, float]:
+    """The sizes of tensors that are all finite: one pass finds both, as what is not finite has no finite size.
+
+    Raises:
+        RecordError: naming one that is not.
+    """
     sizes = sizes_of(state)
     for key, size in sizes.items():
         if not (math.isfinite(size) or all(map(math.isfinite, torch.aminmax(state[key])))):

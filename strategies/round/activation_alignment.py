@@ -75,10 +75,11 @@ class ActivationAlignment:
             alignments[at] = Alignment(permutation, cosine(spec, reference, states[at]), merge.alignments[at].history)
         if len(left_out) == len(states) - 1 > 0:
             raise CalibrationError("activation alignment: no client sent correlations")
+        again = replace(merge, states=tuple(states), alignments=tuple(alignments))
         merged = (
             average(states, [reply.num_examples for reply in round_.replies])
             if round_.aggregate is None
-            else round_.aggregate(states)
+            else round_.aggregate(again)
         )
-        again = replace(merge, states=tuple(states), alignments=tuple(alignments), merged=merged)
+        again = replace(again, merged=merged)
         return Calibrated(merged, {"activation-alignment-left-out": float(len(left_out))}, merge=again)

@@ -1,6 +1,6 @@
 """Round: what calibrators and probes get to see of one round of training, what they give back, what they may demand."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,8 +30,8 @@ class Round:
         device: where the server computes.
         query_type: the message type under which clients answer queries.
         robust: whether the inner strategy expects attackers: sums that contradict the others' are left out then.
-        aggregate: what the inner strategy makes of the replies' models if they are aligned like this, in the order of
-            ``replies``; None where that is their mean.
+        aggregate: what the inner strategy makes of the replies' models if they are aligned like this, by states and
+            alignments in the order of ``replies``; None where that is their mean.
     """
 
     server_round: int
@@ -44,7 +44,7 @@ class Round:
     device: torch.device
     query_type: str = QUERY
     robust: bool = False
-    aggregate: Callable[[Sequence[State]], State] | None = None
+    aggregate: Callable[[Merge], State] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedrebasin import Permutation
 
-from ..replies import Template, carrying, to_state
+from ..replies import Template, carrying, moved_record, names_along, to_state
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Frames:
         return share
 
     def outgoing(self, messages: list[Message], arrays: ArrayRecord, template: Template) -> list[Message]:
-        """The messages, each with the global model in the coordinates of the node that it goes to."""
+        """The messages, each with what it carries along the model's units in the coordinates of its node."""
         state: Mapping[str, Tensor] | None = None
         sent = []
         for message in messages:
@@ -75,7 +75,10 @@ class Frames:
             if permutation is None or permutation.is_identity:
                 sent.append(message)
                 continue
-            state = to_state(arrays) if state is None else state
-            own = template.encode(permutation.inverse().apply(state))
+            state, back, own = to_state(arrays) if state is None else state, permutation.inverse(), {}
+            for name, record in message.content.array_records.items():
+                if names := names_along(record, template):
+                    part = {names[key]: tensor for key, tensor in to_state(record).items()}
+                    own[name] = moved_record(back, record, part, state)
             sent.append(carrying(message, own))
         return sent

@@ -1,7 +1,7 @@
 """Run: what lasts longer than a round, and no longer than one run of a strategy."""
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +9,10 @@ from flwr.app import ArrayRecord, Message, Metadata, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from fedrebasin import PermutationSpec
+from fedrebasin import PermutationSpec, RebasinError
 
-from ..replies import Template
+from ..flower import log
+from ..replies import RecordError, Template, Updates, model_in
 from .frames import Frames
 from .parts import absent, of_a_part
 
@@ -30,8 +31,10 @@ class Run:
         arrays: the model that was sent out last, or is to be; empty while none was seen.
         template: its form, or that of replies without one.
         absent: what the spec knows and the first model did not have, counters left out: it stays with the clients.
-        asked: the messages of the round, by node: of their metadata, the ids that the grid gave them. None before the
-            first round is configured: nobody can say then who was asked.
+        asked: of the round's messages, with the ids that the grid gives them. None before the first round is
+            configured: nobody can say then who was asked.
+        sent: the model that each node was sent, in the server's order of units.
+        said: what users were told once, by kind.
         grid: what they were sent through.
         beta: the inverse temperature that was found last.
         metrics: of training, by round.
@@ -46,7 +49,9 @@ class Run:
     arrays: ArrayRecord = field(default_factory=ArrayRecord)
     template: Template = field(default_factory=lambda: Template({}))
     absent: tuple[str, ...] = ()
-    asked: Mapping[int, Metadata] | None = None
+    asked: Sequence[Metadata] | None = None
+    sent: Mapping[int, ArrayRecord] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
     grid: Grid | None = None
     beta: float | None = None
     metrics: dict[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -55,32 +60,47 @@ class Run:
         """The round's number in the whole run; Flower's loop counts from where it was resumed."""
         return server_round + (self.done if self.started else 0)
 
-    def see(self, arrays: ArrayRecord, quiet: bool = False) -> None:
+    def say(self, kind: str, level: int, text: str) -> None:
+        """Log what users should know, once."""
+        if kind not in self.said:
+            self.said.add(kind)
+            log(level, "aggregate_train: %s", text)
+
+    def see(self, arrays: ArrayRecord, quiet: bool = False, as_it_is: bool = False) -> None:
         """Learn the global model; the spec's keys become the model's, and the first model's are all.
 
         Args:
             arrays: the server's own model: what replies hold restricts nothing.
             quiet: whether nothing is aligned, so that there is nothing to say of a part.
+            as_it_is: nothing will be done to it: it may be whatever the inner strategy understands.
 
         Raises:
             RecordError: if it cannot be merged.
             SpecError: if the spec does not fit it.
         """
-        self._learn(arrays, may_be_a_part=not self.arrays, quiet=quiet)
+        self._learn(arrays, not self.arrays, quiet, as_it_is)
         self.arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
 
-    def seeing(self, replies: Iterable[Message]) -> Iterable[Message]:
+    def seeing(self, replies: Iterable[Message], as_it_is: bool = False) -> Iterable[Message]:
         """The replies; where no model was ever seen, as when hooks are called by hand, the first one has its form."""
         if self.arrays:
             return replies
         found = list(replies)
         records = (record for one in found if not one.has_error() for record in one.content.array_records.values())
         if (first := next(records, None)) is not None:
-            self._learn(first)
+            self._learn(first, as_it_is=as_it_is)
         return found
 
-    def _learn(self, arrays: ArrayRecord, may_be_a_part: bool = False, quiet: bool = True) -> None:
-        self.template = Template.of(arrays)
+    def _learn(
+        self, arrays: ArrayRecord, may_be_a_part: bool = False, quiet: bool = True, as_it_is: bool = False
+    ) -> None:
+        try:
+            self.template = Template.of(arrays)
+        except RecordError:
+            if not as_it_is:
+                raise
+            self.template = Template({})
+            return
         if self.spec is not None:
             like = self.template.empty()
             spec = self.spec.rename_like(like)
@@ -90,10 +110,26 @@ class Run:
             self.spec = spec.bind(like)
 
     def ask(self, messages: list[Message], arrays: ArrayRecord, grid: Grid) -> list[Message]:
-        """Remember to whom the model goes in a round; the messages as they are to be sent."""
-        self.asked = {message.metadata.dst_node_id: message.metadata for message in messages}
+        """Remember what goes to whom in a round; the messages as they are to be sent."""
+        self.asked = [message.metadata for message in messages]
+        self.sent = {}
+        for message in messages:
+            records = message.content.array_records
+            itself = next((name for name, record in records.items() if record is arrays), "")
+            if name := model_in(records, self.template, itself):
+                self.sent[message.metadata.dst_node_id] = records[name]
         self.grid = grid
         return self.in_own_order(messages, arrays)
+
+    def updates(self) -> Updates:
+        """What the round's updates are updates of.
+
+        Raises:
+            RebasinError: if nobody was sent anything.
+        """
+        if not self.arrays:
+            raise RebasinError('sends="update": call configure_train first, which says what the updates are of')
+        return Updates(self.template, self.sent, self.arrays, {} if self.frames is None else self.frames.by_node)
 
     def in_own_order(self, messages: list[Message], arrays: ArrayRecord) -> list[Message]:
         """Messages with the model, each in the order of units of the node that it goes to."""

@@ -52,7 +52,7 @@ def check(data):
     received = content_of(parsed(data))
     asked = Message(RecordDict(), 1, "train")
     template = Template.of(ArrayRecord(dict(START)))
-    screener = Screener(template, FedAvg(), {1: asked.metadata})
+    screener = Screener(template, FedAvg(), [asked.metadata])
     admitted = screener.admit(Message(received, reply_to=asked))
     if admitted is not None:
         assert 0 < admitted.num_examples <= MAX_EXAMPLES

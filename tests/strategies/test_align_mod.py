@@ -137,3 +137,42 @@ def test_a_server_that_leaves_everything_alone_sees_aligned_models_only():
     aligned = run(Aligned(FedAvg(**COMMON), aligner=Identity()), make_app([AlignMod(SPEC)]), start)
     assert np.allclose(aligned.arrays["0.weight"].numpy(), start["0.weight"].numpy(), atol=0.2)
     assert isinstance(aligned.arrays["0.weight"], Array)
+
+
+@pytest.mark.parametrize("sends", ["model", "update"])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_lies_along_the_models_units_moves_with_it_and_updates_are_updates_again(sends, seed):
+    """One model and one control variate in an order of units that each client draws: all replies say the same."""
+    start, trained, change = (make_state(seed + at, width=12, integers=False) for at in (0, 20, 40))
+    got = []
+
+    class Keeping(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            for message in super().configure_train(server_round, arrays, config, grid):
+                content = RecordDict({"control": arrays, **message.content})
+                yield Message(content, message.metadata.dst_node_id, "train")
+
+        def aggregate_train(self, server_round, replies):
+            got.extend(dict(reply.content.array_records) for reply in replies)
+            return None, None
+
+    app = ClientApp()
+
+    @app.train(mods=[AlignMod(SPEC, sends=sends)])
+    def train(message, context):
+        order = Permutation.random(SPEC.bind(start), torch.Generator().manual_seed(context.node_id))
+        model = order.apply(trained)
+        model = {key: tensor - start[key] for key, tensor in model.items()} if sends == "update" else model
+        content = {"control": ArrayRecord(order.apply(change)), "arrays": ArrayRecord(model)}
+        return Message(RecordDict(content), reply_to=message)
+
+    run(Keeping(**COMMON), app, start)
+    assert len(got) == CLIENTS
+    for name in ("arrays", "control"):
+        first, *others = (records[name].to_torch_state_dict() for records in got)
+        for other in others:
+            assert all(torch.allclose(first[key], other[key], atol=1e-5) for key in start), name
+    model = got[0]["arrays"].to_torch_state_dict()
+    whole = {key: tensor + (start[key] if sends == "update" else 0) for key, tensor in model.items()}
+    for key in ("0.weight", "3.weight"):
+        assert torch.allclose(whole[key].flatten().sort()[0], trained[key].flatten().sort()[0], atol=1e-5)

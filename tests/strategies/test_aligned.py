@@ -241,7 +241,7 @@ def test_every_named_strategy_takes_every_option_of_the_general_one(tmp_path):
         "keep_memory": True,
     }
     options |= {"checkpoint": tmp_path, "resume": True, "query_type": "train", "calibrators": (Doubling(),)}
-    options |= {"log": print}
+    options |= {"log": print, "sends": "model"}
     assert set(options) == set(Options.__annotations__)
     named = [
         FedRebasin(spec=spec, **options),

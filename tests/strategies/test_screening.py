@@ -1,4 +1,5 @@
 import io
+import logging
 import math
 
 import numpy as np
@@ -100,7 +101,6 @@ BAD_METRICS = {
     "huge integer num-examples": {"num-examples": 10**18},
     "NaN num-examples": {"num-examples": math.nan},
     "list num-examples": {"num-examples": [3.0]},
-    "NaN loss": {"train-loss": math.nan},
     "other metric": {"accuracy": 0.5},
     "list for a number": {"train-loss": [0.5, 0.5]},
 }
@@ -154,10 +154,26 @@ def test_bad_metrics_are_set_aside_and_the_round_goes_on(name, inner):
     assert metrics["rebasin-replies-set-aside"] == 1.0
 
 
+@pytest.mark.parametrize("inner", STRATEGIES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", ["train-loss", "auc"])
+def test_a_metric_that_is_not_finite_costs_a_warning_and_the_model_only_where_it_is_read(key, value, inner, caplog):
+    logging.getLogger("flwr").propagate = True
+    metrics = {"auc": 0.5}
+    replies = [make_reply(make_state(seed=i), node_id=i + 1, **metrics) for i in range(CLIENTS)]
+    spoiled = [*replies[:7], bad_metrics(metrics | {key: value}, node_id=8)]
+    expected, _ = run(Aligned(STRATEGIES[inner](), aligner=Identity()), [*replies[:7], bad_metrics(metrics, node_id=8)])
+    arrays, found = run(Aligned(STRATEGIES[inner](), aligner=Identity()), spoiled)
+    if (inner, key) == ("QFedAvg", "train-loss"):  # weighs replies by their losses
+        assert found["rebasin-replies-set-aside"] == 1.0
+        return
+    assert "rebasin-replies-set-aside" not in found
+    assert all(np.array_equal(arrays[key].numpy(), expected[key].numpy()) for key in START)
+    assert f"not finite go on as they came: '{key}' of 1 replies" in caplog.text
+
+
 def test_the_reason_and_the_node_are_logged(caplog):
     caplog.set_level("WARNING", logger="flwr")
-    import logging
-
     logging.getLogger("flwr").propagate = True
     run(FedRebasin(FedAvg(**COMMON), spec=SPEC), [*good_replies(7), make_reply(BAD_RECORDS["NaN"][0], node_id=8)])
     assert "set aside the reply of node 8: 0.weight: not finite" in caplog.text

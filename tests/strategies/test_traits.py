@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import (
     FedAdam,
     FedAvg,
     FedMedian,
+    Krum,
     Strategy,
 )
 from torch import nn
@@ -102,8 +103,8 @@ def test_a_derived_class_has_the_traits_but_may_look_at_single_replies():
     class Mine(FedAdam):
         pass
 
-    assert traits_of(FedAdam()) == Traits(keeps_state=True, needs_all=False)
-    assert traits_of(Mine()) == Traits(keeps_state=True, needs_all=True)
+    assert traits_of(FedAdam()) == Traits(keeps_state=True, needs_all=False, takes_models=True)
+    assert traits_of(Mine()) == Traits(keeps_state=True, needs_all=True, takes_models=True)
     assert traits_of(type("Mine", (FedMedian,), {})()).robust
 
 
@@ -112,16 +113,32 @@ def test_what_a_strategy_says_of_itself_counts():
         robust = True
         needs_all = False
 
-    assert traits_of(Mine()) == Traits(keeps_state=False, robust=True, needs_all=False)
+    assert traits_of(Mine()) == Traits(keeps_state=False, robust=True, needs_all=False, takes_models=True)
     assert not traits_of(Stateless(FedAvg())).keeps_state
 
 
 def test_wrapped_strategies_join_their_traits():
     joined = traits_of(DifferentialPrivacyServerSideFixedClipping(FedAdam(), 0.1, 1.0, CLIENTS))
-    assert joined == Traits(private=True, keeps_state=True, needs_all=True)
+    assert joined == Traits(private=True, keeps_state=True, needs_all=True, takes_models=True)
     assert traits_of(Wrapping(FedMedian())).robust
     assert traits_of(Wrapping(private())).private
     assert traits_of(Stateless(FedAdam())).keeps_state
+
+
+def test_a_strategy_that_aggregates_itself_may_take_any_replies():
+    class Inherits(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            return super().configure_train(server_round, arrays, config, grid)
+
+    class Aggregates(Krum):
+        def aggregate_train(self, server_round, replies):
+            return super().aggregate_train(server_round, replies)
+
+    assert traits_of(Inherits()).takes_models
+    assert not traits_of(Aggregates()).takes_models
+    assert not traits_of(Wrapping(FedAvg())).takes_models  # the outermost sees the replies first
+    assert traits_of(DifferentialPrivacyServerSideFixedClipping(Aggregates(), 0.1, 1.0, CLIENTS)).takes_models
+    assert traits_of(type("Says", (Aggregates,), {"takes_models": True})()).takes_models
 
 
 def test_a_mean_of_ones_own_is_taken_of_one_reply():
