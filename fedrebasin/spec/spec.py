@@ -23,7 +23,7 @@ from fedrebasin.spec import json as spec_json
 from fedrebasin.spec.axis import Axis, number_moved
 from fedrebasin.spec.group import Group, Unpermuted
 from fedrebasin.spec.notation import Units, parse_axes, with_sizes
-from fedrebasin.spec.renaming import pairs_with, renamed
+from fedrebasin.spec.renaming import pairs_with, renamed, without_missing_ties
 from fedrebasin.state import flaws, has_mean
 
 
@@ -38,6 +38,7 @@ class PermutationSpec:
         statistics: keys that move with their group and do not vote in the matching objective (running means, masks).
         unpermuted: parameter axes that no group moves, with the reason.
         checked: whether random members were applied and left the function unchanged.
+        tied: keys that are one tensor; state dicts need have one of them only.
     """
 
     groups: Mapping[str, Group]
@@ -45,6 +46,7 @@ class PermutationSpec:
     statistics: frozenset[str] = frozenset()
     unpermuted: tuple[Unpermuted, ...] = ()
     checked: bool = field(default=False, compare=False)
+    tied: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
@@ -57,8 +59,6 @@ class PermutationSpec:
             list(self.ancestors(name))
             if absent := next((axis.key for axis in group.axes if axis.key not in self.shapes), None):
                 raise SpecError(f"group {name!r} has an axis of {absent}, whose shape is not in the spec")
-
-    # -- from where ------------------------------------------------------------------------------------------------
 
     @staticmethod
     def from_axes(
@@ -116,8 +116,6 @@ class PermutationSpec:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the spec as JSON; ``PermutationSpec.load(path) == spec``."""
         Path(path).write_text(json.dumps(spec_json.encode(self), indent=1) + "\n", encoding="utf-8")
-
-    # -- what is in it ---------------------------------------------------------------------------------------------
 
     def ancestors(self, name: str) -> Iterator[Group]:
         """The groups whose blocks contain the group's units, innermost first."""
@@ -210,8 +208,6 @@ class PermutationSpec:
         groups = {name: replace(g, frozen=g.frozen or name in frozen) for name, g in self.groups.items()}
         return replace(self, groups=groups)
 
-    # -- does it fit -----------------------------------------------------------------------------------------------
-
     def misfits(self, state: Mapping[str, Tensor]) -> list[str]:
         """Everything that keeps the spec from fitting a state dict, one sentence each; empty if it fits.
 
@@ -219,6 +215,8 @@ class PermutationSpec:
         """
         if found := flaws(state):
             return found
+        if (held := without_missing_ties(self, state)) is not self:
+            return held.misfits(state)
         found = [f"{key}: missing from the state dict" for key in self.shapes if key not in state]
         for key, tensor in state.items():
             shape = tuple(tensor.shape)
@@ -237,7 +235,7 @@ class PermutationSpec:
         return self._with_sizes_from(state)._misplaced()
 
     def bind(self, state: Mapping[str, Tensor]) -> PermutationSpec:
-        """The spec with all sizes known, once it is sure that it fits the state dict.
+        """The spec with all sizes known, without tied keys that are not there, once it is sure that it fits.
 
         Raises:
             SpecError: naming every key and shape that does not fit.
@@ -246,7 +244,7 @@ class PermutationSpec:
             if any(key not in state for key in self.shapes) and (hint := likely_rename(list(self.shapes), list(state))):
                 misfits = [f"{hint} (spec.rename_like(state) renames the spec, where it can be)", *misfits]
             raise SpecError("the spec does not fit the state dict: " + "; ".join(misfits))
-        return self._with_sizes_from(state)
+        return without_missing_ties(self, state)._with_sizes_from(state)
 
     def _misplaced(self) -> list[str]:
         """What keeps axes from lying in tensors of the spec's own shapes, if all are known, one sentence each."""
