@@ -51,7 +51,9 @@ def is_averaged(name: str) -> bool:
     return bool(_AVERAGED.search(name))
 
 
-def prefixes_of(names: Collection[str], keys: Sequence[str]) -> dict[str, dict[str, str]]:
+def prefixes_of(
+    names: Collection[str], keys: Sequence[str], optional: Collection[str] = ()
+) -> dict[str, dict[str, str]]:
     """The prefixes under which all names are found among the keys, with the key of each name.
 
     ``model.`` and ``model_ema.`` of a trainer's file, for the names of the model; the keys may have wrappers of single
@@ -60,11 +62,13 @@ def prefixes_of(names: Collection[str], keys: Sequence[str]) -> dict[str, dict[s
     Args:
         names: that are to be found.
         keys: of a file.
+        optional: names that are taken where they are found, too.
 
     Raises:
         SpecError: if there are two keys for one name under a prefix.
     """
-    wanted = {plain(name): name for name in names}
+    wanted = {plain(name): name for name in (*names, *optional)}
+    needed = frozenset(names)
     found: dict[str, dict[str, str]] = {}
     for key in keys:
         parts = plain(key).split(".", _DEEPEST)
@@ -73,7 +77,7 @@ def prefixes_of(names: Collection[str], keys: Sequence[str]) -> dict[str, dict[s
             prefix = ".".join([*parts[:depth], ""])
             if name is not None and found.setdefault(prefix, {}).setdefault(name, key) != key:
                 raise SpecError(_two_ways([name], [found[prefix][name], key]))
-    whole = [prefix for prefix in found if len(found[prefix]) == len(wanted)]
+    whole = [prefix for prefix in found if needed <= found[prefix].keys()]
     return {prefix: found[prefix] for prefix in sorted(whole, key=lambda prefix: (is_averaged(prefix), len(prefix)))}
 
 

@@ -4,7 +4,8 @@ from fedrebasin.files.calibrate import Calibration, Data, Progress
 from fedrebasin.files.checkpoint_set import CheckpointSet, open_checkpoints
 from fedrebasin.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fedrebasin.files.estimate import Estimate, estimate
-from fedrebasin.files.merge_files import MergedFile, MergedFiles, merge_files
+from fedrebasin.files.merge_files import merge_files
+from fedrebasin.files.merged import MergedFile, MergedFiles
 
 __all__ = [
     "Calibration",

@@ -31,6 +31,11 @@ class Data:
     reported: list[tuple[Tensor, Tensor]]
     shape: str = ""
 
+    @property
+    def tokens(self) -> bool:
+        """Whether every place of an example has a label, as in language models: the loss is log perplexity then."""
+        return any(labels.dim() > 1 for _, labels in self.reported[:1])
+
     def counts(self) -> dict[str, int]:
         """Number of examples of each kind."""
         kinds = {"training": self.training, "held_out": self.held_out, "reported": self.reported}
