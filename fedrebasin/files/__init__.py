@@ -4,8 +4,10 @@ from fedrebasin.files.calibrate import Calibration, Data, Progress
 from fedrebasin.files.checkpoint_set import CheckpointSet, open_checkpoints
 from fedrebasin.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fedrebasin.files.estimate import Estimate, estimate
+from fedrebasin.files.folder import config_of
 from fedrebasin.files.merge_files import merge_files
 from fedrebasin.files.merged import MergedFile, MergedFiles
+from fedrebasin.files.output import Output
 
 __all__ = [
     "Calibration",
@@ -15,7 +17,9 @@ __all__ = [
     "Estimate",
     "MergedFile",
     "MergedFiles",
+    "Output",
     "Progress",
+    "config_of",
     "estimate",
     "load_checkpoint",
     "merge_files",

@@ -22,7 +22,8 @@ class Data:
         training: what running statistics are taken from.
         held_out: what inverse temperatures are fitted on; no figure is taken on it.
         reported: what figures are taken on.
-        shape: of an example input with two samples, for the tracer; "" where nothing is traced.
+        shape: of an example input with two samples, for the tracer, such as ``2,3,32,32`` or ``int64:2,16``; "" where
+            nothing is traced.
     """
 
     name: str

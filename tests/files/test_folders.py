@@ -1,0 +1,94 @@
+"""Folders as hubs lay them out: models that libraries made, in other orders of their units, merge into themselves."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fedrebasin import Permutation, PermutationSpec
+from fedrebasin.cli import main
+from fedrebasin.cli.inputs import named_model, spec_of
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOKENS = {**SIZES, "vocab_size": 64}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0}
+#: The class, its configuration, whether weights are tied, dtype, size of a shard, what may differ afterwards.
+KINDS = {
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT, torch.float32, "40KB", 1e-5),
+    "bert": ("BertForSequenceClassification", "BertConfig", TOKENS, torch.float32, "1GB", 1e-5),
+    "vit": (
+        "ViTForImageClassification",
+        "ViTConfig",
+        {**SIZES, "image_size": 16, "patch_size": 8, "num_labels": 5},
+        torch.float32,
+        "1GB",
+        1e-5,
+    ),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**TOKENS, "num_key_value_heads": 2}, torch.bfloat16, "50KB", 1e-1),
+}
+
+
+def spread(model, seed=0):
+    """The model with weights that differ from one another; libraries begin with ones and zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+    return model.eval()
+
+
+def outputs(model, example):
+    with torch.no_grad():
+        return model(**example).logits.float()
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """``A`` and ``B``, the same function with other units, written by the library; how to load, and inputs."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+
+    def make(kind):
+        architecture, configuration, options, dtype, shard, _ = KINDS[kind]
+        make = getattr(transformers, architecture)
+        torch.manual_seed(0)
+        model = spread(make(getattr(transformers, configuration)(**options))).to(dtype)
+        model.save_pretrained("A", max_shard_size=shard)
+        named = named_model("transformers:A")
+        spec = spec_of(named, [])
+        moved = Permutation.random(spec, torch.Generator().manual_seed(1)).apply(model.state_dict())
+        other = make(model.config)
+        other.to(dtype).load_state_dict(moved)
+        other.save_pretrained("B", max_shard_size=shard)
+        return make, named.example(), model
+
+    return make
+
+
+def shards_of(folder):
+    return {name for name in os.listdir(folder) if name.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_copies_of_a_model_merge_into_it_and_load_where_they_came_from(kind, planted, capsys):
+    make, example, model = planted(kind)
+    tolerance = KINDS[kind][-1]
+    given = outputs(make.from_pretrained("A"), example)
+    assert torch.allclose(given, outputs(make.from_pretrained("B"), example), atol=tolerance)
+    assert main(["merge", "A", "B", "-o", "OUT"]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "every number of the result is finite" in printed.out
+    merged, report = make.from_pretrained("OUT", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert torch.allclose(outputs(merged, example), given, atol=tolerance)
+    assert shards_of("OUT") == shards_of("A")
+    assert {"config.json", "README.md"} <= set(os.listdir("OUT"))
+    assert next(merged.parameters()).dtype == next(model.parameters()).dtype
+    # Averaged as they are, they are another function: the merge has done something.
+    assert main(["merge", "A", "B", "-o", "MEAN", "--method", "average"]) == 0
+    mean = outputs(make.from_pretrained("MEAN"), example)
+    assert (mean - given).abs().max() > 3 * tolerance
