@@ -130,7 +130,7 @@ def _show_plan(
 ) -> None:
     """What a merge would do."""
     equal = [1 / len(opened.checkpoints)] * len(opened.checkpoints)
-    inputs = [
+    inputs: list[dict[str, Any]] = [
         {"name": str(one.path), "weight": weight, "tensors": len(one.state), "bytes": one.state.nbytes}
         for one, weight in zip(opened.checkpoints, weights or equal, strict=True)
     ]

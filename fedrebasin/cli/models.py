@@ -88,7 +88,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 #: How each library lists its models, and makes one.
-_LIBRARIES = {
+_LIBRARIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torchvision": ("torchvision.models", "get_model", {"weights": None}),
     "timm": ("timm", "create_model", {"pretrained": False}),
 }

@@ -1,4 +1,4 @@
-"""Models of transformers from the configuration in a folder: no weights are loaded, and no code of the folder is run."""
+"""Models of transformers from the configuration in a folder: no weights are loaded, no code of the folder is run."""
 
 import importlib
 import math
@@ -98,8 +98,8 @@ def names_in_files(model: nn.Module) -> dict[str, str]:
     keys = {id(tensor): key for key, tensor in found.items()}
     if packed := [name for name, tensor in on_meta.items() if id(tensor) not in keys]:
         raise RebasinError(
-            f"{type(model).__name__}: transformers packs several tensors of its files into {packed[0]}: average them as "
-            "they are (--method average), or give --spec of the tensors in the files"
+            f"{type(model).__name__}: transformers packs several tensors of its files into {packed[0]}: average them "
+            "as they are (--method average), or give --spec of the tensors in the files"
         )
     return {name: key for name, tensor in on_meta.items() if (key := keys[id(tensor)]) != name}
 

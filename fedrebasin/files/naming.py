@@ -91,7 +91,12 @@ def _as_in_model(keys: list[str], in_files: Mapping[str, str]) -> dict[str, str]
 def _by_prefix(checkpoint: Checkpoint, names: Names) -> Checkpoint | None:
     """The tensors under the one prefix that has all of the model's names."""
     optional = names.optional
-    found = prefixes_of(names.like.keys() - optional, list(checkpoint.state), optional)
+    shapes = {key: tensor.shape for key, tensor in checkpoint.state.items()}
+    found = {
+        prefix: keys
+        for prefix, keys in prefixes_of(names.like.keys() - optional, list(shapes), optional).items()
+        if all(shapes[key] == names.like[name].shape for name, key in keys.items())
+    }
     if not found:
         return None
     prefix, *others = found

@@ -1,14 +1,11 @@
 """Folders as hubs lay them out: models that libraries made, in other orders of their units, merge into themselves."""
 
-import json
 import os
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from fedrebasin import Permutation, PermutationSpec
+from fedrebasin import Permutation
 from fedrebasin.cli import main
 from fedrebasin.cli.inputs import named_model, spec_of
 
