@@ -1,6 +1,8 @@
 """Folders as hubs lay them out: models that libraries made, in other orders of their units, merge into themselves."""
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,3 +91,44 @@ def test_two_copies_of_a_model_merge_into_it_and_load_where_they_came_from(kind,
     assert main(["merge", "A", "B", "-o", "MEAN", "--method", "average"]) == 0
     mean = outputs(make.from_pretrained("MEAN"), example)
     assert (mean - given).abs().max() > 3 * tolerance
+
+
+def test_a_convnext_of_timm_from_its_folder(tmp_path, monkeypatch, capsys):
+    timm = pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = spread(timm.create_model("test_convnext", num_classes=7))
+    named = named_model("timm:test_convnext,num_classes=7")
+    image = torch.randn(named.example().shape, generator=torch.Generator().manual_seed(0))
+    moved = Permutation.random(spec_of(named, []), torch.Generator().manual_seed(1)).apply(model.state_dict())
+    other = timm.create_model("test_convnext", num_classes=7)
+    other.load_state_dict(moved)
+    for folder, one in (("A", model), ("B", other)):
+        timm.models.save_for_hf(one, folder, safe_serialization=True)
+    assert main(["merge", "A", "B", "-o", "OUT"]) == 0, capsys.readouterr().err
+    merged = timm.create_model("test_convnext", num_classes=7, checkpoint_path="OUT/model.safetensors").eval()
+    with torch.no_grad():
+        assert torch.allclose(merged(image), model(image), atol=1e-4)
+        assert torch.allclose(other.eval()(image), model(image), atol=1e-4)
+
+
+def tokens():
+    """Training and test data of a language: every token is followed by the next one."""
+    generator = torch.Generator().manual_seed(0)
+    texts = (torch.arange(9) + torch.randint(0, 64, (40, 1), generator=generator)) % 64
+    return (texts[:, :-1], texts[:, 1:]), (texts[:, :-1], texts[:, 1:])
+
+
+def test_perplexity_before_and_after_and_the_line_between_folders(planted, capsys):
+    planted("gpt2")
+    data = ["--data", "tests.files.test_folders:tokens", "--examples", "20"]
+    assert main(["merge", "A", "B", "-o", "OUT", *data]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "perplexity" in printed
+    card = (Path("OUT") / "README.md").read_text()
+    assert "Perplexity:" in card
+    assert "the checkpoints averaged as they are" in card
+    assert main(["barrier", "A", "B", *data, "--points", "3", "--json"]) == 0, capsys.readouterr().err
+    curves = json.loads(capsys.readouterr().out)["curves"]
+    assert curves["after"]["barriers"]["git-re-basin"] == pytest.approx(0, abs=1e-4)
+    assert curves["after"]["losses"] != pytest.approx(curves["before"]["losses"], rel=1e-3)
