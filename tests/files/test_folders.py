@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedrebasin import Permutation
 from fedrebasin.cli import main
@@ -132,3 +133,38 @@ def test_perplexity_before_and_after_and_the_line_between_folders(planted, capsy
     curves = json.loads(capsys.readouterr().out)["curves"]
     assert curves["after"]["barriers"]["git-re-basin"] == pytest.approx(0, abs=1e-4)
     assert curves["after"]["losses"] != pytest.approx(curves["before"]["losses"], rel=1e-3)
+
+
+NAMED = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 10**9},
+            "config.json has n_layer 1000000000",
+        ),
+        ({"model_type": "gpt2", "architectures": ["os.system"]}, "transformers has no os.system"),
+        ({"model_type": "gpt2", "architectures": ["NoSuchModel"]}, "transformers has no NoSuchModel"),
+        (
+            {"model_type": "of_my_own", "architectures": ["Mine"], "auto_map": {"AutoConfig": "mine.C"}},
+            "model transformers:A",
+        ),
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": "x"}, "model transformers:A"),
+        ({"architecture": "no_such_net"}, "timm has no model 'no_such_net'"),
+    ],
+)
+def test_a_configuration_makes_nothing_but_models_that_are_known(config, message, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    Path("A").mkdir()
+    Path("A/config.json").write_text(json.dumps(config))
+    Path("A/mine.py").write_text("open('was-run', 'w')")
+    save_file({"x": torch.ones(2)}, "A/model.safetensors")
+    assert main(["merge", "A", "A", "-o", "OUT"]) == 2
+    complaint = capsys.readouterr().err.strip().splitlines()
+    assert message in complaint[-1]
+    assert not Path("was-run").exists()
+    assert not Path("A/was-run").exists()

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedrebasin import DataError, MergeError
+from fedrebasin.cli import main
 from fedrebasin.files import load_checkpoint, merge_files, open_checkpoints
 from tests.cli.pairs import mlp, pair
 
@@ -155,3 +156,24 @@ def test_tied_keys_that_are_not_one_tensor_are_refused(tmp_path):
     save_file({**a, "head.weight": a["head.weight"] + 1}, tmp_path / "b.safetensors")
     with pytest.raises(MergeError, match="differ, which are one tensor in"):
         open_checkpoints([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], model=Tied())
+
+
+@pytest.mark.slow
+def test_a_resnet_18_in_every_wrapper(tmp_path, monkeypatch, capsys):
+    from torchvision.models import resnet18
+
+    monkeypatch.chdir(tmp_path)
+    a, b, _ = pair(lambda: resnet18(num_classes=4), (1, 3, 64, 64))
+    model = resnet18(num_classes=4).eval()
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = torch.func.functional_call(model, a, (image,))
+    save_file(a, "a.safetensors")
+    options = ["--model", "torchvision:resnet18", "--input", "1,3,64,64", "-o", "m.safetensors", "--force"]
+    for name, (write, note) in WRAPPERS.items():
+        if name == "an optimiser beside" or name == "AveragedModel":  # they make an MLP
+            continue
+        torch.save(write(b, {key: 2 * tensor for key, tensor in b.items()}), "b.pt")
+        assert main(["merge", "a.safetensors", "b.pt", *options]) == 0, name
+        assert note in capsys.readouterr().err, name
+        found = torch.func.functional_call(model, load_file("m.safetensors"), (image,))
+        assert torch.allclose(found, expected, atol=1e-4), name
