@@ -144,7 +144,7 @@ def open_inputs(
         model, spec = "", Path(model)
     groups = None if spec is None else PermutationSpec.load(spec)
     leading = base or paths[0]
-    if not model and needed and (groups is None or run):
+    if not model and needed and (run or groups is None or groups.misfits(load_checkpoint(leading, key).state)):
         model = name_in(leading)
     if not model:
         opened = open_checkpoints(paths, base, key=key, prefix=prefix, spec=groups)

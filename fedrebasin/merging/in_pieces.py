@@ -43,6 +43,11 @@ def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, row
         yield part
 
 
+def permuted(permutation: Permutation, key: str, tensor: Tensor) -> Tensor:
+    """``permutation.apply(state)[key]``, of one tensor."""
+    return next(permuted_rows(permutation, key, tensor, len(tensor)), tensor) if tensor.dim() else tensor
+
+
 @dataclass(frozen=True)
 class MeanInPieces:
     """The weighted mean of permuted models, tensor by tensor and row by row.

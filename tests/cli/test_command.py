@@ -9,7 +9,7 @@ import pytest
 from fedrebasin import PermutationSpec
 from fedrebasin.cli import main
 
-COMMANDS = ("compare", "merge", "barrier", "spec", "reproduce", "simulate", "new", "doctor")
+COMMANDS = ("compare", "merge", "barrier", "diff", "spec", "reproduce", "simulate", "new", "doctor")
 QUICK = ["compare", "--width", "16", "--clients", "2", "--local-epochs", "1", "--strategies", "fedavg,rebasin"]
 
 

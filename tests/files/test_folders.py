@@ -135,9 +135,6 @@ def test_perplexity_before_and_after_and_the_line_between_folders(planted, capsy
     assert curves["after"]["losses"] != pytest.approx(curves["before"]["losses"], rel=1e-3)
 
 
-NAMED = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
