@@ -185,7 +185,8 @@ def table_of(merged: MergedFiles, groups: PermutationSpec) -> Table:
 
 
 def _lines(merged: MergedFiles, out: Path, opened: CheckpointSet, data: Data | None) -> list[str]:
-    lines = ["every number of the result is finite"]
+    finite = f"infinite numbers, as in the checkpoints: {', '.join(merged.infinite[:3])}"
+    lines = [finite if merged.infinite else "every number of the result is finite"]
     for row in merged.rows:
         if row.by_layer and row.name != merged.reference:
             least = sorted(row.by_layer.items(), key=lambda item: item[1])[:3]

@@ -90,10 +90,11 @@ def merge_files(
     equal = (1 / len(states),) * len(states)
     shares = normalised(weights, len(states)) if base_state is None else tuple(weights or equal)
     config = config_of(opened.leading.path) if opened.leading.layout is not None else {}
+    total = output.nbytes
 
     def write(content: MergedFiles, pieces: Pieces) -> None:
         def written(done: int) -> None:
-            report("writing (MB)", done >> 20, output.nbytes >> 20)
+            report("writing (MB)", done >> 20, total >> 20)
             if done - released[-1] > _RELEASE_BYTES:  # one tensor can be most of a file
                 released.append(done)
                 for one in opened.opened:
@@ -122,8 +123,9 @@ def merge_files(
         result = _judged(result, opened, unaligned, data, report)
         merged, calibration = calibrated(opened.model, merged or _whole(in_order, opened.first), data, report)
         result = replace(result, calibration=calibration)
-    write(result, _numbers(in_order if merged is None else whole(merged, output.like(opened.first))))
-    return replace(result, seconds=time.perf_counter() - started)
+    infinite: dict[str, None] = {}
+    write(result, _numbers(in_order if merged is None else whole(merged, output.like(opened.first)), infinite))
+    return replace(result, seconds=time.perf_counter() - started, infinite=tuple(infinite))
 
 
 def _whole(mean: MeanInPieces, like: State) -> dict[str, Tensor]:
@@ -160,15 +162,19 @@ def _in_float(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor
 
 
-def _numbers(pieces: Pieces) -> Pieces:
-    """The same pieces, with the promise that no number is none."""
+def _numbers(pieces: Pieces, infinite: dict[str, None]) -> Pieces:
+    """The same pieces, with the promise that no number is none; keys of infinite ones are noted."""
 
     def checked(key: str) -> Iterator[Tensor]:
         for part in pieces(key):
-            if part.is_floating_point() and bool((part.float() if part.itemsize == 1 else part).isnan().any()):
-                raise MergeError(
-                    f"{key}: the mean is not a number: a checkpoint is damaged, or infinite numbers cancel"
-                )
+            if part.is_floating_point():
+                numbers = part.float() if part.itemsize == 1 else part
+                if not bool(numbers.isfinite().all()):
+                    infinite[key] = None
+                if bool(numbers.isnan().any()):
+                    raise MergeError(
+                        f"{key}: the mean is not a number: a checkpoint is damaged, or infinite numbers cancel"
+                    )
             yield part
 
     return checked

@@ -58,6 +58,7 @@ class MergedFiles:
         rows: one for each checkpoint.
         seconds: that everything took.
         calibration: None without data.
+        infinite: keys with infinite numbers, as the checkpoints have them there.
         unaligned: how good the mean of the checkpoints as they are is; None without data, or where nothing is aligned.
     """
 
@@ -69,6 +70,7 @@ class MergedFiles:
     seconds: float = 0.0
     calibration: Calibration | None = None
     unaligned: Score | None = None
+    infinite: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

@@ -110,6 +110,15 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, capsys):
     assert main([*MERGE, "-o", "a.safetensors", "--dry-run"]) == 2
 
 
+def test_infinite_numbers_are_said(capsys):
+    save_file({"mask": torch.tensor([0.0, -torch.inf])}, "masked.safetensors")
+    merge = ["merge", "masked.safetensors", "masked.safetensors", "--method", "average", "-o", "m.safetensors"]
+    assert main(merge) == 0
+    printed = capsys.readouterr().out
+    assert "infinite numbers, as in the checkpoints: mask" in printed
+    assert "finite" not in printed.replace("infinite", "")
+
+
 def test_it_ends_with_what_became_of_the_layers_and_of_the_data(capsys):
     options = ["--model", "tests.cli.pairs:mlp", "--data", "digits", "--examples", "200", "-o", "m.safetensors"]
     assert main([*MERGE, *options, "--json"]) == 0
