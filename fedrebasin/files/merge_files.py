@@ -121,7 +121,8 @@ def merge_files(
     if data is not None and opened.model is not None:
         unaligned = None if method == "average" else _whole(mean, opened.first)
         result = _judged(result, opened, unaligned, data, report)
-        merged, calibration = calibrated(opened.model, merged or _whole(in_order, opened.first), data, report)
+        state = _whole(in_order, opened.first) if merged is None else _in_float(merged)
+        merged, calibration = calibrated(opened.model, state, data, report)
         result = replace(result, calibration=calibration)
     infinite: dict[str, None] = {}
     write(result, _numbers(in_order if merged is None else whole(merged, output.like(opened.first)), infinite))
@@ -148,7 +149,7 @@ def _judged(
 
     def score(state: State, number: int) -> Score:
         progress("judging", number, len(opened.checkpoints) + 1)
-        return evaluate(model, {key: _in_float(tensor) for key, tensor in state.items()}, data.reported)
+        return evaluate(model, _in_float(state), data.reported)
 
     rows = [
         replace(row, score=score(one.state, number))
@@ -158,8 +159,9 @@ def _judged(
     return replace(result, rows=tuple(rows), unaligned=last)
 
 
-def _in_float(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor
+def _in_float(state: State) -> dict[str, Tensor]:
+    narrow = {key for key, tensor in state.items() if tensor.is_floating_point() and tensor.itemsize < 4}
+    return {key: tensor.float() if key in narrow else tensor for key, tensor in state.items()}
 
 
 def _numbers(pieces: Pieces, infinite: dict[str, None]) -> Pieces:

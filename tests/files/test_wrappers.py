@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
-from fedrebasin import DataError, MergeError
+from fedrebasin import DataError, MergeError, PermutationSpec
 from fedrebasin.cli import main
 from fedrebasin.files import load_checkpoint, merge_files, open_checkpoints
 from tests.cli.pairs import mlp, pair
@@ -148,6 +148,26 @@ def test_any_tied_key_supplies_the_tensor(kept, tmp_path):
         assert all(torch.allclose(tensor, a[key], atol=1e-6) for key, tensor in merged.items())
     with pytest.raises(MergeError, match="missing"):
         open_checkpoints(files[:2])
+
+
+def test_files_of_save_model_and_inputs_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    a, b = Tied(), Tied()
+    for name, model in (("a", a), ("b", b)):
+        save_model(model, f"{name}.safetensors")
+    options = ["--model", "tests.files.test_wrappers:Tied", "--input", "tokens:int64:2,5", "-o", "m.safetensors"]
+    assert main(["merge", "a.safetensors", "b.safetensors", *options]) == 0
+    load_model(a, "m.safetensors")
+    assert a.head.weight is a.embedding.weight
+
+
+def test_a_spec_keeps_what_is_tied(tmp_path):
+    _, _, spec = pair(Tied, torch.randint(0, 12, (2, 5)))
+    assert spec.tied == (("embedding.weight", "head.weight"),)
+    spec.save(tmp_path / "spec.json")
+    assert PermutationSpec.load(tmp_path / "spec.json").tied == spec.tied
+    assert spec.rename({"head.weight": "out"}).tied == (("embedding.weight", "out"),)
 
 
 def test_tied_keys_that_are_not_one_tensor_are_refused(tmp_path):
