@@ -66,7 +66,7 @@ def write_pair(folder: Path, name: str, form: str) -> tuple[Path, Path]:
 
 def measure(a: Path, b: Path, model: str, method: str, out: Path) -> dict[str, float]:
     """Run the command on a pair; peak memory and seconds of its process."""
-    arguments = ["merge", str(a), str(b), "--method", method, "--json", "-o", str(out)]
+    arguments = ["merge", str(a), str(b), "--method", method, "--json", "--force", "-o", str(out)]
     arguments += ["--model", model] if model else []
     script = "import sys; from fedrebasin.cli import main; sys.exit(main(sys.argv[1:]))"
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -6,8 +6,14 @@ from collections.abc import Collection, Iterator, Sequence
 
 from fedrebasin.errors import SpecError
 
-#: What wrappers put before every key: DistributedDataParallel, torch.compile, trainers, PEFT.
-PREFIXES = ("module.", "_orig_mod.", "model.", "base_model.model.")
+#: What wrappers put before every key: DistributedDataParallel, Opacus, torch.compile, trainers, PEFT.
+PREFIXES = ("module.", "_module.", "_orig_mod.", "model.", "base_model.model.")
+#: Those that no model gives its own keys.
+_WRAPPERS = PREFIXES[:3]
+#: What averaged copies of a model keep beside it: torch's AveragedModel, trainers' EMA.
+COUNTERS = frozenset({"n_averaged", "initted", "step", "num_updates", "decay"})
+# A copy that was averaged along the training, by its name.
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|shadow|averaged?)(?:[._]|$)")
 # Wrappers of single modules (torch.compile, FSDP, checkpointed activations, PEFT), wherever they are in a key.
 _WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
 # The adapter's name in the model; the files that PEFT writes leave it out, and of DoRA's vector the last word as well.
@@ -32,7 +38,8 @@ def shared_prefix(keys: Collection[str], like: Collection[str] | None = None) ->
         keys: of a state dict.
         like: the keys of the model. Without them ``model.`` may well be the model's own name, and stays.
     """
-    known = PREFIXES if like is not None else PREFIXES[:2]
+    known = PREFIXES if like is not None else _WRAPPERS
+    keys = [key for key in keys if key not in COUNTERS]
     found = ""
     while keys:
         prefix = next((one for one in known if all(key.startswith(found + one) for key in keys)), None)
@@ -40,6 +47,41 @@ def shared_prefix(keys: Collection[str], like: Collection[str] | None = None) ->
             break
         found += prefix
     return found
+
+
+def is_averaged(name: str) -> bool:
+    """Whether a prefix or an entry of a file is called as copies are that were averaged along the training."""
+    return bool(_AVERAGED.search(name))
+
+
+def prefixes_of(
+    names: Collection[str], keys: Sequence[str], optional: Collection[str] = ()
+) -> dict[str, dict[str, str]]:
+    """The prefixes under which all names are found among the keys, with the key of each name.
+
+    ``model.`` and ``model_ema.`` of a trainer's file, for the names of the model; the keys may have wrappers of single
+    modules, and others than the names may be there. Those called as averaged copies come last.
+
+    Args:
+        names: that are to be found.
+        keys: of a file.
+        optional: names that are taken where they are found, too.
+
+    Raises:
+        SpecError: if there are two keys for one name under a prefix.
+    """
+    wanted = {plain(name): name for name in (*names, *optional)}
+    needed = frozenset(names)
+    found: dict[str, dict[str, str]] = {}
+    for key in keys:
+        parts = plain(key).split(".", _DEEPEST)
+        for depth in range(len(parts)):
+            name = wanted.get(".".join(parts[depth:]))
+            prefix = ".".join([*parts[:depth], ""])
+            if name is not None and found.setdefault(prefix, {}).setdefault(name, key) != key:
+                raise SpecError(_two_ways([name], [found[prefix][name], key]))
+    whole = [prefix for prefix in found if needed <= found[prefix].keys()]
+    return {prefix: found[prefix] for prefix in sorted(whole, key=lambda prefix: (is_averaged(prefix), len(prefix)))}
 
 
 def pair(names: Sequence[str], keys: Sequence[str]) -> dict[str, str] | None:

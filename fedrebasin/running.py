@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedrebasin.errors import CalibrationError, RebasinError, one_line
-from fedrebasin.state import State, demand_numbers, has_mean
+from fedrebasin.state import State, demand_numbers, has_mean, ties_of, with_ties
 
 #: ``(inputs, labels)``, or the inputs alone where no labels are needed. Inputs are a tensor, a tuple of positional
 #: or a dict of keyword arguments of the model.
@@ -187,6 +187,9 @@ def forward(model: nn.Module, state: State, batch: Batch) -> Any:
 
 def outputs_of(model: nn.Module, state: State, batch: Batch) -> Any:
     """As :func:`forward`, with gradients where they are asked for."""
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    if any(name not in state for name in names):
+        state = with_ties(state, names, ties_of(model))
     demand_parameters(model, state)
     # A module in training mode writes to its buffers, so that it gets copies of them.
     buffers = {name for name, _ in model.named_buffers()}

@@ -67,6 +67,7 @@ if TYPE_CHECKING:  # the same names as below; "X as X" offers them to type check
         Summary as Summary,
         cells as cells,
         draw as draw,
+        draw_difference as draw_difference,
         draw_paths as draw_paths,
         expand as expand,
         in_words as in_words,
@@ -91,7 +92,7 @@ _OFFERED = {
     "papers": "EXPERIMENTS SCALES Experiment Record Result reproduce",
     "registries": "BASES CALIBRATORS LOADERS STRATEGIES",
     "report": """
-        COLUMNS REFERENCES Bin Comparison Figures Origin Row Setting Study Summary cells draw draw_paths
+        COLUMNS REFERENCES Bin Comparison Figures Origin Row Setting Study Summary cells draw draw_difference draw_paths
         expand in_words read_results write_experiment write_page write_picture write_report write_results
     """,
     "training": "Federation",

@@ -10,6 +10,7 @@ import typer
 import fedrebasin
 from fedrebasin.cli.barrier import barrier
 from fedrebasin.cli.compare import compare
+from fedrebasin.cli.diff import diff
 from fedrebasin.cli.doctor import doctor
 from fedrebasin.cli.merge import merge
 from fedrebasin.cli.new import new
@@ -27,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (compare, merge, barrier, spec, reproduce, simulate, new, doctor):
+for command in (compare, merge, barrier, diff, spec, reproduce, simulate, new, doctor):
     app.command()(command)
 
 

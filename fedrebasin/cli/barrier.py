@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from fedrebasin.errors import MergeError, choose
 from fedrebasin.writing import json_text, write_text
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from fedrebasin.analysis import Barrier, Definition
@@ -29,10 +30,11 @@ LABELS = {"before": "as they are", "after": "matched"}
 
 
 def barrier(
-    a: Annotated[Path, typer.Argument(help="A safetensors file, or one that torch.save wrote.")],
+    a: Annotated[Path, typer.Argument(help="A safetensors file, one that torch.save wrote, or a model's folder.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
-    model: Annotated[str, typer.Option(help=MODEL_HELP)],
     data: Annotated[str, typer.Option(help=DATA_HELP)],
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "",
+    inputs: Annotated[list[str] | None, typer.Option("--input", help=opt.INPUT_HELP)] = None,
     data_dir: opt.DataDir = "",
     image_size: Annotated[int, typer.Option(help="Images of a folder become squares of this size.")] = 224,
     examples: Annotated[int, typer.Option(help="At most so many test examples.")] = 2000,
@@ -42,6 +44,8 @@ def barrier(
         bool, typer.Option(help="Take BatchNorm's statistics anew at every position (Git Re-Basin, A.4).")
     ] = True,
     spec: Annotated[Path | None, typer.Option(help="A spec that 'fedrebasin spec --out' wrote.")] = None,
+    key: Annotated[str, typer.Option(help=opt.KEY_HELP)] = "",
+    prefix: Annotated[str, typer.Option(help=opt.PREFIX_HELP)] = "",
     seed: Annotated[int, typer.Option(help="Of the order in which layers are matched.")] = 0,
     device: opt.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for barrier.json, barrier.svg and barrier.png.")] = None,
@@ -54,7 +58,7 @@ def barrier(
     from fedrebasin.analysis import loss_barrier
     from fedrebasin.calibration import batch_norms
     from fedrebasin.cli.data import open_data
-    from fedrebasin.cli.inputs import open_inputs, spec_of
+    from fedrebasin.cli.inputs import open_inputs
     from fedrebasin.devices import pick_device
     from fedrebasin.matching import WeightMatching
     from fedrebasin.simulations import draw_paths
@@ -63,15 +67,17 @@ def barrier(
     if points < 2:
         raise MergeError(f"points {points}: a line has at least its two ends")
     place = pick_device(device)
-    opened = open_inputs([a, b], model)
+    given = open_inputs([a, b], model, None, spec, key=key, prefix=prefix, run=True)
+    opened = given.opened
+    if opened.model is None:
+        raise MergeError("--model: to run the checkpoints it must be known what model they are")
     for note in opened.notes:
         say(note)
     found = open_data(data, data_dir, image_size, examples, place)
-    groups = spec_of(opened, spec, found.shape)
+    groups = given.bound_spec(inputs or [], found.shape)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
-    first, second = ({k: tensor.to(place) for k, tensor in one.state.items()} for one in opened.checkpoints)
-    assert opened.model is not None
+    first, second = (_placed(one.state, place) for one in opened.checkpoints)
     network = opened.model.eval().to(place)
     training = found.training if recalibrate and batch_norms(network) else None
     curves: dict[str, Barrier] = {}
@@ -96,6 +102,12 @@ def barrier(
         print_json(content)
         return
     print_table(table_of(content), [f"written: {path}" for path in written])
+
+
+def _placed(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The tensors on a device, those of 16 and 8 bits in float32: a model is run with them."""
+    narrow = {key for key, tensor in state.items() if tensor.is_floating_point() and tensor.itemsize < 4}
+    return {key: tensor.to(device).float() if key in narrow else tensor.to(device) for key, tensor in state.items()}
 
 
 def table_of(content: dict[str, Any]) -> Table:

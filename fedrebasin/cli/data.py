@@ -46,5 +46,5 @@ def open_data(name: str, data_dir: str, image_size: int, examples: int, device: 
         batches(dataset.train_inputs, dataset.train_labels, every, examples),
         batches(dataset.test_inputs, dataset.test_labels, held_out, examples),
         batches(dataset.test_inputs, dataset.test_labels, reported, examples),
-        ",".join(map(str, (2, *dataset.sample_shape))),
+        ("" if dataset.train_inputs.is_floating_point() else "int64:") + ",".join(map(str, (2, *dataset.sample_shape))),
     )

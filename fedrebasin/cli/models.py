@@ -1,4 +1,4 @@
-"""Models by name: ``torchvision:resnet18`` or ``package.module:callable``."""
+"""Models by name: of torchvision, timm and transformers, or ``package.module:callable``."""
 
 import difflib
 import importlib
@@ -10,25 +10,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.errors import RebasinError
-from fedrebasin.spec import PermutationSpec
+from fedrebasin.errors import RebasinError, one_line
+
+NAMES = "torchvision:NAME, timm:NAME, transformers:FOLDER or package.module:callable"
 
 
 def load_model(name: str, **options: Any) -> nn.Module:
-    """A model with its initial parameters.
+    """A model with its initial parameters; no weights are loaded.
 
     Args:
-        name: ``torchvision:NAME`` or ``package.module:callable``.
+        name: ``torchvision:NAME``, ``timm:NAME``, or ``package.module:callable``; options may follow, as in
+            ``timm:convnext_atto,num_classes=10``.
         options: for the callable.
 
     Raises:
         RebasinError: if there is no such model, with the closest names.
     """
+    name, *settings = name.split(",")
+    options = {**_settings(name, settings), **options}
     module, separator, attribute = name.partition(":")
     if not (module and separator and attribute):
-        raise RebasinError(f"model {name!r}: write torchvision:NAME or package.module:callable")
-    if module == "torchvision":
-        return _torchvision(attribute, **options)
+        raise RebasinError(f"model {name!r}: write {NAMES}")
+    if module in _LIBRARIES:
+        return _of_library(module, attribute, options)
     make = load_callable("model", name)
     try:
         model = make(**options)
@@ -60,7 +64,7 @@ def load_callable(what: str, name: str) -> Any:
 
 
 def with_classes(name: str, model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """The torchvision model with as many classes as a checkpoint has, where that is all that differs.
+    """The model of torchvision or timm with as many classes as a checkpoint has, where that is all that differs.
 
     Args:
         name: of the model, see :func:`load_model`.
@@ -71,25 +75,10 @@ def with_classes(name: str, model: nn.Module, state: Mapping[str, Tensor]) -> nn
     other = [(own, found) for own, found in pairs if own != found]
     counts = {(own[:1], found[:1]) for own, found in other}
     same_inside = all(own[1:] == found[1:] and len(found) > 0 for own, found in other)
-    if name.startswith("torchvision:") and len(counts) == 1 and same_inside:
+    if name.partition(":")[0] in _LIBRARIES and len(counts) == 1 and same_inside:
         ((_, (classes,)),) = counts
         return load_model(name, num_classes=classes)
     return model
-
-
-def parse_shape(text: str) -> tuple[int, ...]:
-    """``"1,3,224,224"`` as numbers.
-
-    Raises:
-        RebasinError: if they are not positive whole numbers.
-    """
-    try:
-        shape = tuple(int(size) for size in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise RebasinError(f"input {text!r}: write positive whole numbers with commas, such as 1,3,224,224")
-    return shape
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -98,24 +87,44 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f"; close to it: {', '.join(close)}" if close else ""
 
 
-def _torchvision(name: str, **options: Any) -> nn.Module:
-    from torchvision import models
-
-    known = models.list_models()
-    if name not in known:
-        raise RebasinError(f"torchvision has no model {name!r}{closest(name, known)}")
-    with torch.random.fork_rng(devices=[]):
-        return cast(nn.Module, models.get_model(name, weights=None, **options))
+#: How each library lists its models, and makes one.
+_LIBRARIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "torchvision": ("torchvision.models", "get_model", {"weights": None}),
+    "timm": ("timm", "create_model", {"pretrained": False}),
+}
 
 
-def traced_spec(name: str, model: nn.Module, inputs: str) -> PermutationSpec:
-    """The spec of a model in evaluation mode, from an example input of this shape.
-
-    Raises:
-        RebasinError: if the model cannot be traced with it.
-    """
-    shape = parse_shape(inputs)
+def _of_library(library: str, name: str, options: dict[str, Any]) -> nn.Module:
+    module, make, fixed = _LIBRARIES[library]
     try:
-        return PermutationSpec.trace(model.eval(), torch.zeros(shape))
-    except RebasinError as error:
-        raise RebasinError(f"model {name} with --input {inputs}: {error}") from None
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise RebasinError(f"model {library}:{name}: {one_line(error)}: install {library}") from None
+    known = found.list_models()
+    if name.partition(".")[0] not in known:
+        raise RebasinError(f"{library} has no model {name!r}{closest(name, known)}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return cast(nn.Module, getattr(found, make)(name, **fixed, **options))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RebasinError(f"model {library}:{name} with {options}: {one_line(error)}") from None
+
+
+def _settings(name: str, texts: list[str]) -> dict[str, Any]:
+    """``["num_classes=10", "act=relu"]`` as keyword arguments: whole numbers, numbers, switches, or texts."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key.isidentifier():
+            raise RebasinError(f"model {name}: {text!r} is no option: write num_classes=10")
+        found[key] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)

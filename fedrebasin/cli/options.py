@@ -9,7 +9,17 @@ import typer
 
 from fedrebasin.simulations import BASES, CALIBRATORS, SimulationConfig
 
-MODEL_HELP = "torchvision:NAME, or package.module:callable, which is called without arguments; not for plain stacks."
+MODEL_HELP = (
+    "torchvision:NAME, timm:NAME (options behind commas: timm:NAME,num_classes=10), transformers:FOLDER with its "
+    "config.json, package.module:callable, or a spec's JSON file; not needed for plain stacks, nor for folders whose "
+    "config.json names it."
+)
+INPUT_HELP = (
+    "Shape of an example input, as 1,3,224,224; or each of them with its name and dtype: "
+    "--input input_ids:int64:1,16. transformers and timm say themselves what they take."
+)
+KEY_HELP = "The entry of torch files that is the model, where a trainer wrote several: state_dict_ema."
+PREFIX_HELP = "What begins the keys that are the model, where a file has several copies: model_ema."
 DATA_HELP = "A data set's name, a folder of images by class, or package.module:function giving (train, test)."
 
 KEYS = {one.name: one for one in fields(SimulationConfig)}

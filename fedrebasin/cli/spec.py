@@ -6,14 +6,19 @@ from typing import Annotated
 
 import typer
 
+from fedrebasin.cli.options import INPUT_HELP
 from fedrebasin.cli.show import AsJson, print_json
 
 
 def spec(
     model: Annotated[
-        str, typer.Option(help="torchvision:NAME, or package.module:callable, which is called without arguments.")
+        str,
+        typer.Option(
+            help="torchvision:NAME, timm:NAME, transformers:FOLDER with its config.json, or package.module:callable, "
+            "which is called without arguments."
+        ),
     ],
-    inputs: Annotated[str, typer.Option("--input", help="Shape of an example input.")] = "1,3,224,224",
+    inputs: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the spec to this JSON file.")] = None,
     json: Annotated[bool, AsJson] = False,
 ) -> None:
@@ -21,11 +26,11 @@ def spec(
 
     Example: fedrebasin spec --model torchvision:resnet50
     """
-    from fedrebasin.cli.models import load_model, traced_spec
+    from fedrebasin.cli.inputs import named_model, spec_of
     from fedrebasin.spec import json as spec_json
 
     started = time.perf_counter()
-    traced = traced_spec(model, load_model(model), inputs)
+    traced = spec_of(named_model(model), inputs or [])
     seconds = time.perf_counter() - started
     if out is not None:
         traced.save(out)

@@ -22,7 +22,8 @@ class Data:
         training: what running statistics are taken from.
         held_out: what inverse temperatures are fitted on; no figure is taken on it.
         reported: what figures are taken on.
-        shape: of an example input with two samples, for the tracer; "" where nothing is traced.
+        shape: of an example input with two samples, for the tracer, such as ``2,3,32,32`` or ``int64:2,16``; "" where
+            nothing is traced.
     """
 
     name: str
@@ -30,6 +31,11 @@ class Data:
     held_out: list[tuple[Tensor, Tensor]]
     reported: list[tuple[Tensor, Tensor]]
     shape: str = ""
+
+    @property
+    def tokens(self) -> bool:
+        """Whether every place of an example has a label, as in language models: the loss is log perplexity then."""
+        return any(labels.dim() > 1 for _, labels in self.reported[:1])
 
     def counts(self) -> dict[str, int]:
         """Number of examples of each kind."""

@@ -4,15 +4,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import MergeError
 from fedrebasin.files.checkpoints import Checkpoint, load_checkpoint
+from fedrebasin.files.mergeable import demand_mergeable
+from fedrebasin.files.naming import Names, named_as
 from fedrebasin.keys import likely_rename
 from fedrebasin.spec import PermutationSpec, plain_stack
-from fedrebasin.state import has_mean, is_counter
+from fedrebasin.state import has_mean, is_counter, missing_ties, tied_keys, ties_of
 
 _SHOWN = 3
+_NONE = PermutationSpec({}, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +43,17 @@ class CheckpointSet:
     @property
     def first(self) -> Mapping[str, Tensor]:
         """The tensors of the base, or of the first checkpoint."""
-        return (self.base or self.checkpoints[0]).state
+        return self.leading.state
 
     @property
     def nbytes(self) -> int:
         """Of one checkpoint."""
         return max(checkpoint.state.nbytes for checkpoint in self.checkpoints)
+
+    @property
+    def leading(self) -> Checkpoint:
+        """The base, or the first checkpoint: the result is of its form."""
+        return self.base or self.checkpoints[0]
 
     @property
     def largest_tensor(self) -> int:
@@ -54,7 +63,8 @@ class CheckpointSet:
     @property
     def notes(self) -> list[str]:
         """What was passed over in the files."""
-        taken = [f"{one.path}: took the prefix {one.prefix} off every key" for one in self.opened if one.prefix]
+        taken = [line for one in self.opened for line in one.choices]
+        taken += [f"{one.path}: took the prefix {one.prefix} off every key" for one in self.opened if one.prefix]
         taken += [f"{one.path}: read {' as '.join(one.renamed)}, and so on" for one in self.opened if one.renamed]
         left = [
             f"{one.path}: left out {', '.join(one.dropped)}, which is no tensor" for one in self.opened if one.dropped
@@ -67,7 +77,7 @@ class CheckpointSet:
         Raises:
             SpecError: if it is none.
         """
-        return plain_stack(self.first, ordered=(self.base or self.checkpoints[0]).form == "torch")
+        return plain_stack(self.first, ordered=self.leading.form == "torch")
 
     def no_groups(self) -> PermutationSpec:
         """A spec that moves nothing, for methods that do not align."""
@@ -80,45 +90,88 @@ def open_checkpoints(
     base: str | os.PathLike[str] | None = None,
     model: nn.Module | None = None,
     name: str = "",
+    *,
+    key: str = "",
+    prefix: str = "",
+    in_files: Mapping[str, str] | None = None,
+    spec: PermutationSpec | None = None,
 ) -> CheckpointSet:
     """Open checkpoints and demand that they fit the model, or else the first of them.
 
     Args:
-        paths: of the checkpoints.
+        paths: of the checkpoints: files, or folders as hubs lay them out.
         base: another checkpoint.
-        model: the architecture.
+        model: the architecture; tied weights need lie in a file once, and what it does not have is left out.
         name: of the model, for messages.
+        key: the entry of torch files that is the state dict; "" for the usual one.
+        prefix: of the keys that are the model, where files have several copies; "" chooses.
+        in_files: what a library calls the model's tensors in its files, by their names, where that is something else.
+        spec: of the models, where it is known: it says what is tied.
 
     Raises:
-        DataError: if a file cannot be read.
+        DataError: if a file cannot be read, or its numbers have no mean.
         MergeError: if there is none, or one is of another architecture.
     """
     if not paths:
         raise MergeError("no checkpoint to merge: give at least one")
-    opened = [load_checkpoint(path) for path in (*paths, *([] if base is None else [base]))]
-    keys = None if model is None else list(model.state_dict())
-    opened = [one.without_prefix(keys) for one in opened]
-    like: Mapping[str, Tensor] = opened[0].state if model is None else model.state_dict()
-    whose = str(paths[0]) if model is None else name or type(model).__name__
+    loaded = [load_checkpoint(path, key) for path in (*paths, *([] if base is None else [base]))]
+    known = (
+        None if model is None and spec is None else [*(model.state_dict() if model else ()), *(spec or _NONE).shapes]
+    )
+    for one in loaded:
+        demand_mergeable(one.path, one.state, known)
+    ties = [*(ties_of(model) if model else ()), *(spec or _NONE).tied]
+    if model is None:
+        ties += [names for one in loaded for names in tied_keys(dict(one.state))]
+    names = None if model is None else Names(model.state_dict(), ties, in_files or {}, whole=True)
+    leading = named_as(loaded[0 if base is None else -1], names, prefix)
+    if model is None:
+        names = Names(leading.state, ties)
+    opened = [leading if one.path is leading.path else named_as(one, names, prefix) for one in loaded]
+    whose = str(leading.path) if model is None else name or type(model).__name__
+    assert names is not None
     for one in opened:
-        _demand_fit(one.path, one.state, like, whose)
+        _demand_fit(one, names, whose)
+    opened = [_with_the_keys_of(leading, one, ties) for one in opened]
     return CheckpointSet(tuple(opened[: len(paths)]), None if base is None else opened[-1], model, name)
 
 
-def _demand_fit(path: object, state: Mapping[str, Tensor], like: Mapping[str, Tensor], whose: str) -> None:
+def _with_the_keys_of(leading: Checkpoint, other: Checkpoint, ties: Sequence[tuple[str, ...]]) -> Checkpoint:
+    """The checkpoint with the same ones of tied keys as the leading one.
+
+    Raises:
+        MergeError: if it has two tensors where the leading one has one, and they differ.
+    """
+    supplied = missing_ties(other.state, leading.state, ties)
+    twice = missing_ties(leading.state, other.state, ties)
+    for key, tied in twice.items():
+        if tied in other.state and not torch.equal(other.state[key], other.state[tied]):
+            raise MergeError(f"{other.path}: {key} and {tied} differ, which are one tensor in {leading.path}")
+    if not supplied and not twice:
+        return other
+    kept = {key: key for key in other.state if key not in twice}
+    return other.called({**kept, **supplied})
+
+
+def _demand_fit(one: Checkpoint, names: Names, whose: str) -> None:
     """Refuse a checkpoint of another architecture.
 
     Args:
-        path: of the checkpoint, for the message.
-        state: its tensors.
-        like: the tensors that it must have; counters (single integers) may be missing on either side.
-        whose: what ``like`` belongs to.
+        one: the checkpoint.
+        names: the tensors that it must have; counters may be missing on either side, tied ones be there once.
+        whose: what they belong to.
 
     Raises:
         MergeError: with the keys and shapes that differ.
     """
-    missing = [f"{key} {_shape(like[key])}" for key in like if key not in state and not is_counter(like[key])]
-    unknown = [f"{key} {_shape(state[key])}" for key in state if key not in like and not is_counter(state[key])]
+    path, state, like = one.path, one.state, names.like
+    tied = missing_ties(like, state, names.ties)
+    missing = [f"{key} {_shape(like[key])}" for key in names.missing(state)]
+    unknown = [
+        f"{key} {_shape(state[key])}"
+        for key in state
+        if key not in like and key not in tied and not is_counter(state[key])
+    ]
     other = [
         f"{key} {_shape(tensor)} where {whose} has {_shape(like[key])}"
         for key, tensor in state.items()

@@ -13,7 +13,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,13 +23,12 @@ from torch import Tensor
 
 from fedrebasin.errors import DataError
 from fedrebasin.files import legacy
+from fedrebasin.files.entries import model_in
+from fedrebasin.files.folder import Layout, config_of, demand_no_adapter, layout_of
 from fedrebasin.files.mapped import MappedState
-from fedrebasin.keys import pair, shared_prefix
+from fedrebasin.keys import COUNTERS, pair, shared_prefix
 from fedrebasin.state import demand_numbers, flaws
 from fedrebasin.writing import written_atomically
-
-#: Where training scripts keep the state dict.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
 
 _DTYPES = {
     torch.float64: "F64",
@@ -53,15 +52,18 @@ _DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A state dict in a file.
+    """A state dict in a file, or in a folder as hubs lay them out.
 
     Args:
-        path: of the file.
+        path: of the file or the folder.
         state: its tensors, by key.
-        form: ``safetensors`` or ``torch``.
+        form: ``safetensors``, ``torch`` or ``folder``.
         prefix: what was taken off every key.
         renamed: a key in the file and what it is called here, where the name of a wrapper was taken out of some.
         dropped: entries of the state dict that are not tensors.
+        layout: of a folder.
+        keys: what the tensors are called in the file, by their keys here.
+        choices: a line for each thing that was chosen.
     """
 
     path: Path
@@ -70,6 +72,9 @@ class Checkpoint:
     prefix: str = ""
     renamed: tuple[str, str] | None = None
     dropped: tuple[str, ...] = ()
+    layout: Layout | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
 
     def without_prefix(self, like: Collection[str] | None = None) -> Checkpoint:
         """The checkpoint without the prefixes and wrappers that its keys have and those of ``like`` do not.
@@ -78,33 +83,53 @@ class Checkpoint:
             like: the keys of the model. Without them ``model.`` may well be the model's own name, and stays.
         """
         prefix = shared_prefix(list(self.state), like)
-        short = [key.removeprefix(prefix) for key in self.state]
+        kept = [key for key in self.state if key not in COUNTERS or not prefix]
+        short = [key.removeprefix(prefix) for key in kept]
         pairs = pair(list(like), short) if like else None
         names = {key: name for name, key in (pairs or {}).items()}
         changed = next(((key, name) for key, name in names.items() if key != name), self.renamed)
         if not prefix and changed is self.renamed:
             return self
-        new = {names.get(key, key): old for key, old in zip(short, self.state, strict=True)}
-        return replace(self, state=self.state.renamed(new), prefix=self.prefix + prefix, renamed=changed)
+        found = self.called({names.get(key, key): old for key, old in zip(short, kept, strict=True)})
+        return replace(found, prefix=self.prefix + prefix, renamed=changed)
+
+    def called(self, names: Mapping[str, str]) -> Checkpoint:
+        """The checkpoint with some of its tensors; ``names`` maps what they are called then to what they are now."""
+        keys = {new: self.keys.get(old, old) for new, old in names.items()}
+        return replace(self, state=self.state.renamed(names), keys=keys)
+
+    def key_in_file(self, key: str) -> str:
+        """What a tensor is called in the file."""
+        return self.keys.get(key, key)
 
     def sha256(self) -> str:
-        """Of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """Of the file, or of all files of weights, one after the other."""
+        digest = hashlib.sha256()
+        for path in self.state.paths:
+            with path.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+        return digest.hexdigest()
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Map a checkpoint: a safetensors file, or one that ``torch.save`` wrote (a state dict, or a dict with one in it).
+def load_checkpoint(path: str | os.PathLike[str], key: str = "") -> Checkpoint:
+    """Map a checkpoint: a safetensors file, one that ``torch.save`` wrote, or a folder with such files.
 
     Torch files are read with ``weights_only=True``: a pickle that asks for anything but plain tensors is refused, and
-    nothing in it is called.
+    nothing in it is called. Of what trainers write the model is taken, see :func:`fedrebasin.files.entries.model_in`.
+
+    Args:
+        path: of the file or folder.
+        key: the entry of a torch file that is the state dict; "" for the usual one.
 
     Raises:
         DataError: if the file is missing, cannot be read, is not plain tensors, or holds no state dict.
     """
     path = Path(path)
+    if path.is_dir():
+        return _folder(path)
     if not path.is_file():
-        raise DataError(f"{path}: {'a folder, not a checkpoint' if path.is_dir() else 'there is no such file'}")
+        raise DataError(f"{path}: there is no such file")
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -115,7 +140,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if head[:2] not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise DataError(f"{path}: neither a safetensors file nor one that torch.save wrote")
     loaded = _torch(path, mapped=head[:2] == b"PK")
-    entries = _state_dict(path, loaded)
+    entries, choice = model_in(path, loaded, key)
     tensors = {key: value.detach() for key, value in entries.items() if isinstance(value, Tensor)}
     if unusual := [key for key, value in tensors.items() if value.layout != torch.strided or value.is_quantized]:
         raise DataError(f"{path}: {unusual[0]} is sparse or quantised: only dense tensors can be merged")
@@ -124,9 +149,24 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     size = path.stat().st_size
     if larger := [key for key, value in tensors.items() if value.nbytes > size]:
         raise DataError(f"{path}: {larger[0]} would be larger than the file: it repeats a few numbers")
-    return Checkpoint(
-        path, MappedState(tensors, path), "torch", dropped=tuple(str(key) for key in entries if key not in tensors)
-    )
+    dropped = tuple(str(key) for key in entries if key not in tensors)
+    choices = (choice,) if choice else ()
+    return Checkpoint(path, MappedState(tensors, path), "torch", dropped=dropped, choices=choices)
+
+
+def _folder(path: Path) -> Checkpoint:
+    demand_no_adapter(path)
+    config_of(path)
+    layout = layout_of(path)
+    tensors: dict[str, Tensor] = {}
+    for name in layout.files:
+        part = load_checkpoint(path / name).state
+        wanted = [key for key in part if layout.shards.get(key) == name] if layout.shards else list(part)
+        tensors |= {key: part[key] for key in wanted}
+    if missing := [key for key in layout.shards if key not in tensors]:
+        raise DataError(f"{path}: {missing[0]} is not in {layout.shards[missing[0]]}, where the index has it")
+    files = [path / name for name in layout.files]
+    return Checkpoint(path, MappedState(tensors, files), "folder", layout=layout)
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -168,17 +208,14 @@ def _demand_stored(path: Path) -> None:
                 raise DataError(f"{member.filename} is compressed, which torch.save does not do")
 
 
-def _state_dict(path: Path, loaded: Any) -> Mapping[str, Any]:
-    def has_tensors(value: Any) -> bool:
-        return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
+def demand_writable_dtypes(like: Mapping[str, Tensor]) -> None:
+    """Refuse what safetensors files have no name for.
 
-    if isinstance(loaded, Mapping):
-        inside = [loaded[name] for name in _WRAPPERS if has_tensors(loaded.get(name))]
-        if inside or has_tensors(loaded):
-            found = inside[0] if inside else loaded
-            return {str(key): value for key, value in found.items()}
-    what = f"its keys are {', '.join(map(str, list(loaded)[:5]))}" if isinstance(loaded, Mapping) else "it is none"
-    raise DataError(f"{path}: no state dict in it ({what}): expected tensors by name, also under {_WRAPPERS[0]!r}")
+    Raises:
+        DataError: with the first such tensor.
+    """
+    if found := next((key for key, tensor in like.items() if tensor.dtype not in _DTYPES), None):
+        raise DataError(f"{found}: {like[found].dtype} cannot be written as safetensors")
 
 
 def save_checkpoint(
@@ -210,10 +247,9 @@ def save_checkpoint(
     order = sorted(like, key=lambda key: (-like[key].element_size(), key))
     header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
     offset = 0
+    demand_writable_dtypes(like)
     for key in order:
         tensor = like[key]
-        if tensor.dtype not in _DTYPES:
-            raise DataError(f"{key}: {tensor.dtype} cannot be written as safetensors")
         end = offset + tensor.nbytes
         header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end

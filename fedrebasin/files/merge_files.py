@@ -1,125 +1,29 @@
-"""Checkpoints merged into one file: matched, averaged in pieces, calibrated, written."""
+"""Checkpoints merged into one: matched, averaged in pieces, calibrated, written."""
 
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedrebasin.errors import MergeError, choose
-from fedrebasin.files.calibrate import Calibration, Data, Progress, calibrated
+from fedrebasin.files.aligned import aligned
+from fedrebasin.files.calibrate import Data, Progress, calibrated
+from fedrebasin.files.card import model_card
 from fedrebasin.files.checkpoint_set import CheckpointSet, open_checkpoints
-from fedrebasin.files.checkpoints import load_checkpoint, save_checkpoint
-from fedrebasin.matching import Alignment, WeightMatching
+from fedrebasin.files.folder import config_of
+from fedrebasin.files.merged import MergedFile, MergedFiles
+from fedrebasin.files.output import Output, Pieces, whole
 from fedrebasin.merge_methods import METHODS, REFERENCED
-from fedrebasin.merging import (
-    AlignTo,
-    CycleConsistent,
-    MeanInPieces,
-    MergeMany,
-    TwoStepAligner,
-    average,
-    normalised,
-    unmoved,
-)
+from fedrebasin.merging import MeanInPieces, normalised
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import State, cosine
+from fedrebasin.state import State
+from fedrebasin.sums import Score, evaluate
 
-# Frank-Wolfe holds three matrices for each group: beyond this many bytes of them weight matching goes without.
-_RELAXED_BYTES = 3e8
 _RELEASE_BYTES = 2**26
-
-
-@dataclass(frozen=True)
-class MergedFile:
-    """What became of one checkpoint.
-
-    Args:
-        name: its path.
-        sha256: of its file.
-        weight: its share.
-        before: its cosine to what it was aligned to, as it was given.
-        after: the same, aligned.
-        moved: units that have another place now.
-        units: all that may move.
-        seconds: that aligning it took.
-        least_similar: the layer that agrees least, and its cosine; None where layers were not measured.
-    """
-
-    name: str
-    sha256: str
-    weight: float
-    before: float
-    after: float
-    moved: int
-    units: int
-    seconds: float
-    least_similar: tuple[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class MergedFiles:
-    """What a merge did.
-
-    Args:
-        method: one of ``METHODS``.
-        model: its name, or "".
-        reference: the path of the model that the others were aligned to; "" if they were aligned to their mean.
-        base: whether the result is the base and weighted differences from it.
-        rows: one for each checkpoint.
-        seconds: that everything took.
-        calibration: None without data.
-    """
-
-    method: str
-    model: str
-    reference: str
-    base: bool
-    rows: tuple[MergedFile, ...]
-    seconds: float = 0.0
-    calibration: Calibration | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
-    def metadata(self) -> dict[str, str]:
-        """For the header of the file: texts only."""
-        from fedrebasin import __version__  # the package imports this file
-
-        inputs = [
-            {
-                "name": Path(row.name).name,
-                "sha256": row.sha256,
-                "weight": row.weight,
-                "similarity_before": round(row.before, 6),
-                "similarity": round(row.after, 6),
-                "units_moved": row.moved,
-            }
-            for row in self.rows
-        ]
-        texts = {
-            "format": "pt",
-            "made_by": f"fedrebasin {__version__}",
-            "torch": torch.__version__,
-            "method": self.method,
-            "inputs": json.dumps(inputs),
-            "reference": Path(self.reference).name,
-        }
-        if self.base:
-            texts["base"] = Path(self.reference).name
-        if self.model:
-            texts["model"] = self.model
-        if self.calibration is not None:
-            texts["calibration"] = json.dumps(asdict(self.calibration))
-            texts["beta"] = repr(self.calibration.beta)
-        return texts
 
 
 def merge_files(
@@ -132,31 +36,38 @@ def merge_files(
     base: str | os.PathLike[str] | None = None,
     model: nn.Module | None = None,
     data: Data | None = None,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> MergedFiles:
-    """Permute checkpoints until their units correspond, and average them into a file.
+    """Permute checkpoints until their units correspond, and average them into a file, or a folder.
 
-    The files are mapped into memory and read piece by piece; what was done is written into the header of the result.
+    The files are mapped into memory and read piece by piece, sums are taken in float64; what was done is written into
+    the header of the result, and into a folder's model card.
 
     Args:
-        checkpoints: safetensors files, or files that ``torch.save`` wrote; or what :func:`open_checkpoints` opened,
-            with its base and model.
-        out: the merged model, a safetensors file.
+        checkpoints: safetensors files, files that ``torch.save`` wrote, or folders as hubs lay them out; or what
+            :func:`open_checkpoints` opened, with its base and model.
+        out: the merged model, a safetensors file; or, if the first checkpoint (or the base) is a folder, one of the
+            same layout, with its configuration and tokenizer.
         spec: of the models; None recognises a stack of dense layers.
         method: ``"weight-matching"``, ``"frank-wolfe"``, ``"merge-many"``, ``"cycle-consistent"`` or ``"average"``.
         weights: one for each checkpoint, equal if None.
         base: align to this model instead of the first, and add the weighted differences from it to it, with the weights
             as they are (task arithmetic, Ilharco et al., ICLR 2023).
         model: the architecture, which the checkpoints have to fit; needed with data.
-        data: recalibrates BatchNorm and fits a temperature.
+        data: recalibrates BatchNorm and fits a temperature; the models are judged on it, before and after.
+        dtype: of the result's floating-point tensors; None for the first checkpoint's (or the base's).
+        force: whether what lies at ``out`` may be replaced, one of the checkpoints too.
         seed: of the order in which groups are matched.
         progress: called with what is at work, how much is done, and of how much; None where nobody knows.
 
     Raises:
         DataError: if a file cannot be read.
         SpecError: if the spec does not fit, or none is given and the model is no plain stack.
-        MergeError: if the checkpoints do not belong together, or the weights cannot be used.
+        MergeError: if the checkpoints do not belong together, or the weights cannot be used, or something lies at
+            ``out``, or a number of the result is not finite where those of the checkpoints are.
         OSError: if the file cannot be written.
     """
     started = time.perf_counter()
@@ -169,16 +80,19 @@ def merge_files(
         raise MergeError(f"base: {method} aligns to no reference; choose {', '.join(REFERENCED)}")
     if spec is None:
         spec = opened.no_groups() if method == "average" else opened.plain_stack()
+    output = Output(Path(out), opened.leading, dtype)
+    output.demand_free([one.path for one in opened.opened], force)
     states = [one.state for one in opened.checkpoints]
     base_state = None if opened.base is None else opened.base.state
-    mean = MeanInPieces(states, [None] * len(states), weights, base_state)  # refuses weights before the work
+    mean = MeanInPieces(states, [None] * len(states), weights, base_state, dtype)  # refuses weights before the work
     names = [str(one.path) for one in opened.checkpoints]
     digests = [one.sha256() for one in opened.checkpoints]
     equal = (1 / len(states),) * len(states)
     shares = normalised(weights, len(states)) if base_state is None else tuple(weights or equal)
-    total = sum(tensor.nbytes for tensor in opened.first.values())
+    config = config_of(opened.leading.path) if opened.leading.layout is not None else {}
+    total = output.nbytes
 
-    def write(content: MergedFiles, like: State, mean: MeanInPieces | None) -> None:
+    def write(content: MergedFiles, pieces: Pieces) -> None:
         def written(done: int) -> None:
             report("writing (MB)", done >> 20, total >> 20)
             if done - released[-1] > _RELEASE_BYTES:  # one tensor can be most of a file
@@ -187,104 +101,85 @@ def merge_files(
                     one.state.release()
 
         released = [0]
-        save_checkpoint(
-            out, like, None if mean is None else partial(_demand_numbers, mean), content.metadata(), written
-        )
+        card = model_card(content, config, str(dtype or "").removeprefix("torch."), data is not None and data.tokens)
+        output.save(pieces, content.metadata(), card, written)
 
-    found, merged = _aligned(opened, spec.bind(opened.first), method, seed, weights, report)
+    found, merged = aligned(opened, spec.bind(opened.first), method, seed, weights, report)
     rows = tuple(
         MergedFile(
             *(name, digest, share, before, alignment.similarity),
             moved=sum(alignment.permutation.units_moved().values()),
             units=sum(index.numel() for index in alignment.permutation.values()),
             seconds=seconds,
-            least_similar=alignment.least_similar,
+            by_layer=alignment.by_layer,
         )
         for name, digest, share, (alignment, before, seconds) in zip(names, digests, shares, found, strict=True)
     )
     reference = str(opened.base.path) if opened.base else names[0] if method in REFERENCED else ""
     result = MergedFiles(method, opened.name, reference, base_state is not None, rows)
-    if merged is None:
-        write(result, opened.first, replace(mean, permutations=[_or_none(one.permutation) for one, _, _ in found]))
-    else:
-        write(result, merged, None)
+    in_order = replace(mean, permutations=[_or_none(one.permutation) for one, _, _ in found])
     if data is not None and opened.model is not None:
-        state, calibration = calibrated(opened.model, load_checkpoint(out).state, data, report)
+        unaligned = None if method == "average" else _whole(mean, opened.first)
+        result = _judged(result, opened, unaligned, data, report)
+        state = _whole(in_order, opened.first) if merged is None else _in_float(merged)
+        merged, calibration = calibrated(opened.model, state, data, report)
         result = replace(result, calibration=calibration)
-        write(result, state, None)
-    return replace(result, seconds=time.perf_counter() - started)
+    infinite: dict[str, None] = {}
+    write(result, _numbers(in_order if merged is None else whole(merged, output.like(opened.first)), infinite))
+    return replace(result, seconds=time.perf_counter() - started, infinite=tuple(infinite))
 
 
-def _demand_numbers(mean: MeanInPieces, key: str) -> Iterator[Tensor]:
-    for part in mean(key):
-        if part.is_floating_point() and bool((part.float() if part.itemsize == 1 else part).isnan().any()):
-            raise MergeError(f"{key}: the mean is not a number: a checkpoint is damaged, or infinite numbers cancel")
-        yield part
+def _whole(mean: MeanInPieces, like: State) -> dict[str, Tensor]:
+    """The mean in memory, in float32 at least: a model is run with it."""
+
+    def tensor(key: str, first: Tensor) -> Tensor:
+        narrow = first.is_floating_point() and first.itemsize < 4
+        parts = [part.reshape(-1) for part in replace(mean, dtype=torch.float32 if narrow else None)(key)]
+        return torch.cat(parts).reshape(first.shape) if parts else first
+
+    return {key: tensor(key, first) for key, first in like.items()}
 
 
-def _aligned(
-    opened: CheckpointSet,
-    spec: PermutationSpec,
-    method: str,
-    seed: int,
-    weights: Sequence[float] | None,
-    progress: Progress,
-) -> tuple[list[tuple[Alignment, float, float]], State | None]:
-    """For every checkpoint its alignment, its similarity before, and seconds; and the mean, if it is known already.
+def _judged(
+    result: MergedFiles, opened: CheckpointSet, unaligned: State | None, data: Data, progress: Progress
+) -> MergedFiles:
+    """How good the checkpoints are, each by itself and averaged as they are."""
+    model = opened.model
+    assert model is not None
 
-    Where there is a reference one candidate is looked at at a time.
-    """
+    def score(state: State, number: int) -> Score:
+        progress("judging", number, len(opened.checkpoints) + 1)
+        return evaluate(model, _in_float(state), data.reported)
 
-    def match(spec: PermutationSpec, reference: State, candidate: State) -> Alignment:
-        if method == "average":
-            return unmoved(spec, cosine(reference, candidate, spec.voting(reference)), "left as it is")
-        matcher = WeightMatching(
-            method="frank-wolfe" if method == "frank-wolfe" else "auto" if _relaxable(spec) else "coordinate",
-            seed=seed,
-            progress=lambda sweep, objective: progress(what, sweep, None),
-        )
-        return matcher(spec, reference=reference, candidate=candidate)
-
-    aligners: dict[str, TwoStepAligner] = {
-        "merge-many": MergeMany(seed=seed),
-        "cycle-consistent": CycleConsistent(seed=seed),
-    }
-    placer = aligners.get(method, AlignTo(match, reference=opened.first)).begin(spec)
-    found = []
-    for checkpoint in opened.checkpoints:
-        started = time.perf_counter()
-        what = f"matching {checkpoint.path.name}, sweep"
-        if placer.reference is not None:
-            progress(what, 0, None)
-        if (alignment := placer.place(checkpoint.state)) is not None:
-            found.append((alignment, _before(alignment), time.perf_counter() - started))
-        checkpoint.state.release()
-    if found:
-        return found, None
-    states = [one.state for one in opened.checkpoints]
-    progress(f"{method} of {len(states)} checkpoints", 0, None)
-    before = _cosines_to_mean(spec, states, weights)
-    merge = placer.finish(weights)
-    seconds = merge.history.seconds / len(states)
-    return [(one, was, seconds) for one, was in zip(merge.alignments, before, strict=True)], merge.merged
+    rows = [
+        replace(row, score=score(one.state, number))
+        for number, (row, one) in enumerate(zip(result.rows, opened.checkpoints, strict=True))
+    ]
+    last = None if unaligned is None else score(unaligned, len(rows))
+    return replace(result, rows=tuple(rows), unaligned=last)
 
 
-def _relaxable(spec: PermutationSpec) -> bool:
-    """Whether the matrices of Frank-Wolfe are small enough."""
-    return 3 * sum(8 * spec.shape(name)[-1] ** 2 for name in spec.groups) <= _RELAXED_BYTES
+def _in_float(state: State) -> dict[str, Tensor]:
+    narrow = {key for key, tensor in state.items() if tensor.is_floating_point() and tensor.itemsize < 4}
+    return {key: tensor.float() if key in narrow else tensor for key, tensor in state.items()}
 
 
-def _before(alignment: Alignment) -> float:
-    """The similarity of the models as they were: the objective is its multiple by both norms."""
-    objective = alignment.history.objective
-    if not objective or objective[-1] == 0:
-        return alignment.similarity
-    return alignment.similarity * objective[0] / objective[-1]
+def _numbers(pieces: Pieces, infinite: dict[str, None]) -> Pieces:
+    """The same pieces, with the promise that no number is none; keys of infinite ones are noted."""
 
+    def checked(key: str) -> Iterator[Tensor]:
+        for part in pieces(key):
+            if part.is_floating_point():
+                numbers = part.float() if part.itemsize == 1 else part
+                if not bool(numbers.isfinite().all()):
+                    infinite[key] = None
+                if bool(numbers.isnan().any()):
+                    raise MergeError(
+                        f"{key}: the mean is not a number: a checkpoint is damaged, or infinite numbers cancel"
+                    )
+            yield part
 
-def _cosines_to_mean(spec: PermutationSpec, states: Sequence[State], weights: Sequence[float] | None) -> list[float]:
-    mean = average(({key: state[key] for key in spec.voting(state)} for state in states), weights)
-    return [cosine(mean, state, spec.voting(state)) for state in states]
+    return checked
 
 
 def _or_none(permutation: Permutation) -> Permutation | None:

@@ -4,7 +4,7 @@ from fedrebasin.merging.align_to import AlignTo
 from fedrebasin.merging.average import average, normalised
 from fedrebasin.merging.cycle_consistent import CycleConsistent
 from fedrebasin.merging.identity import Identity
-from fedrebasin.merging.in_pieces import MeanInPieces
+from fedrebasin.merging.in_pieces import MeanInPieces, permuted, rounded
 from fedrebasin.merging.merge import Merge, cosine, unmoved
 from fedrebasin.merging.merge_many import MergeMany
 from fedrebasin.merging.protocol import Aligner, Placer, TwoStepAligner, two_step
@@ -24,6 +24,8 @@ __all__ = [
     "cosine",
     "medoid",
     "normalised",
+    "permuted",
+    "rounded",
     "started_from",
     "two_step",
     "unmoved",

@@ -43,6 +43,11 @@ def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, row
         yield part
 
 
+def permuted(permutation: Permutation, key: str, tensor: Tensor) -> Tensor:
+    """``permutation.apply(state)[key]``, of one tensor."""
+    return next(permuted_rows(permutation, key, tensor, len(tensor)), tensor) if tensor.dim() else tensor
+
+
 @dataclass(frozen=True)
 class MeanInPieces:
     """The weighted mean of permuted models, tensor by tensor and row by row.
@@ -56,6 +61,7 @@ class MeanInPieces:
         weights: one for each, equal if None. Without a base only their proportions count.
         base: another model: the result is ``base + sum of w_k (state_k - base)`` with the weights as they are, as in
             task arithmetic (Ilharco et al., ICLR 2023).
+        dtype: of the floating-point tensors of the result, which are rounded once; None for the first model's own.
 
     Raises:
         MergeError: if the weights cannot be used.
@@ -65,6 +71,7 @@ class MeanInPieces:
     permutations: Sequence[Permutation | None]
     weights: Sequence[float] | None = None
     base: State | None = None
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.base is None:
@@ -78,14 +85,16 @@ class MeanInPieces:
         """The tensor of a key in pieces along its first dimension; counters are the first model's, or the base's.
 
         Raises:
-            MergeError: if it is made of integers that differ between the models, or of what cannot be averaged.
+            MergeError: if it is made of integers that differ between the models, or of what cannot be averaged, or
+                is too large for the dtype.
         """
         like = (self.states[0] if self.base is None else self.base)[key]
         with naming(key):
             if is_counter(like):
                 yield like
             elif has_mean(like):
-                yield from self._averaged(key, like)
+                for part in self._averaged(key, like):
+                    yield rounded(key, part, self.dtype)
             else:
                 yield self._agreed(key, like)
 
@@ -115,11 +124,26 @@ class MeanInPieces:
             for pieces in parts:
                 mean = Mean()
                 for piece, weight in zip(pieces, weights, strict=True):
-                    mean.add({key: piece}, weight)
+                    mean.add({key: piece if self.dtype is None else wide(piece)}, weight)
                 yield mean.finish()[key].reshape(-1)
         else:
             weights = self.weights or (1 / len(self.states),) * len(self.states)
             for base, pieces in zip(torch.split(like.detach().reshape(like.shape or (1,)), rows), parts, strict=True):
                 start = wide(base)
                 steps = (weight * (wide(piece) - start) for weight, piece in zip(weights, pieces, strict=True))
-                yield (start + sum(steps)).to(like.dtype).reshape(-1)
+                total = (start + sum(steps)).reshape(-1)
+                yield total if self.dtype is not None else total.to(like.dtype)
+
+
+def rounded(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A floating-point tensor in another dtype; any other, and without a dtype all, as they are.
+
+    Raises:
+        MergeError: if a number is too large for it.
+    """
+    if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
+        return tensor
+    found = tensor.to(dtype)
+    if bool(found.isinf().any()) and not bool(tensor.isinf().any()):
+        raise MergeError(f"{key}: its largest number is too large for {str(dtype).removeprefix('torch.')}")
+    return found

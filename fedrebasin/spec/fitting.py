@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fedrebasin.spec.notation import with_sizes
+from fedrebasin.spec.renaming import without_missing_ties
 from fedrebasin.state import flaws, has_mean
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def misfits(spec: PermutationSpec, state: Mapping[str, Tensor]) -> list[str]:
     """Everything that keeps the spec from fitting, see :meth:`PermutationSpec.misfits`."""
     if found := flaws(state):
         return found
+    spec = without_missing_ties(spec, state)
     found = [f"{key}: missing from the state dict" for key in spec.shapes if key not in state]
     for key, tensor in state.items():
         shape = tuple(tensor.shape)

@@ -31,6 +31,7 @@ def encode(spec: PermutationSpec) -> dict[str, Any]:
         "statistics": sorted(spec.statistics),
         "unpermuted": [list(row) for row in spec.unpermuted],
         "checked": spec.checked,
+        **({"tied": [list(keys) for keys in spec.tied]} if spec.tied else {}),
     }
 
 
@@ -65,6 +66,7 @@ def decode(data: Any) -> PermutationSpec:
             statistics=frozenset(map(str, data["statistics"])),
             unpermuted=tuple(Unpermuted(str(k), int(d), str(r), str(o)) for k, d, r, o in data["unpermuted"]),
             checked=bool(data["checked"]),
+            tied=tuple(tuple(map(str, keys)) for keys in data.get("tied", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedrebasin.errors import SpecError
 from fedrebasin.keys import pair
-from fedrebasin.state import has_mean
+from fedrebasin.state import has_mean, missing_ties
 
 if TYPE_CHECKING:
     from fedrebasin.spec.spec import PermutationSpec
@@ -34,6 +34,26 @@ def renamed(spec: PermutationSpec, names: Mapping[str, str]) -> PermutationSpec:
         shapes={new[key]: shape for key, shape in spec.shapes.items()},
         statistics=frozenset(new.get(key, key) for key in spec.statistics),
         unpermuted=tuple(row._replace(key=new.get(row.key, row.key)) for row in spec.unpermuted),
+        tied=tuple(tuple(new.get(key, key) for key in keys) for keys in spec.tied),
+    )
+
+
+def without_missing_ties(spec: PermutationSpec, state: Container[str]) -> PermutationSpec:
+    """The spec without the keys that the state dict has under the name of one that is tied to them, or as it is."""
+    absent = missing_ties(state, spec.shapes, spec.tied)
+    if not absent:
+        return spec
+    groups = {
+        name: replace(group, axes=tuple(axis for axis in group.axes if axis.key not in absent))
+        for name, group in spec.groups.items()
+    }
+    return replace(
+        spec,
+        groups=groups,
+        shapes={key: shape for key, shape in spec.shapes.items() if key not in absent},
+        statistics=spec.statistics - absent.keys(),
+        unpermuted=tuple(row for row in spec.unpermuted if row.key not in absent),
+        tied=(),
     )
 
 

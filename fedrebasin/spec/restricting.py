@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fedrebasin.errors import SpecError
 from fedrebasin.keys import likely_rename
 from fedrebasin.spec.group import Unpermuted
+from fedrebasin.spec.renaming import without_missing_ties
 from fedrebasin.state import has_mean
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def torn(spec: PermutationSpec, keys: Iterable[str]) -> dict[str, str]:
     """The groups that lie partly in these tensors, see :meth:`PermutationSpec.torn`."""
     part = set(keys)
+    spec = without_missing_ties(spec, part)
     found = {}
     for name, group in spec.groups.items():
         outside = [axis.key for axis in group.axes if axis.key not in part]
@@ -35,6 +37,7 @@ def restricted(spec: PermutationSpec, keys: Iterable[str], freeze_torn: bool) ->
     if not given:
         raise SpecError("no keys to restrict the spec to: give those of the tensors that may move")
     part = set(given)
+    spec = without_missing_ties(spec, part)
     tied = torn(spec, part)
     groups = {
         name: replace(group, axes=axes, frozen=group.frozen or (freeze_torn and name in tied))
@@ -55,6 +58,7 @@ def restricted(spec: PermutationSpec, keys: Iterable[str], freeze_torn: bool) ->
         statistics=spec.statistics & part,
         unpermuted=(*(row for row in spec.unpermuted if row.key in part), *still),
         checked=spec.checked and (freeze_torn or not tied),
+        tied=tuple(kept for keys in spec.tied if len(kept := tuple(key for key in keys if key in part)) > 1),
     )
 
 

@@ -24,7 +24,7 @@ from fedrebasin.spec.axis import Axis, number_moved
 from fedrebasin.spec.fitting import misfits, misplaced, sized
 from fedrebasin.spec.group import Group, Unpermuted
 from fedrebasin.spec.notation import Units, parse_axes
-from fedrebasin.spec.renaming import pairs_with, renamed
+from fedrebasin.spec.renaming import pairs_with, renamed, without_missing_ties
 from fedrebasin.spec.restricting import restricted, torn
 from fedrebasin.state import has_mean
 
@@ -40,6 +40,7 @@ class PermutationSpec:
         statistics: keys that move with their group and do not vote in the matching objective (running means, masks).
         unpermuted: parameter axes that no group moves, with the reason.
         checked: whether random members were applied and left the function unchanged.
+        tied: keys that are one tensor; state dicts need have one of them only.
     """
 
     groups: Mapping[str, Group]
@@ -47,6 +48,7 @@ class PermutationSpec:
     statistics: frozenset[str] = frozenset()
     unpermuted: tuple[Unpermuted, ...] = ()
     checked: bool = field(default=False, compare=False)
+    tied: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
@@ -59,8 +61,6 @@ class PermutationSpec:
             list(self.ancestors(name))
             if absent := next((axis.key for axis in group.axes if axis.key not in self.shapes), None):
                 raise SpecError(f"group {name!r} has an axis of {absent}, whose shape is not in the spec")
-
-    # -- from where ------------------------------------------------------------------------------------------------
 
     @staticmethod
     def from_axes(
@@ -118,8 +118,6 @@ class PermutationSpec:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the spec as JSON; ``PermutationSpec.load(path) == spec``."""
         Path(path).write_text(json.dumps(spec_json.encode(self), indent=1) + "\n", encoding="utf-8")
-
-    # -- what is in it ---------------------------------------------------------------------------------------------
 
     def ancestors(self, name: str) -> Iterator[Group]:
         """The groups whose blocks contain the group's units, innermost first."""
@@ -252,7 +250,7 @@ class PermutationSpec:
         return misfits(self, state)
 
     def bind(self, state: Mapping[str, Tensor]) -> PermutationSpec:
-        """The spec with all sizes known, once it is sure that it fits the state dict.
+        """The spec with all sizes known, without tied keys that are not there, once it is sure that it fits.
 
         Raises:
             SpecError: naming every key and shape that does not fit.
@@ -261,7 +259,7 @@ class PermutationSpec:
             if any(key not in state for key in self.shapes) and (hint := likely_rename(list(self.shapes), list(state))):
                 found = [f"{hint} (spec.rename_like(state) renames the spec, where it can be)", *found]
             raise SpecError("the spec does not fit the state dict: " + "; ".join(found))
-        return sized(self, state)
+        return sized(without_missing_ties(self, state), state)
 
     def rename(self, names: Mapping[str, str]) -> PermutationSpec:
         """The spec with keys renamed, others stay; ``spec.rename({old: new}).rename({new: old}) == spec``.

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from fedrebasin.errors import CoverageWarning, TraceError, one_line
 from fedrebasin.spec import PermutationSpec, Unpermuted
-from fedrebasin.state import has_mean
+from fedrebasin.state import has_mean, ties_of
 from fedrebasin.tracing.algebra import Pinned, leaves, pin, units
 from fedrebasin.tracing.groups import Grouping
 from fedrebasin.tracing.program import Forward, Reading, Usage, exported, preserved, tensors_of, usage_of
@@ -81,6 +81,7 @@ def trace(
         # Integers that no group moves (counters) are nothing to a spec.
         statistics=frozenset(key for key in state if key not in weights and (key in moved or has_mean(state[key]))),
         unpermuted=tuple(grouping.unpermuted([key for key in state if key in weights])),
+        tied=ties_of(model),
     )
     on_meta = any(tensor.is_meta for tensor in state.values())
     if not check or on_meta:

@@ -110,18 +110,27 @@ def _function(name: str) -> Any:
 
 
 def _as_tensors(name: str, part: Any) -> tuple[Tensor, Tensor]:
-    """Inputs ``(n, ...)`` as float32 and labels ``(n,)``, from a pair of arrays or a data set of samples."""
+    """Inputs ``(n, ...)`` as float32 and labels ``(n,)``, from a pair of arrays or a data set of samples.
+
+    Whole numbers with a label each, ``(n, places)`` both, are tokens, and stay what they are.
+    """
     try:
         if isinstance(part, tuple | list) and len(part) == 2 and len(part[0]) == len(part[1]):
             inputs, labels = (torch.as_tensor(np.asarray(array)) for array in part)
         else:
             samples = [part[place] for place in range(len(part))]
             inputs = torch.stack([torch.as_tensor(np.asarray(sample[0])) for sample in samples])
-            labels = torch.as_tensor([int(sample[1]) for sample in samples])
+            labels = torch.stack([torch.as_tensor(np.asarray(sample[1])) for sample in samples])
         labels = labels.to(torch.int64)
-        if labels.shape != inputs.shape[:1] or inputs.dim() < 2 or not len(labels) or int(labels.min()) < 0:
+        tokens = labels.dim() > 1 and not inputs.is_floating_point()
+        if (
+            labels.shape != inputs.shape[: 2 if tokens else 1]
+            or inputs.dim() < 2
+            or not len(labels)
+            or labels.min() < 0
+        ):
             raise DataError(f"inputs of shape {tuple(inputs.shape)} with labels of shape {tuple(labels.shape)}")
-        return inputs.float().contiguous(), labels
+        return (inputs.to(torch.int64) if tokens else inputs.float()).contiguous(), labels
     except Exception as error:
         reason = " ".join(str(error).split())
         raise DataError(f"data {name}: not a data set of inputs with a class each: {reason}") from None

@@ -2,6 +2,7 @@
 """What came out, and how it is shown: figures, studies, tables, charts and pages."""
 
 from .comparison import Comparison
+from .difference_figure import draw_difference
 from .experiment_figure import draw
 from .figures import REFERENCES, Bin, Figures, Row
 from .page import write_experiment, write_page, write_report

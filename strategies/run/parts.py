@@ -4,7 +4,7 @@ from collections.abc import Collection
 from logging import INFO, WARNING
 
 from fedrebasin import PermutationSpec, SpecError
-from fedrebasin.state import State, has_mean
+from fedrebasin.state import State, has_mean, missing_ties
 
 from ..flower import log
 
@@ -21,7 +21,8 @@ def absent(spec: PermutationSpec, like: State) -> tuple[str, ...]:
     Raises:
         SpecError: if what is sent has positions for names, and there are fewer than the spec has keys.
     """
-    left_out = tuple(key for key in spec.shapes if key not in like)
+    tied = missing_ties(like, spec.shapes, spec.tied)
+    left_out = tuple(key for key in spec.shapes if key not in like and key not in tied)
     if not like or not left_out:
         return ()
     if all(key.isdecimal() for key in like) and len(like) < len(spec.shapes):

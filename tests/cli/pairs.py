@@ -24,7 +24,7 @@ def pair(make, shape, noise=0.0, seed=0):
     """A model's state dict, one of the same model with other units and noise, and the spec."""
     torch.manual_seed(seed)
     model = make().eval()
-    spec = PermutationSpec.trace(model, torch.zeros(shape))
+    spec = PermutationSpec.trace(model, shape if isinstance(shape, torch.Tensor) else torch.zeros(shape))
     a = model.state_dict()
     b = {k: t + noise * torch.randn_like(t) if t.is_floating_point() else t for k, t in a.items()}
     return a, Permutation.random(spec, torch.Generator().manual_seed(seed)).apply(b), spec

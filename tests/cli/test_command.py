@@ -9,7 +9,7 @@ import pytest
 from fedrebasin import PermutationSpec
 from fedrebasin.cli import main
 
-COMMANDS = ("compare", "merge", "barrier", "spec", "reproduce", "simulate", "new", "doctor")
+COMMANDS = ("compare", "merge", "barrier", "diff", "spec", "reproduce", "simulate", "new", "doctor")
 QUICK = ["compare", "--width", "16", "--clients", "2", "--local-epochs", "1", "--strategies", "fedavg,rebasin"]
 
 
@@ -144,8 +144,13 @@ def test_the_version(capsys):
         (["compare", "--clients", "2000"], "cannot be split"),
         (["comprae"], "Choose from compare"),
         (["spec"], "--model"),
-        (["spec", "--model", "resnet18"], "write torchvision:NAME or package.module:callable"),
+        (
+            ["spec", "--model", "resnet18"],
+            "write torchvision:NAME, timm:NAME, transformers:FOLDER or package",
+        ),
         (["spec", "--model", "torchvision:resnet81"], "close to it: resnet18"),
+        (["spec", "--model", "torchvision:resnet18,width=3"], "width"),
+        (["spec", "--model", "transformers:/no/such"], "there is no config.json that says what model it is"),
         (["spec", "--model", "no_such_package:make"], "No module named"),
         (["spec", "--model", "fedrebasin.models:nothing"], "nothing"),
         (["spec", "--model", "fedrebasin.models:VGG61"], "close to it: VGG16"),

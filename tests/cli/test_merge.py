@@ -71,7 +71,8 @@ def test_it_is_what_the_library_does(tmp_path):
     expected = AlignTo(WeightMatching(), reference=0)(spec, [a, b, c], [1, 2, 3]).merged
     found = load_file("m.safetensors")
     assert all(torch.equal(found[key], expected[key]) for key in expected)
-    assert main(["merge", "a.pt", "b.pt", "c.pt", "--method", "merge-many", "-o", "m.safetensors", *options]) == 0
+    options += ["--method", "merge-many", "--force"]
+    assert main(["merge", "a.pt", "b.pt", "c.pt", "-o", "m.safetensors", *options]) == 0
     expected = MergeMany()(spec, [a, b, c]).merged
     found = load_file("m.safetensors")
     assert all(torch.equal(found[key], expected[key]) for key in expected)
@@ -186,6 +187,12 @@ def _files(tmp_path):
         (["a.safetensors", "b.pt", "--model", MLP, "--data", "/no/such"], ["/no/such: there is no such folder"]),
         (["a.safetensors", "b.pt", "--model", MLP, "--data", "cifar10"], ["needs data-dir"]),
         (["a.safetensors", "b.pt", "--model", MLP], ["--input 1,3,224,224"]),
+        (["a.safetensors", "b.pt", "--model", MLP, "--input", "2,x"], ["input_ids:int64:1,16"]),
+        (["a.safetensors", "b.pt", "--model", MLP, "--input", "x:2,64", "--input", "2"], ["name each of them once"]),
+        (["a.safetensors", "b.pt", "--model", f"{MLP},width"], ["write num_classes=10"]),
+        (["a.safetensors", "b.pt", "--dtype", "float8"], ["choose from float32, float16, bfloat16, float64"]),
+        (["a.safetensors", "b.pt", "--prefix", "x."], ["no key begins with 'x.'; they begin with layers."]),
+        (["b.pt", "b.pt", "--key", "ema"], ["b.pt: no state dict under 'ema': there are state_dict"]),
         (["a.safetensors", "b.pt", "-o", "m.pt"], ["name it m.safetensors"]),
         (["a.safetensors", "b.pt", "-o", "none/m.safetensors"], ["there is no folder none"]),
     ],

@@ -1,5 +1,7 @@
 """A spec of a part of a model: what may still move, what is frozen, and why."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -163,3 +165,13 @@ def test_keys_that_are_not_in_the_spec_are_refused():
         spec.restrict(["body.a", "n"])
     counted = {"body.a": torch.zeros(2, 2), "n": torch.tensor(3)}
     assert set(spec.restrict(counted).shapes) == {"body.a"}
+
+
+def test_a_tied_key_that_is_sent_under_its_other_name_is_not_left_out():
+    axes = {"in.weight": (None, "P"), "out.weight": ("P", None), "again.weight": ("P", None)}
+    spec = replace(PermutationSpec.from_axes(axes), tied=(("out.weight", "again.weight"),))
+    sent = {"in.weight": torch.zeros(3, 5), "again.weight": torch.zeros(5, 3)}
+    assert spec.torn(sent) == {}
+    part = spec.restrict(sent).bind(sent)
+    assert [axis.key for axis in part.groups["P"].axes] == ["in.weight", "again.weight"]
+    assert not part.groups["P"].frozen
