@@ -10,7 +10,7 @@ from fedrebasin.errors import MergeError
 from fedrebasin.files.checkpoints import Checkpoint, load_checkpoint
 from fedrebasin.keys import likely_rename
 from fedrebasin.spec import PermutationSpec, plain_stack
-from fedrebasin.state import has_mean, is_counter
+from fedrebasin.state import has_mean, is_counter, is_statistic
 
 _SHOWN = 3
 
@@ -72,7 +72,7 @@ class CheckpointSet:
     def no_groups(self) -> PermutationSpec:
         """A spec that moves nothing, for methods that do not align."""
         shapes = {key: tuple(tensor.shape) for key, tensor in self.first.items() if has_mean(tensor)}
-        return PermutationSpec({}, shapes, frozenset(k for k in shapes if k.endswith(("running_mean", "running_var"))))
+        return PermutationSpec({}, shapes, frozenset(filter(is_statistic, shapes)))
 
 
 def open_checkpoints(

@@ -10,6 +10,7 @@ from fedrebasin.state.kinds import (
     flaws,
     has_mean,
     is_counter,
+    is_statistic,
     real,
     wide,
 )

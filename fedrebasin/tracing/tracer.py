@@ -1,7 +1,6 @@
 """trace: the permutation symmetries of any model, read off its graph."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,12 +9,12 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
 from fedrebasin.errors import TraceError, one_line
-from fedrebasin.spec import PermutationSpec, Unpermuted
+from fedrebasin.spec import PermutationSpec
 from fedrebasin.state import has_mean
 from fedrebasin.tracing.algebra import Pinned, leaves, pin, units
 from fedrebasin.tracing.groups import Grouping
 from fedrebasin.tracing.program import Reading, exported, preserved, tensors_of
-from fedrebasin.tracing.proof import holds
+from fedrebasin.tracing.proof import holds, proven
 from fedrebasin.tracing.values import Value
 
 
@@ -73,7 +72,7 @@ def trace(model: nn.Module, example_inputs: Any, *, check: bool = True, seed: in
     inputs = {False: example_inputs}
     if len(unread) < len(before):
         inputs[True] = _twice(example_inputs)
-    return _proven(spec, model, inputs, seed)
+    return proven(spec, lambda one: _holds(one, model, inputs, seed))
 
 
 def _axes_of(state: Mapping[str, Tensor]) -> dict[str, Value]:
@@ -124,37 +123,5 @@ def _read_in_train_mode(model: nn.Module, example_inputs: Any, reading: Reading,
                 pin(part, Pinned(f"may feed {unread[0]}, which is read in training only"))
 
 
-def _proven(spec: PermutationSpec, model: nn.Module, inputs: dict[bool, Any], seed: int) -> PermutationSpec:
-    """The spec without the groups that change the function; inputs by whether they are for training."""
-    if _holds(spec, model, inputs, seed):
-        return replace(spec, checked=True)
-    wrong = []
-    for group in spec.outermost_first:
-        if not group.frozen:
-            alone = spec.freeze(name for name in spec.groups if name != group.name)
-            if not _holds(alone, model, inputs, seed):
-                wrong.append(group.name)
-    rest = _without(spec, wrong)
-    if _holds(rest, model, inputs, seed):
-        return replace(rest, checked=True)
-    return replace(_without(spec, list(spec.groups)), checked=True)
-
-
 def _holds(spec: PermutationSpec, model: nn.Module, inputs: dict[bool, Any], seed: int) -> bool:
     return all(holds(spec, model, given, seed=seed, training=training) for training, given in inputs.items())
-
-
-def _without(spec: PermutationSpec, names: list[str]) -> PermutationSpec:
-    """The spec without these groups, which are reported; blocks that others lie in stay, frozen."""
-    dropped = spec.freeze(names)
-    lost = [
-        Unpermuted(axis.key, axis.dim, f"the check of group {name!r} failed")
-        for name in names
-        for axis in spec.groups[name].axes
-    ]
-    keep = {name: group for name, group in dropped.groups.items() if not group.frozen}
-    for name in list(keep):
-        for ancestor in dropped.ancestors(name):
-            keep.setdefault(ancestor.name, ancestor)
-    groups = {name: group for name, group in dropped.groups.items() if name in keep}
-    return replace(dropped, groups=groups, unpermuted=(*spec.unpermuted, *lost))
