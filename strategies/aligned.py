@@ -18,7 +18,7 @@ from fedrebasin.devices import move, pick_device
 from fedrebasin.spec import coverage_gaps
 
 from .aggregate import Aggregation, ReplyAlignment
-from .combinations import check_parts, former_api, inside_another
+from .combinations import check_parts, former_api, inside_another, suggestion
 from .flower import log
 from .replies import Proportions, Screener, StreamingGrid, demand_ratio, to_state
 from .round import Calibrator, Probe, Round, calibrate, measure, with_metrics
@@ -243,6 +243,7 @@ class Aligned(Strategy):
             current, reported = calibrate(current, self.calibrators)
             state, measured = current.state, measured | reported
             run.beta = measured.get("beta", run.beta)
+        run.advise(suggestion(self.strategy, self.calibrators, alignment.idle, state or {}))
         arrays = None if state is None else run.template.encode(state)
         if current is not None:
             measured |= measure(current, self.probes)
@@ -284,16 +285,6 @@ class Aligned(Strategy):
 
 #: What cannot be changed once it is set.
 SETTINGS = (
-    "strategy",
-    "aligner",
-    "calibrators",
-    "probes",
-    "device",
-    "streaming",
-    "workers",
-    "max_weight_ratio",
-    "resume",
-    "keep_memory",
-    "query_type",
-    "log",
+    *("strategy", "aligner", "calibrators", "probes", "device", "streaming", "workers", "max_weight_ratio"),
+    *("resume", "keep_memory", "query_type", "log"),
 )

@@ -48,6 +48,8 @@ class Traits:
         is_the_mean: its aggregate is the weighted mean of the replies and nothing else.
         floats_only: it cannot take arrays of integers.
         aligns: it aligns its replies itself.
+        steps_statistics: it moves running statistics by steps of its own, as if they were weights: once replies are
+            aligned, these are averaged instead.
     """
 
     private: bool = False
@@ -58,10 +60,11 @@ class Traits:
     is_the_mean: bool = False
     floats_only: bool = False
     aligns: bool = False
+    steps_statistics: bool = False
 
 
 _MEAN = Traits(keeps_state=False, needs_all=False, is_the_mean=True)
-_OPTIMIZER = Traits(needs_all=False)
+_OPTIMIZER = Traits(needs_all=False, steps_statistics=True)
 _ROBUST = Traits(keeps_state=False, robust=True)
 _PRIVATE = Traits(keeps_state=False, private=True)
 _CLIPPING = Traits(keeps_state=False, private=True, clips_on_clients=True)

@@ -11,6 +11,7 @@ from fedrebasin.state.kinds import (
     has_mean,
     is_counter,
     is_statistic,
+    is_variance,
     real,
     wide,
 )

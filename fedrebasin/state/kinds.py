@@ -34,6 +34,11 @@ def is_statistic(key: str) -> bool:
     return key.endswith(_STATISTICS) or "batch_stats" in re.split(r"\W", key)
 
 
+def is_variance(key: str) -> bool:
+    """Whether it is called like a running variance, which cannot be negative."""
+    return is_statistic(key) and "var" in re.split(r"\W", key)[-1]
+
+
 def wide(tensor: Tensor) -> Tensor:
     """A tensor in the precision that sums are taken in: float64, or complex128."""
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

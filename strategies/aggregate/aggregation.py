@@ -27,6 +27,7 @@ from ..replies import (
 )
 from ..traits import Traits, expecting_fewer, traits_of
 from .alignment import ReplyAlignment
+from .statistics import averaged_statistics
 from .tally import Tally
 from .weighted_mean import flower_mean, mean_metrics, mean_reply
 
@@ -123,7 +124,7 @@ class Aggregation:
             messages = self._messages(good, merge)
             with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
                 arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
-            return Aggregate(self._restored(arrays, integers), metrics, tuple(good), merge, self._measured(tally))
+            return Aggregate(self._restored(arrays, integers, mean), metrics, tuple(good), merge, self._measured(tally))
         if mean is None:
             mean = flower_mean([reply.state for reply in good], [reply.num_examples for reply in good])
         return self._of_the_mean(good, {**mean, **integers}, merge, tally, integers)
@@ -234,10 +235,11 @@ class Aggregation:
         arrays, metrics = self.strategy.aggregate_train(self.server_round, list(self.screener.errors))
         return Aggregate(self._restored(arrays, {}), metrics)
 
-    def _restored(self, aggregate: Mapping[str, Array | Tensor] | None, integers: State) -> State | None:
+    def _restored(self, made: ArrayRecord | State | None, integers: State, mean: State | None = None) -> State | None:
         """An aggregate in the global dtypes, with the integers that the replies agree on; None if it is not finite."""
+        held = {**averaged_statistics(mean or {}, self.alignment, self.template, self.traits), **integers}
         try:
-            return None if aggregate is None else self.template.restore({**aggregate, **integers})
+            return None if made is None else self.template.restore({**made, **held})
         except RecordError as error:
             log(ERROR, "aggregate_train: %s; the last good global model is kept", error)
             return None
@@ -246,14 +248,13 @@ class Aggregation:
         self, replies: Sequence[Reply], mean: State, merge: Merge | None, tally: Tally, integers: State
     ) -> Aggregate:
         metrics = mean_metrics(replies, self.strategy)
-        measured = self._measured(tally)
-        failed = len(self.screener.errors)
+        measured, failed = self._measured(tally), len(self.screener.errors)
         if self.traits.is_the_mean:  # there is nothing that the strategy would do to it
             log(INFO, "aggregate_train: Received %d results and %d failures", len(replies), failed)
             return Aggregate(self._restored(mean, {}), metrics, tuple(replies), merge, measured)
         message = mean_reply(replies, mean, self.template, self.strategy, metrics)
         arrays, _ = self.strategy.aggregate_train(self.server_round, [message, *self.screener.errors])
-        return Aggregate(self._restored(arrays, integers), metrics, tuple(replies), merge, measured)
+        return Aggregate(self._restored(arrays, integers, mean), metrics, tuple(replies), merge, measured)
 
     def _measured(self, tally: Tally) -> dict[str, float]:
         measured = tally.metrics()

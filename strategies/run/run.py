@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from logging import WARNING
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, Metadata, MetricRecord
@@ -11,6 +12,7 @@ from flwr.serverapp.strategy import Result
 
 from fedrebasin import PermutationSpec
 
+from ..flower import log
 from ..replies import Template
 from .frames import Frames
 
@@ -31,6 +33,7 @@ class Run:
         asked: the messages of the round, by node: of their metadata, the ids that the grid gave them.
         grid: what they were sent through.
         beta: the inverse temperature that was found last.
+        advised: whether something was suggested in the log, which is done once.
         metrics: of training, by round.
     """
 
@@ -45,11 +48,18 @@ class Run:
     asked: Mapping[int, Metadata] = field(default_factory=dict)
     grid: Grid | None = None
     beta: float | None = None
+    advised: bool = False
     metrics: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def number(self, server_round: int) -> int:
         """The round's number in the whole run; Flower's loop counts from where it was resumed."""
         return server_round + (self.done if self.started else 0)
+
+    def advise(self, sentence: str) -> None:
+        """Log a suggestion, the first one of a run."""
+        if sentence and not self.advised:
+            self.advised = True
+            log(WARNING, "%s", sentence)
 
     def see(self, arrays: ArrayRecord) -> None:
         """Learn the form of the global model; the spec's keys become the model's.
