@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedrebasin import PermutationSpec, SpecError
-from tests.tracing.nets import Residual
+from tests.tracing.nets import Branches, Residual
 
 
 def places(spec, state):
@@ -47,6 +47,17 @@ class Recurrent(nn.Module):
         return self.head(self.cells(self.embedding(x))[0][:, -1])
 
 
+class BothWays(nn.Module):
+    """A recurrent layer in two directions, whose outputs lie side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.GRU(5, 6, bidirectional=True, batch_first=True), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0].mean(1))
+
+
 def conv(inputs, outputs, stride=1):
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
 
@@ -63,6 +74,12 @@ def flattened():
     return nn.Sequential(*features, nn.Flatten(), nn.Linear(8 * 16, 16), nn.Tanh(), nn.Linear(16, 10))
 
 
+def concatenated():
+    """Three layers of two sizes, read as one."""
+    branches = Branches(lambda *one: torch.cat(one, 1), nn.Linear(5, 6), nn.Linear(5, 4), nn.Linear(5, 6))
+    return nn.Sequential(branches, nn.Tanh(), nn.Linear(16, 3))
+
+
 def dense():
     """Inputs, hidden layers and outputs of one size, and a residual connection."""
     body = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Sigmoid())
@@ -76,6 +93,8 @@ NETS = {
     "channels last": (ChannelsLast, lambda: torch.randn(3, 1, 8, 8)),
     "residual": (residual, lambda: torch.randn(3, 1, 8, 8)),
     "recurrent": (Recurrent, lambda: torch.randint(0, 11, (4, 7))),
+    "both ways": (BothWays, lambda: torch.randn(4, 7, 5)),
+    "concatenated": (concatenated, lambda: torch.randn(6, 5)),
 }
 
 
@@ -166,35 +185,36 @@ def test_flattened_units_in_any_order_and_precision(order, precision):
 
 
 def test_what_is_not_found_is_named_with_a_reason():
+    """Units in two blocks that are normalised apart: three units in each, a size that no dimension has."""
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(8, 5))
 
     def outputs(state):
-        left, right = np.tanh(inputs @ state["left"]), np.tanh(inputs @ state["right"])
-        return np.concatenate((left, right), 1) @ state["head"] + state["shift"].sum()
+        blocks = np.tanh(inputs @ state["hidden"]).reshape(8, 2, 3)
+        blocks = blocks / np.linalg.norm(blocks, axis=2, keepdims=True)
+        return blocks.reshape(8, 6) @ state["head"] + state["shift"].sum()
 
-    shapes = {"left": (5, 6), "right": (5, 4), "head": (10, 3), "shift": (6,), "scale": (1,)}
+    shapes = {"hidden": (5, 6), "head": (6, 4), "shift": (6,), "scale": (1,)}
     spec = PermutationSpec.from_function(outputs, {key: generator.normal(size=shape) for key, shape in shapes.items()})
     assert not spec.groups
     reasons = {f"{key}[{dim}]": reason for key, dim, reason, _ in spec.unpermuted}
-    assert "a concatenation" in reasons["left[1]"]
+    assert "grouped" in reasons["hidden[1]"]
     assert "do not depend" in reasons["shift[0]"]
     assert reasons["scale[0]"] == "a single unit"
-    assert len(reasons) == 8
+    assert len(reasons) == 6
 
 
-def test_heads_that_are_packed_keep_what_is_proven_only():
-    """Of three heads of four units each, the order of the units that is the same in all of them is found."""
-    model = nn.TransformerEncoderLayer(12, 3, 24, dropout=0.0, batch_first=True).eval()
-    net = nn.Sequential(nn.Linear(5, 12), model, nn.Linear(12, 4)).eval()
+def test_of_packed_heads_the_units_in_each_are_found():
+    """Of three heads of four units each: queries and keys, and values, of every head; not the order of the heads."""
+    layer = nn.TransformerEncoderLayer(12, 3, 24, dropout=0.0, batch_first=True)
+    net = nn.Sequential(nn.Linear(5, 12), layer, nn.Linear(12, 4)).eval()
     inputs = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
     spec = PermutationSpec.from_function(
         lambda given: torch.func.functional_call(net, given, (inputs,)), net.state_dict()
     )
     spec.check(net, inputs, seed=5)
-    traced = PermutationSpec.trace(net, inputs)
-    assert 0 < spec.log10_symmetries < traced.log10_symmetries
-    assert {12, 24} <= {group.size for group in spec.groups.values()}
+    assert sorted(group.size for group in spec.groups.values()) == [4] * 6 + [12, 24]
+    assert 0 < spec.log10_symmetries < PermutationSpec.trace(net, inputs).log10_symmetries
 
 
 def test_what_cannot_be_tested_is_said_in_a_line():

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedrebasin.spec import PermutationSpec, Unpermuted
-from fedrebasin.state import has_mean
+from fedrebasin.spec import Group, PermutationSpec, Unpermuted
+from fedrebasin.state import has_mean, is_statistic
 from fedrebasin.tracing.proof.checking import UNITS_SEEN, relative_change, small_change
 from fedrebasin.tracing.proof.functions import Function, FunctionRuns
 from fedrebasin.tracing.proof.precision import never_rounding
 from fedrebasin.tracing.proof.proven import proven
+from fedrebasin.tracing.proof.readings import Reading, joined, wholes, wholes_and_pieces
 from fedrebasin.tracing.proof.trial import Trial
 
 #: Outputs that move by more of their size have changed, in float64; in less, by a tenth of what is never rounding.
@@ -21,7 +22,8 @@ CHANGED = 1e-7
 FEWEST_DRAWS = 2
 _DRAWS_APART = 104_729
 
-TOLD_APART = "its units are told apart, or lie as testing does not look for (heads, pieces of a concatenation)"
+
+TOLD_APART = "its units are told apart, or lie as testing does not look for (packed heads, grouped convolutions)"
 NOT_FOUND = "its units move with others that testing did not find"
 WITHOUT_EFFECT = "the outputs do not depend on the order of its units"
 SINGLE = "a single unit"
@@ -36,15 +38,17 @@ def derive(
     the axes C of a group exchange these units, while the group's other axes are symmetric: that is a member of the
     group, and the function stays. So
 
-    - an axis may belong to a group if, with all others of its size symmetric, an exchange along it changes nothing;
+    - an axis may belong to a group if, with all others of its size symmetric, an exchange along it changes nothing, and
+      still does once those are left that may;
     - C grows, from one axis, by those whose asymmetry makes an exchange along C change something;
     - C is a group once an exchange along C changes nothing, whatever the other axes hold.
 
     What is found is checked as :func:`check` does, and a group that fails is dropped. Sizes are tried from the largest
     on. A dimension of size m holds n units if n is a size of some dimension and divides m: as a whole, or in blocks or
-    rows (the channels of an image, flattened in any order, or the gates of an LSTM). Not looked for: heads that move
-    as blocks with units of their own inside, grouped convolutions, pieces of a concatenation. Axes without a group are
-    in ``spec.unpermuted``, each with its reason.
+    rows (the channels of an image, flattened in any order, or the gates of an LSTM). What no group takes is tried as a
+    concatenation of at most four pieces, and rows that move together are tried apart: the directions of an LSTM, the
+    units in each head. Not found: blocks that move and have units of their own inside (heads that share a dimension,
+    grouped convolutions), and sizes that no dimension has. Axes without a group are in ``spec.unpermuted``, and why.
 
     The function runs some times for each axis, and some times for each axis and group where few axes of a size are in
     one: hundreds of times for a small network. Small inputs are enough, if everything in the state has a part in the
@@ -62,47 +66,34 @@ def derive(
     """
     runs = FunctionRuns(function, state)
     shapes = {key: tuple(tensor.shape) for key, tensor in runs.tensors.items() if has_mean(tensor)}
-    names: dict[tuple[str, int], str] = {}
-    rows: dict[str, list[Any]] = {key: [None] * len(shape) for key, shape in shapes.items()}
-    sizes = {(key, dim): size for key, shape in shapes.items() for dim, size in enumerate(shape)}
-    reasons = {where: TOLD_APART if size > 1 else SINGLE for where, size in sizes.items()}
+    lengths = {(key, dim): length for key, shape in shapes.items() for dim, length in enumerate(shape)}
+    reasons = {where: TOLD_APART if length > 1 else SINGLE for where, length in lengths.items()}
+    sizes = sorted({length for length in lengths.values() if length > 1}, reverse=True)
+    groups: dict[str, Group] = {}
+    taken: list[Reading] = []
     with ExitStack() as stack:
         draws: list[Draw] = []
-        for size in sorted({size for size in sizes.values() if size > 1}, reverse=True):
+        for size in sizes:
             for number in range(len(draws), _draws(size)):
                 trial, drawn, _ = stack.enter_context(runs.started(seed + _DRAWS_APART * number))
                 draws.append(Draw(trial, drawn))
-            axes = [axis for axis in _readings(shapes, size) if (axis.key, axis.dim) not in names]
-            if len({(axis.key, axis.dim) for axis in axes}) < 2:
-                continue
-            for group in Exchanges(draws[: _draws(size)], size, axes, seed).groups(reasons):
-                for axis in group:
-                    names[axis.key, axis.dim] = f"{group[0].key}[{group[0].dim}]"
-                    rows[axis.key][axis.dim] = axis.units(names[axis.key, axis.dim])
-    like = {key: runs.tensors[key] for key in shapes}
-    spec = PermutationSpec.from_axes(rows, like, statistics)
-    left = [Unpermuted(*where, reason) for where, reason in reasons.items() if where not in names]
-    return proven(replace(spec, unpermuted=tuple(left)), lambda one: small_change(one, runs, seed))
-
-
-class Reading(NamedTuple):
-    """A dimension of a tensor, read as ``outer`` rows of units with ``inner`` neighbouring entries each."""
-
-    key: str
-    dim: int
-    outer: int
-    inner: int
-
-    def reordered(self, units: Tensor) -> Tensor:
-        """The index along the dimension that puts the units in this order."""
-        places = torch.arange(self.outer * len(units) * self.inner)
-        return places.view(self.outer, len(units), self.inner)[:, units].flatten()
-
-    def units(self, name: str) -> str | tuple[str | int, ...]:
-        """As :meth:`PermutationSpec.from_axes` takes them."""
-        if self.outer == self.inner == 1:
-            return name
-        return (*[self.outer] * (self.outer > 1), name, *[self.inner] * (self.inner > 1))
+            for read in (wholes, wholes_and_pieces):
+                axes = [one for one in read(lengths, size) if not any(map(one.overlaps, taken))]
+                if len({(axis.key, axis.dim) for axis in axes}) < 2:
+                    continue
+                for group in Exchanges(draws[: _draws(size)], size, axes, seed).groups(reasons):
+                    name = f"{group[0].key}[{group[0].dim}]"
+                    name = name if name not in groups else f"{name} from {group[0].start}"
+                    groups[name] = Group(name, size, tuple(one.axis() for one in group))
+                    taken += group
+    moved = {(one.key, one.dim) for one in taken}
+    spec = PermutationSpec(
+        groups=groups,
+        shapes=shapes,
+        statistics=frozenset(filter(is_statistic, shapes) if statistics is None else statistics),
+        unpermuted=tuple(Unpermuted(*where, reason) for where, reason in reasons.items() if where not in moved),
+    )
+    return proven(spec, lambda one: small_change(one, runs, seed))
 
 
 class Draw(NamedTuple):
@@ -134,18 +125,23 @@ class Exchanges:
         Args:
             reasons: by key and dimension; it is changed.
         """
-        rest: dict[tuple[str, int], Reading] = {}
-        for axis in self.axes:
-            if (axis.key, axis.dim) not in rest and not self.changes([axis], ()):
-                rest[axis.key, axis.dim] = axis
+        rest: list[Reading] = []
+        sieved = self._sieved()
+        for axis in sieved.axes:
+            if not any(map(axis.overlaps, rest)):
+                rest.append(axis)
         while rest:
-            where = next(iter(rest))
-            group, whole = self._grown(rest.pop(where), list(rest.values()))
+            group, whole = sieved._grown(rest[0], rest[1:])
+            rest = [axis for axis in rest if axis not in group]
             for axis in group:
-                rest.pop((axis.key, axis.dim), None)
                 reasons[axis.key, axis.dim] = WITHOUT_EFFECT if whole else NOT_FOUND
             if whole and len(group) > 1:
-                yield sorted(group, key=self.axes.index)
+                yield from self._apart(sorted(group, key=self.axes.index))
+
+    def _sieved(self) -> "Exchanges":
+        """Those along which an exchange changes nothing while the others of them are symmetric."""
+        left = [axis for axis in self.axes if not self.changes([axis], ())]
+        return self if len(left) == len(self.axes) else replace(self, axes=left)._sieved()
 
     def _grown(self, first: Reading, others: list[Reading]) -> tuple[list[Reading], bool]:
         """The axes that were found to move with the first one, and whether these are all."""
@@ -155,6 +151,19 @@ class Exchanges:
                 return group, False
             group += found
         return group, not self.changes(group, self.axes)
+
+    def _apart(self, group: list[Reading]) -> list[list[Reading]]:
+        """The finer groups of a group whose rows need not move together: directions of an LSTM, units in each head."""
+        alone = Exchanges(self.draws, self.size, [row for axis in group for row in axis.rows], self.seed)
+        rest, finer = list(alone.axes), []
+        while rest:
+            found, whole = alone._grown(rest[0], rest[1:])
+            if not whole or len(found) == len(alone.axes):
+                return [group]
+            finer.append(found)
+            rest = [row for row in rest if row not in found]
+        finer = [found for found in finer if len(found) > 1]
+        return [list(joined(group, found)) for found in finer] if len(finer) > 1 else [group]
 
     def _partners(self, group: list[Reading], others: list[Reading]) -> list[Reading]:
         """Those of the others whose asymmetry makes an exchange along the group change something."""
@@ -178,10 +187,12 @@ class Exchanges:
     def _changes(self, number: int, moved: Sequence[Reading], free: Collection[Reading]) -> bool:
         trial, drawn = self.draws[number]
         exchange = _exchange(self.size, torch.Generator().manual_seed(self.seed + number))
-        asymmetric = {(axis.key, axis.dim) for axis in (*moved, *free)}
+        asymmetric: dict[tuple[str, int], list[Reading]] = {}
+        for axis in (*moved, *free):
+            asymmetric.setdefault((axis.key, axis.dim), []).append(axis)
         bound: dict[tuple[str, int], list[Reading]] = {}
         for axis in self.axes:
-            if (axis.key, axis.dim) not in asymmetric:
+            if not any(map(axis.overlaps, asymmetric.get((axis.key, axis.dim), ()))):
                 bound.setdefault((axis.key, axis.dim), []).append(axis)
         state = dict(drawn)
         for (key, dim), readings in bound.items():
@@ -192,15 +203,6 @@ class Exchanges:
         after = trial.outputs(state)
         least = CHANGED if trial.precision == torch.float64 else never_rounding(trial.precision) / 10
         return any(not relative_change(*pair) <= least for pair in zip(before, after, strict=True))
-
-
-def _readings(shapes: Mapping[str, tuple[int, ...]], size: int) -> Iterator[Reading]:
-    """Every way in which some dimension may hold so many units; as a whole, where that can be."""
-    for key, shape in shapes.items():
-        for dim, length in enumerate(shape):
-            rest, over = divmod(length, size)
-            if not over:
-                yield from (Reading(key, dim, outer, rest // outer) for outer in range(1, rest + 1) if not rest % outer)
 
 
 def _draws(size: int) -> int:
