@@ -18,7 +18,7 @@ from fedrebasin.devices import move, pick_device
 from fedrebasin.spec import coverage_gaps
 
 from .aggregate import Aggregation, ReplyAlignment
-from .combinations import check_parts, demand_whole, former_api, inside_another
+from .combinations import check_parts, demand_whole, former_api, inside_another, suggestion
 from .driving import Call, demand_resumable, drive
 from .flower import log
 from .options import SETTINGS
@@ -254,6 +254,8 @@ class Aligned(Strategy):
             current, reported = calibrate(current, self.calibrators)
             state, measured = current.state, measured | reported
             run.beta = measured.get("beta", run.beta)
+        if advice := suggestion(self.strategy, self.calibrators, alignment.idle, state or {}):
+            run.say("statistics", WARNING, advice)
         arrays = taken.arrays if state is None else run.template.encode(state)
         if current is not None:
             measured |= measure(current, self.probes)

@@ -8,9 +8,10 @@ from flwr.serverapp.strategy import Strategy
 from fedrebasin import Aligner, PermutationSpec, RebasinError, SpecError
 from fedrebasin.errors import choose
 from fedrebasin.merging import two_step
+from fedrebasin.state import State, is_statistic, is_variance
 
 from .flower import is_legacy, log
-from .round import Calibrator, Probe
+from .round import BatchNormRecalibration, Calibrator, Probe
 from .traits import Traits, traits_of, unwrap
 
 
@@ -90,6 +91,25 @@ def demand_whole(absent: Sequence[str], parts: Sequence[Calibrator | Probe]) -> 
             raise RebasinError(
                 f"{_name(part)} runs the whole model, and {absent[0]}{more} with the clients: leave it out, or send all"
             )
+
+
+def suggestion(strategy: Strategy, calibrators: Sequence[Calibrator], idle: bool, state: State) -> str:
+    """What to say of BatchNorm's statistics in an aggregate; nothing where all is well, or they are measured anew.
+
+    Args:
+        strategy: the inner one.
+        calibrators: that have had their turn.
+        idle: whether nothing is aligned: then the strategy's own statistics go on.
+        state: the new global model.
+    """
+    if any(isinstance(part, BatchNormRecalibration) for part in calibrators):
+        return ""
+    found = [key for key, tensor in state.items() if is_variance(key) and bool((tensor < 0).any())]
+    said = "has negative variances in" if found else "takes steps of its own along"
+    if idle and not found and traits_of(strategy).steps_statistics:
+        found = list(filter(is_statistic, state))
+    advice = "add BatchNormRecalibration() to calibrators, or align: then they are averaged"
+    return f"{_name(strategy)} {said} running statistics ({found[0]}): {advice}" if found else ""
 
 
 def former_api(what: str) -> str:

@@ -51,6 +51,8 @@ class Traits:
         takes_models: each reply has to be one model of the global one's keys and shapes, in one ArrayRecord, with one
             MetricRecord: others are set aside before it sees them, and updates would be taken for models. False: it may
             understand whatever comes.
+        steps_statistics: it moves running statistics by steps of its own, as if they were weights: once replies are
+            aligned, these are averaged instead.
     """
 
     private: bool = False
@@ -62,10 +64,11 @@ class Traits:
     floats_only: bool = False
     aligns: bool = False
     takes_models: bool = False
+    steps_statistics: bool = False
 
 
 _MEAN = Traits(keeps_state=False, needs_all=False, is_the_mean=True, takes_models=True)
-_OPTIMIZER = Traits(needs_all=False, takes_models=True)
+_OPTIMIZER = Traits(needs_all=False, takes_models=True, steps_statistics=True)
 _ROBUST = Traits(keeps_state=False, robust=True, takes_models=True)
 _PRIVATE = Traits(keeps_state=False, private=True, takes_models=True)
 _CLIPPING = replace(_PRIVATE, clips_on_clients=True)

@@ -17,7 +17,7 @@ from fedrebasin.simulations import CALIBRATORS, EXPERIMENTS, LOADERS, STRATEGIES
 
 REGISTRIES = (ALIGNERS, CALIBRATORS, EXPERIMENTS, LOADERS, MATCHERS, MODELS, STATISTICS, STRATEGIES)
 #: What a block that imports it is left out without.
-OPTIONAL = ("jax", "keras", "lightning", "peft", "transformers")
+OPTIONAL = ("flax", "jax", "keras", "lightning", "peft", "transformers")
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 CONTRIBUTING = (ROOT / "docs" / "contributing.md").read_text()
@@ -72,7 +72,8 @@ def test_the_code_of_a_page_runs_from_its_beginning_to_its_end(page, tmp_path, m
     exec(compile(WORLD, "world", "exec"), namespace)
     missing = set()
     for number, block in enumerate(blocks(page, "python")):
-        if absent := {name for name in OPTIONAL if f"import {name}\n" in block and not find_spec(name)}:
+        imported = {name for name in OPTIONAL if re.search(rf"^(import|from) {name}\b", block, re.MULTILINE)}
+        if absent := {name for name in imported if not find_spec(name)}:
             missing |= absent
         else:
             exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from fedrebasin.calibration import fit_temperature, recalibrate_batch_norm
 from fedrebasin.errors import MergeError
 from fedrebasin.running import Batch, demand_reiterable
-from fedrebasin.state import State, computable, cosine, demand_numbers, demand_same_form, has_mean, length
+from fedrebasin.state import (
+    State,
+    computable,
+    cosine,
+    demand_numbers,
+    demand_same_form,
+    has_mean,
+    is_statistic,
+    length,
+)
 from fedrebasin.sums import evaluate, logits_of
 
 Definition = Literal["git-re-basin", "simultaneous"]
@@ -46,11 +55,6 @@ class Barrier:
     def error_barrier(self, definition: Definition = "git-re-basin") -> float:
         """The barrier of the errors, in [-1, 1] (Frankle et al. 2020, section 2; see :func:`barrier_value`)."""
         return barrier_value(self.errors, definition)
-
-
-def is_statistic(key: str) -> bool:
-    """Whether a tensor is data's (a running mean or variance), not a parameter with a place in weight space."""
-    return key.endswith(("running_mean", "running_var"))
 
 
 def demand_alike(a: State, b: State) -> None:

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.analysis.barrier import Barrier, demand_alike, is_statistic, loss_barrier
+from fedrebasin.analysis.barrier import Barrier, demand_alike, loss_barrier
 from fedrebasin.calibration import fit_temperature
 from fedrebasin.errors import MergeError
 from fedrebasin.running import Batch, demand_reiterable
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import State, computable, distance, length
+from fedrebasin.state import State, computable, distance, is_statistic, length
 from fedrebasin.sums import evaluate, logits_of
 
 Measured = Literal["tensor", "model"]

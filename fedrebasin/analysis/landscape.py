@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.analysis.barrier import demand_alike, is_statistic
+from fedrebasin.analysis.barrier import demand_alike
 from fedrebasin.calibration import recalibrate_batch_norm
 from fedrebasin.errors import MergeError
 from fedrebasin.running import Batch, demand_reiterable
-from fedrebasin.state import State, inner, length
+from fedrebasin.state import State, inner, is_statistic, length
 from fedrebasin.sums import evaluate
 
 

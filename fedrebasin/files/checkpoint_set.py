@@ -13,7 +13,7 @@ from fedrebasin.files.mergeable import demand_mergeable
 from fedrebasin.files.naming import Names, named_as
 from fedrebasin.keys import likely_rename
 from fedrebasin.spec import PermutationSpec, plain_stack
-from fedrebasin.state import has_mean, is_counter, missing_ties, tied_keys, ties_of
+from fedrebasin.state import has_mean, is_counter, is_statistic, missing_ties, tied_keys, ties_of
 
 _SHOWN = 3
 _NONE = PermutationSpec({}, {})
@@ -82,7 +82,7 @@ class CheckpointSet:
     def no_groups(self) -> PermutationSpec:
         """A spec that moves nothing, for methods that do not align."""
         shapes = {key: tuple(tensor.shape) for key, tensor in self.first.items() if has_mean(tensor)}
-        return PermutationSpec({}, shapes, frozenset(k for k in shapes if k.endswith(("running_mean", "running_var"))))
+        return PermutationSpec({}, shapes, frozenset(filter(is_statistic, shapes)))
 
 
 def open_checkpoints(

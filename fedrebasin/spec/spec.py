@@ -7,7 +7,6 @@ reordered alike. A :class:`Group` is one such set of units with all of its axes;
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -20,13 +19,13 @@ from torch import Tensor, nn
 from fedrebasin.errors import SpecError
 from fedrebasin.keys import likely_rename
 from fedrebasin.spec import json as spec_json
-from fedrebasin.spec.axis import Axis, number_moved
+from fedrebasin.spec.counting import coverage, log10_symmetries
 from fedrebasin.spec.fitting import misfits, misplaced, sized
 from fedrebasin.spec.group import Group, Unpermuted
 from fedrebasin.spec.notation import Units, parse_axes
 from fedrebasin.spec.renaming import pairs_with, renamed, without_missing_ties
 from fedrebasin.spec.restricting import restricted, torn
-from fedrebasin.state import has_mean
+from fedrebasin.state import has_mean, is_statistic
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,8 @@ class PermutationSpec:
                 last); in general the factors of the dimension in row-major order, as in ``(7, name, 7)``.
             like: a state dict to take the sizes from. Without it they are taken from the first one that the spec is
                 used with.
-            statistics: keys that do not vote; by default those that end in ``running_mean`` or ``running_var``.
+            statistics: keys that do not vote; by default those that are called like running statistics, see
+                :func:`fedrebasin.state.is_statistic`.
 
         Example: ``{"0.weight": ("P_0", None), "0.bias": ("P_0",), "2.weight": (None, "P_0"), "2.bias": (None,)}``
 
@@ -85,7 +85,7 @@ class PermutationSpec:
             SpecError: if an entry is not of this form, or does not fit ``like``.
         """
         if statistics is None:
-            statistics = (key for key in axes if key.endswith(("running_mean", "running_var")))
+            statistics = filter(is_statistic, axes)
         spec = PermutationSpec(
             groups=parse_axes(axes),
             shapes={key: (None,) * len(row) for key, row in axes.items()},
@@ -99,6 +99,13 @@ class PermutationSpec:
         from fedrebasin.tracing import trace
 
         return trace(model, example_inputs, **options)
+
+    @staticmethod
+    def from_function(function: Callable[..., Any], state: Mapping[str, Any], **options: Any) -> PermutationSpec:
+        """Find the spec of any function of a state dict by testing it: see :func:`fedrebasin.tracing.derive`."""
+        from fedrebasin.tracing import derive
+
+        return derive(function, state, **options)
 
     @staticmethod
     def load(path: str | PathLike[str]) -> PermutationSpec:
@@ -156,24 +163,12 @@ class PermutationSpec:
         Git Re-Basin's Table 1 counts axes that a residual stream ties as if they were free; this is the number of
         permutations that leave the function as it is.
         """
-        total = 0.0
-        for group in self.groups.values():
-            if not group.frozen:
-                *blocks, size = self.shape(group.name)
-                total += math.prod(blocks) * math.lgamma(size + 1)
-        return total / math.log(10)
+        return log10_symmetries(self)
 
     @property
     def coverage(self) -> float:
         """The share of the parameters (statistics left out), by number, that some group that is not frozen moves."""
-        axes: dict[str, list[Axis]] = {key: [] for key in self.shapes if key not in self.statistics}
-        for group in self.groups.values():
-            for axis in group.axes:
-                if axis.key in axes and not group.frozen:
-                    axes[axis.key].append(axis)
-        total = sum(math.prod(self.sizes(key)) for key in axes)
-        moved = sum(number_moved(found, self.sizes(key)) for key, found in axes.items())
-        return moved / total if total else 0.0
+        return coverage(self)
 
     def voting(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
         """The keys of the tensors that vote in the matching objective, and that distances of models are taken over.

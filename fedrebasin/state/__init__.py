@@ -10,6 +10,8 @@ from fedrebasin.state.kinds import (
     flaws,
     has_mean,
     is_counter,
+    is_statistic,
+    is_variance,
     real,
     wide,
 )

@@ -4,6 +4,7 @@ What becomes of those that have no mean is said by :class:`fedrebasin.state.Mean
 and have to be equal in all models; Flower's strategies keep to Flower's ways with what no group moves.
 """
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fedrebasin.errors import MergeError, RebasinError
+
+_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
 
 #: A model as its tensors by key: a ``state_dict()``.
 State = Mapping[str, Tensor]
@@ -24,6 +27,16 @@ def has_mean(tensor: Tensor) -> bool:
 def is_counter(tensor: Tensor) -> bool:
     """Whether a tensor is a single integer or bool, which no permutation moves."""
     return not has_mean(tensor) and tensor.numel() == 1
+
+
+def is_statistic(key: str) -> bool:
+    """Whether a tensor is called like a running mean or variance, in PyTorch, Keras or Flax: it is no parameter."""
+    return key.endswith(_STATISTICS) or "batch_stats" in re.split(r"\W", key)
+
+
+def is_variance(key: str) -> bool:
+    """Whether it is called like a running variance, which cannot be negative."""
+    return is_statistic(key) and "var" in re.split(r"\W", key)[-1]
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fedrebasin.errors import CoverageWarning, TraceError, one_line
-from fedrebasin.spec import PermutationSpec, Unpermuted
+from fedrebasin.spec import PermutationSpec
 from fedrebasin.state import has_mean, ties_of
 from fedrebasin.tracing.algebra import Pinned, leaves, pin, units
 from fedrebasin.tracing.groups import Grouping
 from fedrebasin.tracing.program import Forward, Reading, Usage, exported, preserved, tensors_of, usage_of
-from fedrebasin.tracing.proof import holds
+from fedrebasin.tracing.proof import holds, proven
 from fedrebasin.tracing.values import Value
 
 
@@ -89,7 +89,7 @@ def trace(
     usages = {False: usage}
     if len(unread) < len(before):
         usages[True] = usage.map(_twice)
-    return _proven(spec, usages, seed)
+    return proven(spec, lambda one: _holds(one, usages, seed))
 
 
 def _first_that_exports(usage: Usage) -> tuple[Usage, ExportedProgram]:
@@ -157,37 +157,6 @@ def _read_in_train_mode(usage: Usage, reading: Reading, unread: list[str]) -> No
                 pin(part, Pinned(f"may feed {unread[0]}, which is read in training only"))
 
 
-def _proven(spec: PermutationSpec, usages: Mapping[bool, Usage], seed: int) -> PermutationSpec:
-    """The spec without the groups that change the function; usages by whether they are for training."""
-    if _holds(spec, usages, seed):
-        return replace(spec, checked=True)
-    wrong = []
-    for group in spec.outermost_first:
-        if not group.frozen:
-            alone = spec.freeze(name for name in spec.groups if name != group.name)
-            if not _holds(alone, usages, seed):
-                wrong.append(group.name)
-    rest = _without(spec, wrong)
-    if _holds(rest, usages, seed):
-        return replace(rest, checked=True)
-    return replace(_without(spec, list(spec.groups)), checked=True)
-
-
 def _holds(spec: PermutationSpec, usages: Mapping[bool, Usage], seed: int) -> bool:
+    """Whether the function stays; usages by whether they are for training."""
     return all(holds(spec, usage, seed=seed, training=training) for training, usage in usages.items())
-
-
-def _without(spec: PermutationSpec, names: list[str]) -> PermutationSpec:
-    """The spec without these groups, which are reported; blocks that others lie in stay, frozen."""
-    dropped = spec.freeze(names)
-    lost = [
-        Unpermuted(axis.key, axis.dim, f"the check of group {name!r} failed")
-        for name in names
-        for axis in spec.groups[name].axes
-    ]
-    keep = {name: group for name, group in dropped.groups.items() if not group.frozen}
-    for name in list(keep):
-        for ancestor in dropped.ancestors(name):
-            keep.setdefault(ancestor.name, ancestor)
-    groups = {name: group for name, group in dropped.groups.items() if name in keep}
-    return replace(dropped, groups=groups, unpermuted=(*spec.unpermuted, *lost))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import ERROR, INFO
 
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
@@ -30,7 +30,8 @@ from ..replies import (
 from ..traits import Traits, traits_of
 from .aggregate import Aggregate
 from .alignment import ReplyAlignment
-from .inner import ask, handed_on, restored, share_another_form, without_arrays
+from .inner import Made, ask, handed_on, restored, share_another_form, without_arrays
+from .statistics import averaged_statistics
 from .tally import Tally
 from .weighted_mean import flower_mean, mean_metrics, mean_reply
 
@@ -144,7 +145,7 @@ class Aggregation:
                 good, merge = [without_arrays(reply) for reply in good], None
         if self.traits.needs_all:
             arrays, metrics = self._ask([*self._handed_on(good, merge), *self.screener.errors])
-            return Aggregate(self._restored(arrays, integers), metrics, tuple(good), merge, self._measured(tally))
+            return Aggregate(self._restored(arrays, integers, mean), metrics, tuple(good), merge, self._measured(tally))
         if mean is None or self.updates is not None:
             states = merge.states if merge is not None else [reply.state for reply in good]
             handed = [self._handed(reply, state) for reply, state in zip(good, states, strict=True)]
@@ -158,8 +159,7 @@ class Aggregation:
         """
         if self.traits.needs_all:
             return self.at_once(replies)
-        mean, tally = Mean("averaged"), Tally()
-        kept: list[Reply] = []
+        mean, tally, kept = Mean("averaged"), Tally(), list[Reply]()
         integers: State = {}
         for reply, state in self._arriving(replies, workers, tally):
             integers = {key: state[key] for key in self._moving_integers(state)}
@@ -227,8 +227,7 @@ class Aggregation:
             return list(replies), merge, {}
         states = [] if self.alignment.private else [dict(state) for state in merge.states]
         integers = agreed(keys, states, self.global_state or merge.states[0])
-        reasons = [dissent(integers, state) for state in merge.states]
-        found = {position: reason for position, reason in enumerate(reasons) if reason}
+        found = {at: reason for at, state in enumerate(merge.states) if (reason := dissent(integers, state))}
         if not found:
             return list(replies), merge, integers
         kept = self._kept(replies, found)
@@ -258,23 +257,24 @@ class Aggregation:
         arrays, metrics = self.strategy.aggregate_train(self.server_round, list(self.screener.errors))
         return Aggregate(self._restored(arrays, {}), metrics)
 
-    def _restored(self, aggregate: Mapping[str, Array | Tensor] | None, integers: State) -> State | None:
+    def _restored(self, made: Made, integers: State, mean: State | None = None) -> State | None:
         before = self.global_state if self.updates is not None and self.judged else None
-        return restored(aggregate, integers, self.template, self.server_round, self.strategy, before)
+        models = mean if self.updates is None else None
+        held = {**averaged_statistics(models, self.alignment, self.template, self.traits), **integers}
+        return restored(made, held, self.template, self.server_round, self.strategy, before)
 
     def _of_the_mean(
         self, replies: Sequence[Reply], mean: State, merge: Merge | None, tally: Tally, integers: State
     ) -> Aggregate:
         mean = mean if self.updates is not None else {**mean, **integers}
         metrics = mean_metrics(replies, self.strategy)
-        measured = self._measured(tally)
-        failed = len(self.screener.errors)
+        measured, failed = self._measured(tally), len(self.screener.errors)
         if self.traits.is_the_mean:  # there is nothing that the strategy would do to it
             log(INFO, "aggregate_train: Received %d results and %d failures", len(replies), failed)
             return Aggregate(self._restored(mean, {}), metrics, tuple(replies), merge, measured)
         message = mean_reply(replies, mean, self.template, self.strategy, metrics)
         arrays, _ = self.strategy.aggregate_train(self.server_round, [message, *self.screener.errors])
-        return Aggregate(self._restored(arrays, integers), metrics, tuple(replies), merge, measured)
+        return Aggregate(self._restored(arrays, integers, mean), metrics, tuple(replies), merge, measured)
 
     def _measured(self, tally: Tally) -> dict[str, float]:
         measured = tally.metrics()

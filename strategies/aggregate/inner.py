@@ -16,6 +16,8 @@ from ..flower import InconsistentMessageReplies, log
 from ..replies import FormError, RecordError, Reply, Template, Updates, carrying, containing, demand_model, moved_record
 from ..traits import expecting_fewer
 
+Made = Mapping[str, Array | Tensor] | None  # an aggregate, before it has the global dtypes
+
 
 def ask(
     strategy: Strategy,
@@ -85,7 +87,7 @@ def handed_on(
 
 
 def restored(
-    aggregate: Mapping[str, Array | Tensor] | None,
+    made: Made,
     integers: State,
     template: Template,
     server_round: int,
@@ -95,7 +97,7 @@ def restored(
     """An aggregate in the global dtypes; None if it is no model of the global one's form, or not finite.
 
     Args:
-        aggregate: what the inner strategy made.
+        made: the aggregate, as the inner strategy made it.
         integers: that the replies agree on, which count instead.
         template: of the global model.
         server_round: Flower's round.
@@ -106,7 +108,7 @@ def restored(
         FormError: in the first round, if it is of another form, or an update.
     """
     try:
-        state = None if aggregate is None else template.restore({**aggregate, **integers})
+        state = None if made is None else template.restore({**made, **integers})
         if state is not None and before is not None:
             demand_model(state, before, type(strategy).__name__)
         return state

@@ -103,8 +103,8 @@ def test_a_derived_class_has_the_traits_but_may_look_at_single_replies():
     class Mine(FedAdam):
         pass
 
-    assert traits_of(FedAdam()) == Traits(keeps_state=True, needs_all=False, takes_models=True)
-    assert traits_of(Mine()) == Traits(keeps_state=True, needs_all=True, takes_models=True)
+    assert traits_of(FedAdam()) == Traits(keeps_state=True, needs_all=False, takes_models=True, steps_statistics=True)
+    assert traits_of(Mine()) == Traits(keeps_state=True, needs_all=True, takes_models=True, steps_statistics=True)
     assert traits_of(type("Mine", (FedMedian,), {})()).robust
 
 
@@ -119,7 +119,7 @@ def test_what_a_strategy_says_of_itself_counts():
 
 def test_wrapped_strategies_join_their_traits():
     joined = traits_of(DifferentialPrivacyServerSideFixedClipping(FedAdam(), 0.1, 1.0, CLIENTS))
-    assert joined == Traits(private=True, keeps_state=True, needs_all=True, takes_models=True)
+    assert joined == Traits(private=True, keeps_state=True, needs_all=True, takes_models=True, steps_statistics=True)
     assert traits_of(Wrapping(FedMedian())).robust
     assert traits_of(Wrapping(private())).private
     assert traits_of(Stateless(FedAdam())).keeps_state

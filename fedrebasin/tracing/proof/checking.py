@@ -21,7 +21,7 @@ TOLERANCE = 1e-9
 # A network that blows rounding errors up may change by some of them, never by as much as a wrong group changes it.
 _ROUNDINGS = 100
 # So many units of each group are drawn: about a third of them are dead behind a ReLU.
-_UNITS_SEEN = 12
+UNITS_SEEN = 12
 _NEXT_SEED = 7919
 
 Change = Callable[[dict[str, Tensor]], None]
@@ -90,7 +90,11 @@ def holds(spec: PermutationSpec, usage: Usage, *, seed: int, training: bool) -> 
     member may be up to a hundred times as large; but never 1e-4, which is what a wrong group does. A model that cannot
     be run in float64 is checked in its own precision in the same way, with 1e-3 (0.03 in half precision) for 1e-4.
     """
-    runs = ModelRuns(usage, training)
+    return small_change(spec, ModelRuns(usage, training), seed)
+
+
+def small_change(spec: PermutationSpec, runs: Runs, seed: int) -> bool:
+    """As :func:`holds`, of whatever runs."""
     return _small(_largest_change(spec, runs, seed), TOLERANCE, runs, seed)
 
 
@@ -143,7 +147,7 @@ def largest_change(
 def _largest_change(spec: PermutationSpec, runs: Runs, seed: int) -> Changed:
     bound = spec.bind(runs.tensors)
     sizes = [group.size for group in bound.groups.values() if not group.frozen and group.size and group.size > 1]
-    rounds = math.ceil(_UNITS_SEEN / min(sizes, default=_UNITS_SEEN))
+    rounds = math.ceil(UNITS_SEEN / min(sizes, default=UNITS_SEEN))
     found = [_round(bound, runs, seed, number) for number in range(rounds)]
     return max(found, key=lambda change: change.size)
 
@@ -154,7 +158,7 @@ def _round(spec: PermutationSpec, runs: Runs, seed: int, number: int) -> Changed
     All units of a group may be behind a flat piece of an activation at once, so that nothing depends on them. That is
     the less likely the more there are, and what small groups lack in number they get in draws.
     """
-    seen = [name for name, group in spec.groups.items() if number * (group.size or 1) >= _UNITS_SEEN]
+    seen = [name for name, group in spec.groups.items() if number * (group.size or 1) >= UNITS_SEEN]
     members = revealing_members(spec.freeze(seen), torch.Generator().manual_seed(seed))
     # A member of what the last one made is a member too: no copy of the first state is kept.
     changes = (member.apply_in_place for member in members)
@@ -174,11 +178,11 @@ def _worst(runs: Runs, seed: int, changes: Iterable[Change]) -> Changed:
         for change in changes:
             change(state)
             for before, after in zip(reference, trial.outputs(state), strict=True):
-                worst = max(worst, _relative(before, after))
+                worst = max(worst, relative_change(before, after))
     return Changed(worst, trial.precision)
 
 
-def _relative(before: Tensor, after: Tensor) -> float:
+def relative_change(before: Tensor, after: Tensor) -> float:
     """The change of the finite entries; infinite if entries become finite or cease to be, or the shape changes."""
     if before.shape != after.shape:
         return math.inf
