@@ -2,10 +2,10 @@
 
     python benchmarks/all.py --out DIR [--fashion-mnist FOLDER] [--only NAME ...]
 
-Zoo, planted, attackers, experiments, comparisons and imports write their sections of RESULTS.md anew. Of the others
-DIR/NAME.txt is written, headed by machine, date and command: their sections hold comments on the numbers, which are for
-people to write. What a script keeps in DIR is not measured again. One that fails does not stop the rest; the exit code
-is 1 then.
+Zoo, planted, attackers, forged sums, long runs, experiments, comparisons and imports write their sections of RESULTS.md
+anew. Of the others DIR/NAME.txt is written, headed by machine, date and command: their sections hold comments on the
+numbers, which are for people to write. What a script keeps in DIR is not measured again. One that fails does not stop
+the rest; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ SCRIPTS: dict[str, list[str]] = {
     "server": [],
     "checkpoints": ["--folder", "{out}/checkpoints"],
     "attackers": ["--rows", "{out}/attackers", "--write"],
+    "forged_sums": ["--write"],
+    "long_runs": ["--write"],
     "imports": ["--write"],
 }
 

@@ -14,4 +14,14 @@ from fedrebasin.state.kinds import (
     wide,
 )
 from fedrebasin.state.mean import Integers, Mean, demand_equal, naming
-from fedrebasin.state.vectors import cosine, cosine_of, cosines, cosines_by_layer, distance, gram, inner, length
+from fedrebasin.state.vectors import (
+    cosine,
+    cosine_matrix,
+    cosine_of,
+    cosines,
+    cosines_by_layer,
+    distance,
+    gram,
+    inner,
+    length,
+)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import ERROR, INFO
 
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
@@ -20,8 +20,8 @@ from ..replies import (
     Screener,
     Template,
     agreed,
-    carrying,
     dissent,
+    messages,
     moving_integers,
     outliers,
 )
@@ -111,18 +111,20 @@ class Aggregation:
             if self._mostly_failed(good, tally):
                 return self._nothing()
             good, merge, integers = self._agreeing(good, merge)
-            if good and self.traits.robust:
+            if good and merge.states and not self.alignment.private:
                 good, merge, tally = self._without_outliers(good, merge, tally)
                 good, merge, integers = self._agreeing(good, merge)
             if not good:
                 return self._nothing()
+            for reply, alignment in zip(good, merge.alignments, strict=True):
+                self.alignment.keep(reply, alignment)
             mean = merge.merged
             if not merge.states:
-                good, merge = [_without_arrays(reply) for reply in good], None
+                good, merge = [reply.without_arrays() for reply in good], None
         if self.traits.needs_all:
-            messages = self._messages(good, merge)
-            with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
-                arrays, metrics = self.strategy.aggregate_train(self.server_round, [*messages, *self.screener.errors])
+            aligned = self._messages(good, merge)
+            with expecting_fewer(self.strategy, len(self.screener.bad), len(aligned)):
+                arrays, metrics = self.strategy.aggregate_train(self.server_round, [*aligned, *self.screener.errors])
             return Aggregate(self._restored(arrays, integers), metrics, tuple(good), merge, self._measured(tally))
         if mean is None:
             mean = flower_mean([reply.state for reply in good], [reply.num_examples for reply in good])
@@ -141,7 +143,7 @@ class Aggregation:
         for reply, state in self._arriving(replies, workers, tally):
             integers = {key: state[key] for key in self._moving_integers(state)}
             mean.add(state, reply.num_examples)
-            kept.append(_without_arrays(reply))
+            kept.append(reply.without_arrays())
         if not kept or self._mostly_failed(kept, tally):
             return self._nothing()
         return self._of_the_mean(kept, {**mean.finish(), **integers}, None, tally, integers)
@@ -157,8 +159,13 @@ class Aggregation:
             self.screener.set_aside(reply.node_id, f"{tally.failed} other replies could not be aligned with it")
         return True
 
-    def _merge(self, replies: Sequence[Reply], tally: Tally) -> tuple[list[Reply], Merge]:
-        """The replies that can be aligned; their models, aligned, and the mean of these as Flower takes it."""
+    def _merge(
+        self, replies: Sequence[Reply], tally: Tally, barred: frozenset[int] = frozenset()
+    ) -> tuple[list[Reply], Merge]:
+        """The replies that can be aligned; their models, aligned, and the mean of these as Flower takes it.
+
+        The models of barred nodes are no reference.
+        """
         keep_states = (
             two_step(self.alignment.aligner).keep_states
             or self.traits.needs_all
@@ -166,7 +173,7 @@ class Aggregation:
         )
         total = sum(reply.num_examples for reply in replies)
         mean, kept, alignments, states = Mean("averaged", total), [], [], []
-        for reply, state, alignment in self.alignment.aligned(
+        for reply, state, alignment in replace(self.alignment, barred=barred).aligned(
             replies, self.global_state, self.server_round, tally, self.screener.set_aside
         ):
             mean.add(state, reply.num_examples)
@@ -191,7 +198,7 @@ class Aggregation:
         aligned = self.alignment.aligned(
             good, self.global_state, self.server_round, tally, self.screener.set_aside, workers, equal_integers=True
         )
-        return ((reply, state) for reply, state, _ in aligned)
+        return ((self.alignment.keep(reply, alignment), state) for reply, state, alignment in aligned)
 
     def _moving_integers(self, state: State) -> tuple[str, ...]:
         return () if self.alignment.idle else moving_integers(self.alignment.spec, state)
@@ -213,14 +220,27 @@ class Aggregation:
         return good, Merge(aligned, tuple(merge.alignments[at] for at in kept), mean, merge.history), integers
 
     def _without_outliers(self, good: list[Reply], merge: Merge, tally: Tally) -> tuple[list[Reply], Merge, Tally]:
-        """The replies that agree, aligned without the others: first of all without a reference that is none of them."""
+        """The replies, aligned to one that is no outlier; for a robust strategy those that agree, and nobody else.
+
+        A reference that stands out goes first: all were turned towards it, and it says nothing of them.
+        """
         assert self.alignment.spec is not None
+        robust, barred = self.traits.robust, frozenset[int]()
         for _ in range(ALIGNED_AGAIN):
-            if not (found := outliers(self.alignment.spec, merge.alignments, merge.states)):
+            references = {at for at, alignment in enumerate(merge.alignments) if alignment.similarity >= 1.0}
+            if not (robust or (references and self.alignment.elects)):
                 break
-            first = {at: why for at, why in found.items() if merge.alignments[at].similarity >= 1.0}
+            found = outliers(self.alignment.spec, merge.alignments, merge.states)
+            first = {at: why for at, why in found.items() if at in references}
+            if not (found if robust else first):
+                break
+            if robust:
+                good = [good[at] for at in self._kept(good, first or found)]
+            else:
+                barred |= {good[at].node_id for at in found}
+                log(INFO, "aggregate_train: another reference than node %d", good[min(first)].node_id)
             tally = tally.again()
-            good, merge = self._merge([good[at] for at in self._kept(good, first or found)], tally)
+            good, merge = self._merge(good, tally, barred)
         return good, merge, tally
 
     def _kept(self, replies: Sequence[Reply], found: Mapping[int, str]) -> list[int]:
@@ -264,36 +284,14 @@ class Aggregation:
     def of_models(self, taken: Aggregate, states: Sequence[State]) -> State:
         """What the inner strategy, one that keeps no state, makes of the replies that took part, aligned like this."""
         assert taken.merge is not None
-        messages = self._messages(taken.replies, replace(taken.merge, states=tuple(states)))
-        with expecting_fewer(self.strategy, len(self.screener.bad), len(messages)):
-            arrays, _ = self.strategy.aggregate_train(self.server_round, messages)
+        aligned = self._messages(taken.replies, replace(taken.merge, states=tuple(states)))
+        with expecting_fewer(self.strategy, len(self.screener.bad), len(aligned)):
+            arrays, _ = self.strategy.aggregate_train(self.server_round, aligned)
         if arrays is None:
             raise RecordError("the inner strategy makes nothing of the models as they are aligned now")
         return self.template.restore(arrays)
 
     def _messages(self, replies: Sequence[Reply], merge: Merge | None) -> list[Message]:
         """What the inner strategy gets: the replies with aligned arrays, in the global key order."""
-        kinds = "biu" if self.traits.floats_only else "b"  # numpy subtracts no bools
-        as_floats = [key for key, form in self.template.forms.items() if form.dtype.kind in kinds]
-        messages = []
-        for position, reply in enumerate(replies):
-            if merge is None:
-                arrays = reply.arrays(self.template)
-            else:
-                arrays = self.template.encode(dict(merge.states[position]))
-            if as_floats:
-                floats = {key: Array(arrays[key].numpy().astype(float)) for key in as_floats}
-                arrays = ArrayRecord({**arrays, **floats})
-            messages.append(carrying(reply.message, arrays))
-        return messages
-
-
-def _without_arrays(reply: Reply) -> Reply:
-    """What is kept of a reply that was folded in: its node and its metrics."""
-    content = RecordDict(
-        {
-            name: ArrayRecord() if isinstance(record, ArrayRecord) else record
-            for name, record in reply.message.content.items()
-        }
-    )
-    return replace(reply, message=Message(content, reply_to=reply.message), state={})
+        states = None if merge is None else merge.states
+        return messages(replies, states, self.template, self.traits.floats_only)

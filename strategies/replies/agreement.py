@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin import PermutationSpec
-from fedrebasin.state import State, gram, has_mean
+from fedrebasin.state import State, cosine_matrix, gram, has_mean
 
 #: Of more models so many are judges, to whom each is compared in every layer.
 JUDGES = 32
@@ -80,8 +80,8 @@ def agreement(spec: PermutationSpec, states: Sequence[State]) -> Agreement:
         products[layer] = products[layer] + found if layer in products else found
     products[WHOLE] = whole
     lengths = {layer: found.diagonal().clamp(min=0).sqrt() for layer, found in products.items()}
-    cosines = {layer: _cosines(found)[:, judges] for layer, found in products.items()}
-    return Agreement(lengths, cosines, tuple(judges), _cosines(whole))
+    cosines = {layer: cosine_matrix(found)[:, judges] for layer, found in products.items()}
+    return Agreement(lengths, cosines, tuple(judges), cosine_matrix(whole))
 
 
 def nearness(cosines: Tensor) -> Tensor:
@@ -96,11 +96,3 @@ def _layers(spec: PermutationSpec, state: State) -> dict[str, list[str]]:
             layer = key.rpartition(".")[0] or key
             found.setdefault(layer + _STATISTICS if key in spec.statistics else layer, []).append(key)
     return found
-
-
-def _cosines(products: Tensor) -> Tensor:
-    """Of inner products; 1 where both are zero, 0 where one is or numbers are too large for products."""
-    lengths = products.diagonal().clamp(min=0).sqrt()
-    zero = lengths == 0
-    cosines = (products / lengths / lengths[:, None]).nan_to_num(0.0, 0.0, 0.0)
-    return torch.where(zero & zero[:, None], torch.ones_like(cosines), cosines.clamp(-1.0, 1.0))

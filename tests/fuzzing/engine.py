@@ -15,6 +15,8 @@ from pathlib import Path
 
 from fedrebasin import RebasinError
 
+from .mutating import LARGEST
+
 try:
     import resource
 except ImportError:  # on Windows, where memory is not limited
@@ -23,7 +25,6 @@ except ImportError:  # on Windows, where memory is not limited
 CORPUS = Path(__file__).parent / "corpus"
 ROOM = 2**30  # bytes that a case may ask for, all allocations of a claimed size are beyond that
 PATIENCE = 60  # seconds after which a case hangs
-LARGEST = 200_000  # bytes of an input
 ACCEPTED, CANNOT_TRAVEL = "accepted", "cannot travel"
 
 
