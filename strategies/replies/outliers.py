@@ -25,6 +25,8 @@ FEWEST = 5  # models among which the usual spread can be told
 FALSE_ALARMS = 0.01
 #: Of the distance between two replies: a length that differs by less does no more than honest replies do.
 HARMLESS = 0.25
+#: Of the limit of agreeing too little, for the reference: all were turned towards it, and it agrees more than usual.
+OF_REFERENCE = 0.1
 _HALF = 0.6745  # standard deviations: half of normal numbers are nearer to their centre
 
 
@@ -72,10 +74,11 @@ def outliers(
     if len(left) < FEWEST:
         return found
     everything = agreement(spec, states)
+    turned = 2 * sum(not alignment.permutation.is_identity for alignment in alignments) > len(alignments)
     while len(left) >= FEWEST:
         known = everything.of(left)
         reference = [alignments[position].similarity >= 1.0 for position in left]
-        worst = _worst(known, reference) or _copies(known, reference)
+        worst = _worst(margins(known, reference, turned)) or _copies(known, reference)
         room = (len(states) - 1) // 2 - len(found)
         if not worst or not room:
             break
@@ -85,7 +88,7 @@ def outliers(
     return found
 
 
-def margins(known: Agreement, reference: Sequence[bool]) -> list[Margin]:
+def margins(known: Agreement, reference: Sequence[bool], turned: bool = True) -> list[Margin]:
     """How near each reply is to every limit; what an attacker who knows the rules has to stay below.
 
     In each layer, and in the whole model: whether it agrees with the others less or more than they do with one another
@@ -96,10 +99,12 @@ def margins(known: Agreement, reference: Sequence[bool]) -> list[Margin]:
 
     Args:
         known: lengths and cosines of at least ``FEWEST`` models.
-        reference: which models the others were aligned to. Every model was turned towards it, so that it agrees with
-            all of them better than they do with one another, and says nothing of what is usual.
+        reference: which models the others were aligned to. Such a one may agree with all of them better than they do
+            with one another, and says nothing of what is usual.
+        turned: whether most models had to be permuted for that: then a reference does agree better, in every layer, or
+            was made to be one.
     """
-    honest = [not each for each in reference]
+    honest, chosen = [not each for each in reference], torch.tensor(reference)
     if sum(honest) < 3:
         honest = [True] * len(reference)
     rate = _rate(known)
@@ -107,11 +112,13 @@ def margins(known: Agreement, reference: Sequence[bool]) -> list[Margin]:
     for layer, lengths in known.lengths.items():
         cosines = known.with_others(layer)
         near = nearness(cosines)
-        too_near = torch.where(torch.tensor(reference), -torch.inf, beyond(near, rate, honest))
+        too_near = torch.where(chosen, -torch.inf, beyond(near, rate, honest))
+        too_far = beyond(-near, rate, honest)
+        too_far = torch.where(chosen, too_far / OF_REFERENCE, too_far) if turned else too_far
         long = lengths / lengths.quantile(0.5).clamp(min=1e-30)
         least = HARMLESS * (2 - 2 * float(cosines.quantile(0.5))) ** 0.5
         found += [
-            Margin(f"{layer} agrees too little with the others'", layer, beyond(-near, rate, honest), cosines),
+            Margin(f"{layer} agrees too little with the others'", layer, too_far, cosines),
             Margin(f"{layer} agrees more with the others' than these with one another", layer, too_near, cosines),
             Margin(f"the length of {layer} is too large", layer, beyond(long, rate, least=least), long),
             Margin(f"the length of {layer} is too small", layer, beyond(-long, rate, least=least), long),
@@ -121,14 +128,14 @@ def margins(known: Agreement, reference: Sequence[bool]) -> list[Margin]:
     return found
 
 
-def _worst(known: Agreement, reference: Sequence[bool]) -> dict[int, str]:
+def _worst(found: Sequence[Margin]) -> dict[int, str]:
     """The reasons of those that pass a limit other than a copy's, by layers where one does, the farthest first."""
-    *tests, _ = margins(known, reference)
+    *tests, _ = found
     passed = [(share, at, test) for test in tests for at, share in enumerate(test.shares.tolist()) if share > 1]
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for _, at, test in sorted(passed, key=lambda each: (each[2].layer == WHOLE, -each[0])):
-        found.setdefault(at, test.reason(at))
-    return found
+        reasons.setdefault(at, test.reason(at))
+    return reasons
 
 
 def _copies(known: Agreement, reference: Sequence[bool]) -> dict[int, str]:
@@ -149,7 +156,9 @@ def _copying(known: Agreement) -> Tensor:
     """How much nearer two models are than how well both agree with the others would have it, 1 being the limit.
 
     What is left of transformed cosines, once a number of each model is taken from them, is spread about 0; from so many
-    pairs there are as many fewer to tell the spread by as there are models. The diagonal is -inf.
+    pairs there are as many fewer to tell the spread by as there are models. Pairs depend on one another: models of
+    clients that hold the same classes lie near each other all, and limits are those of as many numbers as there are
+    models, not pairs. The diagonal is -inf.
     """
     near = nearness(known.pairs)
     others = near.clone().fill_diagonal_(torch.nan).nanquantile(0.5, dim=1)
@@ -158,7 +167,7 @@ def _copying(known: Agreement) -> Tensor:
     pairs = left[tuple(torch.triu_indices(count, count, 1))]
     free = len(pairs) - count
     spread = float(pairs.abs().quantile(0.5)) / _HALF * (len(pairs) / free) ** 0.5
-    limit = max(spread, ROUNDING) * allowed(free, _rate(known))
+    limit = max(spread, ROUNDING) * allowed(count, _rate(known))
     shares: Tensor = left / limit
     return shares.fill_diagonal_(-torch.inf)
 

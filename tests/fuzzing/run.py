@@ -28,7 +28,7 @@ ROOT = HERE.parents[1]
 sys.path[0] = str(ROOT)  # and not this folder
 
 NAMES = sorted(path.stem.removeprefix("test_") for path in HERE.glob("test_*.py") if path.stem != "test_engine")
-SLICE = 60.0  # seconds of a process: the next one begins with another seed, and with less in memory
+SLICE = 240.0  # seconds of a process: the next one begins with another seed, and with less in memory
 
 
 def work(name: str, seed: int, seconds: float, last: Path) -> None:
