@@ -30,12 +30,14 @@ class Agreement:
         cosines: of each layer of all models to that of the judges, by layer: shape (models, judges).
         judges: their positions.
         pairs: cosines of all models to one another, shape (models, models).
+        permuted: the layers that a permutation changes.
     """
 
     lengths: Mapping[str, Tensor]
     cosines: Mapping[str, Tensor]
     judges: tuple[int, ...]
     pairs: Tensor
+    permuted: tuple[str, ...] = ()
 
     def of(self, kept: Sequence[int]) -> Agreement:
         """What is left with some of the models; judges that are not among them judge no more."""
@@ -46,6 +48,7 @@ class Agreement:
             {layer: cosines[list(kept)][:, columns] for layer, cosines in self.cosines.items()},
             tuple(place[self.judges[column]] for column in columns),
             self.pairs[list(kept)][:, list(kept)],
+            self.permuted,
         )
 
     def with_others(self, layer: str) -> Tensor:
@@ -70,7 +73,9 @@ def agreement(spec: PermutationSpec, states: Sequence[State]) -> Agreement:
     judges = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:JUDGES].tolist()
     whole = torch.zeros(count, count, dtype=torch.float64)
     products: dict[str, Tensor] = {}
-    for layer, keys in _layers(spec, states[0]).items():
+    moved = {axis.key for group in spec.groups.values() for axis in group.axes}
+    layers = _layers(spec, states[0])
+    for layer, keys in layers.items():
         found = gram(states, range(count), keys)
         if not layer.endswith(_STATISTICS):
             whole += found
@@ -81,7 +86,8 @@ def agreement(spec: PermutationSpec, states: Sequence[State]) -> Agreement:
     products[WHOLE] = whole
     lengths = {layer: found.diagonal().clamp(min=0).sqrt() for layer, found in products.items()}
     cosines = {layer: cosine_matrix(found)[:, judges] for layer, found in products.items()}
-    return Agreement(lengths, cosines, tuple(judges), cosine_matrix(whole))
+    permuted = tuple(layer for layer, keys in layers.items() if layer in products and moved.intersection(keys))
+    return Agreement(lengths, cosines, tuple(judges), cosine_matrix(whole), permuted)
 
 
 def nearness(cosines: Tensor) -> Tensor:

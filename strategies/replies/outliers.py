@@ -25,7 +25,7 @@ FEWEST = 5  # models among which the usual spread can be told
 FALSE_ALARMS = 0.01
 #: Of the distance between two replies: a length that differs by less does no more than honest replies do.
 HARMLESS = 0.25
-#: Of the limit of agreeing too little, for the reference: all were turned towards it, and it agrees more than usual.
+#: Of the limit of agreeing too little, for a reference that all were turned towards: it agrees more than usual.
 OF_REFERENCE = 0.1
 _HALF = 0.6745  # standard deviations: half of normal numbers are nearer to their centre
 
@@ -74,11 +74,10 @@ def outliers(
     if len(left) < FEWEST:
         return found
     everything = agreement(spec, states)
-    turned = 2 * sum(not alignment.permutation.is_identity for alignment in alignments) > len(alignments)
     while len(left) >= FEWEST:
         known = everything.of(left)
         reference = [alignments[position].similarity >= 1.0 for position in left]
-        worst = _worst(margins(known, reference, turned)) or _copies(known, reference)
+        worst = _worst(margins(known, reference)) or _copies(known, reference)
         room = (len(states) - 1) // 2 - len(found)
         if not worst or not room:
             break
@@ -88,7 +87,7 @@ def outliers(
     return found
 
 
-def margins(known: Agreement, reference: Sequence[bool], turned: bool = True) -> list[Margin]:
+def margins(known: Agreement, reference: Sequence[bool]) -> list[Margin]:
     """How near each reply is to every limit; what an attacker who knows the rules has to stay below.
 
     In each layer, and in the whole model: whether it agrees with the others less or more than they do with one another
@@ -100,25 +99,28 @@ def margins(known: Agreement, reference: Sequence[bool], turned: bool = True) ->
     Args:
         known: lengths and cosines of at least ``FEWEST`` models.
         reference: which models the others were aligned to. Such a one may agree with all of them better than they do
-            with one another, and says nothing of what is usual.
-        turned: whether most models had to be permuted for that: then a reference does agree better, in every layer, or
-            was made to be one.
+            with one another, and says nothing of what is usual. Where one layer of it does, every model was turned
+            towards it, so that all layers do that are permuted, or it was made to be chosen.
     """
-    honest, chosen = [not each for each in reference], torch.tensor(reference)
+    honest = [not each for each in reference]
     if sum(honest) < 3:
         honest = [True] * len(reference)
     rate = _rate(known)
+    near = {layer: nearness(known.with_others(layer)) for layer in known.lengths}
+    too_far = {layer: beyond(-each, rate, honest) for layer, each in near.items()}
+    turned = [
+        at for at, each in enumerate(reference) if each and any(too_far[layer][at] < -1 for layer in known.permuted)
+    ]
+    for layer in known.permuted:
+        too_far[layer][turned] /= OF_REFERENCE
     found = []
     for layer, lengths in known.lengths.items():
         cosines = known.with_others(layer)
-        near = nearness(cosines)
-        too_near = torch.where(chosen, -torch.inf, beyond(near, rate, honest))
-        too_far = beyond(-near, rate, honest)
-        too_far = torch.where(chosen, too_far / OF_REFERENCE, too_far) if turned else too_far
+        too_near = torch.where(torch.tensor(reference), -torch.inf, beyond(near[layer], rate, honest))
         long = lengths / lengths.quantile(0.5).clamp(min=1e-30)
         least = HARMLESS * (2 - 2 * float(cosines.quantile(0.5))) ** 0.5
         found += [
-            Margin(f"{layer} agrees too little with the others'", layer, too_far, cosines),
+            Margin(f"{layer} agrees too little with the others'", layer, too_far[layer], cosines),
             Margin(f"{layer} agrees more with the others' than these with one another", layer, too_near, cosines),
             Margin(f"the length of {layer} is too large", layer, beyond(long, rate, least=least), long),
             Margin(f"the length of {layer} is too small", layer, beyond(-long, rate, least=least), long),
