@@ -2,10 +2,10 @@
 
     python benchmarks/all.py --out DIR [--fashion-mnist FOLDER] [--only NAME ...]
 
-Zoo, planted, attackers, experiments, comparisons, personalisation, imports and updates write their sections of
-RESULTS.md anew. Of the others DIR/NAME.txt is written, headed by machine, date and command: their sections hold
-comments on the numbers, which are for people to write. What a script keeps in DIR is not measured again. One that fails
-does not stop the rest; the exit code is 1 then.
+Zoo, planted, attackers, forged sums, experiments, comparisons, personalisation, imports and updates write their
+sections of RESULTS.md anew. Of the others DIR/NAME.txt is written, headed by machine, date and command: their sections
+hold comments on the numbers, which are for people to write. What a script keeps in DIR is not measured again. One that
+fails does not stop the rest; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ SCRIPTS: dict[str, list[str]] = {
     "checkpoints": ["--folder", "{out}/checkpoints"],
     "attackers": ["--rows", "{out}/attackers", "--write"],
     "personalisation": ["--write"],
+    "forged_sums": ["--write"],
+    "long_runs": [],
     "imports": ["--write"],
     "updates": ["--write"],
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import torch
@@ -129,11 +129,11 @@ def measured(clients: Clients, name: str, part: Calibrator | None, inner: Strate
     return (loss if name == TEMPERATURE else 100 - accuracy), left_out
 
 
-def take(split: str, seed: int, width: int) -> dict[tuple[str, str, str], tuple[float, float]]:
+def take(split: str, seed: int, width: int, names: Sequence[str]) -> dict[tuple[str, str, str], tuple[float, float]]:
     """One seed's measurements by calibrator, inner strategy and forgery."""
     clients = train_clients(CLIENTS, *SPLITS[split], width, STEPS, seed)
     found = {}
-    for name, part in calibrators(width).items():
+    for name, part in ((name, part) for name, part in calibrators(width).items() if name in names):
         for inner, make in inners().items():
             forgeries = FORGERIES | ADAPTIVE if inner == "FedMedian" else FORGERIES
             for forgery, forge in forgeries.items():
@@ -148,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--calibrators", nargs="+", default=list(calibrators(32)), choices=list(calibrators(32)))
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -156,7 +157,7 @@ def main() -> None:
     for split in SPLITS:
         rows: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
         for seed in range(arguments.seeds):
-            for key, value in take(split, seed, arguments.width).items():
+            for key, value in take(split, seed, arguments.width, arguments.calibrators).items():
                 rows[key].append(value)
             print(f"{split}, seed {seed}", flush=True)
         lines += ["", f"### {split}, {arguments.seeds} seeds", "", *table(rows)]

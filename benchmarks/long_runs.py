@@ -39,6 +39,7 @@ from fedrebasin.strategies import Aligned, StreamingGrid
 LARGE = {
     "ResNet-20, own": ("resnet20", (3, 32, 32), 1, "own"),
     "ResNet-20, planted": ("resnet20", (3, 32, 32), 1, "planted"),
+    "ResNet-20 x4, own": ("resnet20", (3, 32, 32), 4, "own"),
 }
 LONG = ("FedAvg", "FedAvg, streamed, client frame", "FedAvgM, checkpoints")
 NODES = 8  # of the long runs

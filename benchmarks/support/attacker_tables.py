@@ -208,8 +208,9 @@ A reference that stands out is set aside first, and the rest elects another one 
 that was done, a head-poisoned copy of the medoid stayed the reference, and Krum took it. What is left comes from those
 who search for what passes just below every limit. They gain little, and most under strategies that take one reply or
 five (Krum, MultiKrum); FedTrimmedAvg and FedMedian stand: they use all that is left, and no one reply decides. FedAvg
-is not screened, so that a misled reference leaves it with models that were turned towards something that none of them
-is like: that is where it falls behind the oracle's order. A backdoor near the mean is caught; "no" in its row means
+is not screened, only not aligned to a model that stands out; where an attacker passes for a reference, it falls behind
+the oracle's order. Bulyan averages three models of the seven that are left of ten, and six where it gets all ten, so
+that attackers far away cost it less unscreened. A backdoor near the mean is caught; "no" in its row means
 that the oracle's aggregate is *better* with it, as such models are good at the task. With 3 attackers of 10, one run of
 five elects an attacker whom no test sees ("layers out of step"). At Dirichlet 0.1 the honest models' own spread hides
 one poisoned layer, and the strategies make little of honest models alone (20 to 37 %): nothing is claimed there."""

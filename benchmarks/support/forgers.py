@@ -18,7 +18,7 @@ from fedrebasin import AlignTo, PermutationSpec, WeightMatching
 from fedrebasin.simulations import InlineGrid, load_dataset
 from fedrebasin.strategies import Aligned, Calibrator, Probe, StatisticsMod, to_state
 
-from .attacks import Remembered
+from .federation import Remembered
 
 State = dict[str, Tensor]
 Sums = dict[str, Tensor]

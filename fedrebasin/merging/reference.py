@@ -13,7 +13,7 @@ from torch import Tensor
 from fedrebasin.errors import MergeError
 from fedrebasin.matching import Matcher, WeightMatching
 from fedrebasin.spec import Axis, Group, Permutation, PermutationSpec
-from fedrebasin.state import State, demand_numbers, demand_same_kinds, gram
+from fedrebasin.state import State, cosine_matrix, demand_numbers, demand_same_kinds, gram
 
 #: Up to so many models every one is a candidate and every one is asked.
 ALL = 12
@@ -83,8 +83,7 @@ def _agreement(spec: PermutationSpec, states: Sequence[State], permutations: Seq
     for key in keys:
         moved = [{key: _moved(state[key], own.get(key, ()))} for state, own in zip(states, moves, strict=True)]
         products += gram(moved, range(len(states)), [key])
-    lengths = products.diagonal().sqrt().clamp(min=1e-30)
-    cosines = (products / lengths / lengths[:, None]).nan_to_num(0.0, 0.0, 0.0).fill_diagonal_(-torch.inf)
+    cosines = cosine_matrix(products).fill_diagonal_(-torch.inf)
     minority = len(states) // 2
     each = cosines.sort(dim=1, descending=True).values[:, max(minority - 2, 0)]
     return float(each.sort(descending=True).values[max(minority - 1, 0)])

@@ -17,4 +17,14 @@ from fedrebasin.state.kinds import (
 )
 from fedrebasin.state.mean import Integers, Mean, demand_equal, naming
 from fedrebasin.state.ties import missing_ties, tied_keys, ties_of, with_ties
-from fedrebasin.state.vectors import cosine, cosine_of, cosines, cosines_by_layer, distance, gram, inner, length
+from fedrebasin.state.vectors import (
+    cosine,
+    cosine_matrix,
+    cosine_of,
+    cosines,
+    cosines_by_layer,
+    distance,
+    gram,
+    inner,
+    length,
+)

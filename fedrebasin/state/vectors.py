@@ -99,6 +99,20 @@ def gram(states: Sequence[State], columns: Sequence[int], keys: Iterable[str] | 
     return total
 
 
+def cosine_matrix(products: Tensor) -> Tensor:
+    """The cosines of models to one another by their inner products; 1 where both are zero, 0 where one is.
+
+    Identity: ``cosine_matrix(gram([a, b], (0, 1)))[0, 1]`` is ``cosine(a, b)``.
+
+    Args:
+        products: shape (models, models); what is too large for a number says nothing, and its cosine is 0.
+    """
+    lengths = products.diagonal().clamp(min=0).sqrt()
+    zero = lengths == 0
+    found = (products / lengths / lengths[:, None]).nan_to_num(0.0, 0.0, 0.0).clamp(-1.0, 1.0)
+    return torch.where(zero & zero[:, None], 1.0, found)
+
+
 def _counting(state: State, keys: Iterable[str] | None) -> Iterable[str]:
     return (key for key, tensor in state.items() if has_mean(tensor)) if keys is None else keys
 

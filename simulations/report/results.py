@@ -72,7 +72,7 @@ def _comparison_from_json(content: Mapping[str, Any]) -> Comparison:
         strategies=_texts(content["strategies"]),
         rows=tuple(_row(row) for row in content["rows"]),
         paths={name: _barrier(path) for name, path in content["paths"].items()},
-        label_counts=tuple(tuple(_as(int, count) for count in counts) for counts in content["label_counts"]),
+        label_counts=_counts(content["label_counts"]),
         seconds=_as(float, content["seconds"]),
         origin=_origin(content["origin"]),
     )
@@ -113,6 +113,14 @@ def _bin(content: Mapping[str, Any]) -> Bin:
 def _barrier(content: Mapping[str, Any]) -> Barrier:
     columns = {name: tuple(map(_number, content[name])) for name in ("lams", "losses", "accuracies", "betas")}
     return Barrier(value=_number(content["value"]), **columns)
+
+
+def _counts(rows: Any) -> tuple[tuple[int, ...], ...]:
+    """By client and class."""
+    found = tuple(tuple(_as(int, count) for count in row) for row in rows)
+    if len({len(row) for row in found}) > 1:
+        raise TypeError("label_counts has rows of different lengths")
+    return found
 
 
 def _number(value: Any) -> float:

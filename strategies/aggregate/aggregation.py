@@ -25,17 +25,15 @@ from ..replies import (
     demand_sane,
     dissent,
     moving_integers,
-    outliers,
 )
 from ..traits import Traits, traits_of
 from .aggregate import Aggregate
 from .alignment import ReplyAlignment
 from .inner import Made, ask, handed_on, restored, share_another_form, without_arrays
+from .settling import without_outliers
 from .statistics import averaged_statistics
 from .tally import Tally
 from .weighted_mean import flower_mean, mean_metrics, mean_reply
-
-ALIGNED_AGAIN = 3  # times at most, while outliers are found
 
 
 @dataclass(frozen=True)
@@ -135,11 +133,13 @@ class Aggregation:
             if self._mostly_failed(good, tally):
                 return self._nothing()
             good, merge, integers = self._agreeing(good, merge)
-            if good and self.traits.robust:
+            if good and merge.states and not self.alignment.private:
                 good, merge, tally = self._without_outliers(good, merge, tally)
                 good, merge, integers = self._agreeing(good, merge)
             if not good:
                 return self._nothing()
+            for reply, alignment in zip(good, merge.alignments, strict=True):
+                self.alignment.keep(reply, alignment)
             mean = merge.merged
             if not merge.states:
                 good, merge = [without_arrays(reply) for reply in good], None
@@ -180,8 +180,10 @@ class Aggregation:
             self.screener.set_aside(reply.node_id, f"{tally.failed} other replies could not be aligned with it")
         return True
 
-    def _merge(self, replies: Sequence[Reply], tally: Tally) -> tuple[list[Reply], Merge]:
-        """The replies that can be aligned; their models, aligned, and the mean of these as Flower takes it."""
+    def _merge(
+        self, replies: Sequence[Reply], tally: Tally, barred: frozenset[int] = frozenset()
+    ) -> tuple[list[Reply], Merge]:
+        """The replies that can be aligned; their models, aligned to none of barred nodes, and their mean as Flower's."""
         keep_states = (
             two_step(self.alignment.aligner).keep_states
             or self.traits.needs_all
@@ -190,7 +192,7 @@ class Aggregation:
         )
         total = sum(reply.num_examples for reply in replies)
         mean, kept, alignments, states = Mean("averaged", total), [], [], []
-        for reply, state, alignment in self.alignment.aligned(
+        for reply, state, alignment in replace(self.alignment, barred=barred).aligned(
             replies, self.global_state, self.server_round, tally, self.screener.set_aside
         ):
             mean.add(state, reply.num_examples)
@@ -215,7 +217,7 @@ class Aggregation:
         aligned = self.alignment.aligned(
             good, self.global_state, self.server_round, tally, self.screener.set_aside, workers, equal_integers=True
         )
-        return ((reply, state) for reply, state, _ in aligned)
+        return ((self.alignment.keep(reply, alignment), state) for reply, state, alignment in aligned)
 
     def _moving_integers(self, state: State) -> tuple[str, ...]:
         return () if self.alignment.idle else moving_integers(self.alignment.spec, state)
@@ -236,14 +238,12 @@ class Aggregation:
         return good, Merge(aligned, tuple(merge.alignments[at] for at in kept), mean, merge.history), integers
 
     def _without_outliers(self, good: list[Reply], merge: Merge, tally: Tally) -> tuple[list[Reply], Merge, Tally]:
-        """The replies that agree, aligned without the others: first of all without a reference that is none of them."""
-        assert self.alignment.spec is not None
-        for _ in range(ALIGNED_AGAIN):
-            if not (found := outliers(self.alignment.spec, merge.alignments, merge.states)):
-                break
-            first = {at: why for at, why in found.items() if merge.alignments[at].similarity >= 1.0}
+        def again(rest: list[Reply], barred: frozenset[int]) -> tuple[list[Reply], Merge]:
+            nonlocal tally
             tally = tally.again()
-            good, merge = self._merge([good[at] for at in self._kept(good, first or found)], tally)
+            return self._merge(rest, tally, barred)
+
+        good, merge = without_outliers(good, merge, self.alignment, self.traits.robust, self._kept, again)
         return good, merge, tally
 
     def _kept(self, replies: Sequence[Reply], found: Mapping[int, str]) -> list[int]:

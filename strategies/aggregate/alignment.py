@@ -39,6 +39,7 @@ class ReplyAlignment:
         frames: the nodes' own permutations, where each node keeps its own coordinates.
         device: where matching runs.
         private: how one model is permuted may not depend on the others: ``"auto"`` is the global model.
+        barred: nodes whose models are no reference.
     """
 
     spec: PermutationSpec | None
@@ -46,6 +47,13 @@ class ReplyAlignment:
     frames: Frames | None
     device: torch.device
     private: bool = False
+    barred: frozenset[int] = frozenset()
+
+    @property
+    def elects(self) -> bool:
+        """Whether the reference is chosen among all models."""
+        aligner = two_step(self.aligner)
+        return not aligner.needs_all and aligner.looks_at is None
 
     @property
     def idle(self) -> bool:
@@ -95,10 +103,14 @@ class ReplyAlignment:
             if why := dissent({key: goal[key] for key in integers}, result):
                 set_aside(reply.node_id, why)
                 continue
-            if self.frames is not None:
-                self.frames.learn(reply.node_id, alignment.permutation)
             tally.add(alignment, away)
             yield reply, result, alignment
+
+    def keep(self, reply: Reply, alignment: Alignment) -> Reply:
+        """The reply, whose node keeps its permutation if nodes have such."""
+        if self.frames is not None:
+            self.frames.learn(reply.node_id, alignment.permutation)
+        return reply
 
     def _placed(
         self,
@@ -126,7 +138,8 @@ class ReplyAlignment:
             first = deque(zip([reply for reply, _ in first], seen, strict=True))
 
         def begin(models: Models) -> Placer:
-            return aligner.begin(spec, start, () if self.private else [state for _, state in models])
+            shown = [] if self.private else [state for reply, state in models if reply.node_id not in self.barred]
+            return aligner.begin(spec, start, shown)
 
         begun = _without_the_longest(begin, first, failed)
         tally.seconds += time.perf_counter() - started

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin import PermutationSpec
-from fedrebasin.state import State, gram, has_mean
+from fedrebasin.state import State, cosine_matrix, gram, has_mean
 
 #: Of more models so many are judges, to whom each is compared in every layer.
 JUDGES = 32
@@ -30,12 +30,14 @@ class Agreement:
         cosines: of each layer of all models to that of the judges, by layer: shape (models, judges).
         judges: their positions.
         pairs: cosines of all models to one another, shape (models, models).
+        permuted: the layers that a permutation changes.
     """
 
     lengths: Mapping[str, Tensor]
     cosines: Mapping[str, Tensor]
     judges: tuple[int, ...]
     pairs: Tensor
+    permuted: tuple[str, ...] = ()
 
     def of(self, kept: Sequence[int]) -> Agreement:
         """What is left with some of the models; judges that are not among them judge no more."""
@@ -46,6 +48,7 @@ class Agreement:
             {layer: cosines[list(kept)][:, columns] for layer, cosines in self.cosines.items()},
             tuple(place[self.judges[column]] for column in columns),
             self.pairs[list(kept)][:, list(kept)],
+            self.permuted,
         )
 
     def with_others(self, layer: str) -> Tensor:
@@ -70,7 +73,9 @@ def agreement(spec: PermutationSpec, states: Sequence[State]) -> Agreement:
     judges = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:JUDGES].tolist()
     whole = torch.zeros(count, count, dtype=torch.float64)
     products: dict[str, Tensor] = {}
-    for layer, keys in _layers(spec, states[0]).items():
+    moved = {axis.key for group in spec.groups.values() for axis in group.axes}
+    layers = _layers(spec, states[0])
+    for layer, keys in layers.items():
         found = gram(states, range(count), keys)
         if not layer.endswith(_STATISTICS):
             whole += found
@@ -80,8 +85,9 @@ def agreement(spec: PermutationSpec, states: Sequence[State]) -> Agreement:
         products[layer] = products[layer] + found if layer in products else found
     products[WHOLE] = whole
     lengths = {layer: found.diagonal().clamp(min=0).sqrt() for layer, found in products.items()}
-    cosines = {layer: _cosines(found)[:, judges] for layer, found in products.items()}
-    return Agreement(lengths, cosines, tuple(judges), _cosines(whole))
+    cosines = {layer: cosine_matrix(found)[:, judges] for layer, found in products.items()}
+    permuted = tuple(layer for layer, keys in layers.items() if layer in products and moved.intersection(keys))
+    return Agreement(lengths, cosines, tuple(judges), cosine_matrix(whole), permuted)
 
 
 def nearness(cosines: Tensor) -> Tensor:
@@ -96,11 +102,3 @@ def _layers(spec: PermutationSpec, state: State) -> dict[str, list[str]]:
             layer = key.rpartition(".")[0] or key
             found.setdefault(layer + _STATISTICS if key in spec.statistics else layer, []).append(key)
     return found
-
-
-def _cosines(products: Tensor) -> Tensor:
-    """Of inner products; 1 where both are zero, 0 where one is or numbers are too large for products."""
-    lengths = products.diagonal().clamp(min=0).sqrt()
-    zero = lengths == 0
-    cosines = (products / lengths / lengths[:, None]).nan_to_num(0.0, 0.0, 0.0)
-    return torch.where(zero & zero[:, None], torch.ones_like(cosines), cosines.clamp(-1.0, 1.0))

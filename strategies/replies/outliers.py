@@ -25,6 +25,8 @@ FEWEST = 5  # models among which the usual spread can be told
 FALSE_ALARMS = 0.01
 #: Of the distance between two replies: a length that differs by less does no more than honest replies do.
 HARMLESS = 0.25
+#: Of the limit of agreeing too little, for a reference that all were turned towards: it agrees more than usual.
+OF_REFERENCE = 0.1
 _HALF = 0.6745  # standard deviations: half of normal numbers are nearer to their centre
 
 
@@ -75,7 +77,7 @@ def outliers(
     while len(left) >= FEWEST:
         known = everything.of(left)
         reference = [alignments[position].similarity >= 1.0 for position in left]
-        worst = _worst(known, reference) or _copies(known, reference)
+        worst = _worst(margins(known, reference)) or _copies(known, reference)
         room = (len(states) - 1) // 2 - len(found)
         if not worst or not room:
             break
@@ -96,22 +98,29 @@ def margins(known: Agreement, reference: Sequence[bool]) -> list[Margin]:
 
     Args:
         known: lengths and cosines of at least ``FEWEST`` models.
-        reference: which models the others were aligned to. Every model was turned towards it, so that it agrees with
-            all of them better than they do with one another, and says nothing of what is usual.
+        reference: which models the others were aligned to. Such a one may agree with all of them better than they do
+            with one another, and says nothing of what is usual. Where one layer of it does, every model was turned
+            towards it, so that all layers do that are permuted, or it was made to be chosen.
     """
     honest = [not each for each in reference]
     if sum(honest) < 3:
         honest = [True] * len(reference)
     rate = _rate(known)
+    near = {layer: nearness(known.with_others(layer)) for layer in known.lengths}
+    too_far = {layer: beyond(-each, rate, honest) for layer, each in near.items()}
+    turned = [
+        at for at, each in enumerate(reference) if each and any(too_far[layer][at] < -1 for layer in known.permuted)
+    ]
+    for layer in known.permuted:
+        too_far[layer][turned] /= OF_REFERENCE
     found = []
     for layer, lengths in known.lengths.items():
         cosines = known.with_others(layer)
-        near = nearness(cosines)
-        too_near = torch.where(torch.tensor(reference), -torch.inf, beyond(near, rate, honest))
+        too_near = torch.where(torch.tensor(reference), -torch.inf, beyond(near[layer], rate, honest))
         long = lengths / lengths.quantile(0.5).clamp(min=1e-30)
         least = HARMLESS * (2 - 2 * float(cosines.quantile(0.5))) ** 0.5
         found += [
-            Margin(f"{layer} agrees too little with the others'", layer, beyond(-near, rate, honest), cosines),
+            Margin(f"{layer} agrees too little with the others'", layer, too_far[layer], cosines),
             Margin(f"{layer} agrees more with the others' than these with one another", layer, too_near, cosines),
             Margin(f"the length of {layer} is too large", layer, beyond(long, rate, least=least), long),
             Margin(f"the length of {layer} is too small", layer, beyond(-long, rate, least=least), long),
@@ -121,14 +130,14 @@ def margins(known: Agreement, reference: Sequence[bool]) -> list[Margin]:
     return found
 
 
-def _worst(known: Agreement, reference: Sequence[bool]) -> dict[int, str]:
+def _worst(found: Sequence[Margin]) -> dict[int, str]:
     """The reasons of those that pass a limit other than a copy's, by layers where one does, the farthest first."""
-    *tests, _ = margins(known, reference)
+    *tests, _ = found
     passed = [(share, at, test) for test in tests for at, share in enumerate(test.shares.tolist()) if share > 1]
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for _, at, test in sorted(passed, key=lambda each: (each[2].layer == WHOLE, -each[0])):
-        found.setdefault(at, test.reason(at))
-    return found
+        reasons.setdefault(at, test.reason(at))
+    return reasons
 
 
 def _copies(known: Agreement, reference: Sequence[bool]) -> dict[int, str]:
@@ -149,7 +158,9 @@ def _copying(known: Agreement) -> Tensor:
     """How much nearer two models are than how well both agree with the others would have it, 1 being the limit.
 
     What is left of transformed cosines, once a number of each model is taken from them, is spread about 0; from so many
-    pairs there are as many fewer to tell the spread by as there are models. The diagonal is -inf.
+    pairs there are as many fewer to tell the spread by as there are models. Pairs depend on one another: models of
+    clients that hold the same classes lie near each other all, and limits are those of as many numbers as there are
+    models, not pairs. The diagonal is -inf.
     """
     near = nearness(known.pairs)
     others = near.clone().fill_diagonal_(torch.nan).nanquantile(0.5, dim=1)
@@ -158,7 +169,7 @@ def _copying(known: Agreement) -> Tensor:
     pairs = left[tuple(torch.triu_indices(count, count, 1))]
     free = len(pairs) - count
     spread = float(pairs.abs().quantile(0.5)) / _HALF * (len(pairs) / free) ** 0.5
-    limit = max(spread, ROUNDING) * allowed(free, _rate(known))
+    limit = max(spread, ROUNDING) * allowed(count, _rate(known))
     shares: Tensor = left / limit
     return shares.fill_diagonal_(-torch.inf)
 

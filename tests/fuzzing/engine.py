@@ -15,6 +15,8 @@ from pathlib import Path
 
 from fedrebasin import RebasinError
 
+from .mutating import LARGEST
+
 try:
     import resource
 except ImportError:  # on Windows, where memory is not limited
@@ -22,8 +24,7 @@ except ImportError:  # on Windows, where memory is not limited
 
 CORPUS = Path(__file__).parent / "corpus"
 ROOM = 2**30  # bytes that a case may ask for, all allocations of a claimed size are beyond that
-PATIENCE = 60  # seconds after which a case hangs
-LARGEST = 200_000  # bytes of an input
+PATIENCE = 60  # seconds of the processor after which a case hangs, however busy the machine is
 ACCEPTED, CANNOT_TRAVEL = "accepted", "cannot travel"
 
 
@@ -61,7 +62,7 @@ class Report:
     Args:
         outcomes: how often each kind of outcome came; refusals by their text without names and numbers.
         findings: what must not happen, each with the input.
-        slowest: seconds of one case.
+        slowest: seconds of the processor of one case.
     """
 
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -126,7 +127,7 @@ def assert_nothing_found(target: Target, cases: int, seed: int = 0) -> Report:
 
 def _try(target: Target, data: bytes, report: Report) -> bool:
     """Whether what happened is new."""
-    started = time.monotonic()
+    started = time.process_time()
     try:
         with limited():
             target.check(data)
@@ -143,7 +144,7 @@ def _try(target: Target, data: bytes, report: Report) -> bool:
         outcome = _kind_of(error)
         last = traceback.extract_tb(error.__traceback__)[-1]
         report.findings.setdefault(f"{outcome} in {Path(last.filename).name}:{last.lineno}", data)
-    report.slowest = max(report.slowest, time.monotonic() - started)
+    report.slowest = max(report.slowest, time.process_time() - started)
     report.outcomes[outcome] = report.outcomes.get(outcome, 0) + 1
     return report.outcomes[outcome] == 1
 
@@ -167,18 +168,18 @@ def limited() -> Iterator[None]:
         return
 
     def hangs(*_: object) -> None:
-        raise HangsError(f"a case takes more than {PATIENCE} s")
+        raise HangsError(f"a case takes more than {PATIENCE} s of the processor")
 
     before = resource.getrlimit(resource.RLIMIT_AS)
     status = Path("/proc/self/statm")
     used = int(status.read_text().split()[0]) * resource.getpagesize() if status.exists() else None
-    handler = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(PATIENCE)
+    handler = signal.signal(signal.SIGPROF, hangs)
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE)
     if used is not None:
         resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)

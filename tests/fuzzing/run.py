@@ -18,12 +18,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[0] = str(ROOT)  # and not this folder
 
 NAMES = sorted(path.stem.removeprefix("test_") for path in HERE.glob("test_*.py") if path.stem != "test_engine")
-SLICE = 60.0  # seconds of a process: the next one begins with another seed, and with less in memory
+SLICE = 240.0  # seconds of a process: the next one begins with another seed, and with less in memory
 
 
 def work(name: str, seed: int, seconds: float, last: Path) -> None:
@@ -36,7 +41,16 @@ def work(name: str, seed: int, seconds: float, last: Path) -> None:
     end = time.monotonic() + seconds
     report = fuzz(target, seed, lambda _: time.monotonic() < end, last.write_bytes)
     findings = {what: data.hex() for what, data in report.findings.items()}
-    print(json.dumps({"outcomes": report.outcomes, "slowest": report.slowest, "findings": findings}))
+    seen = {"outcomes": report.outcomes, "slowest": report.slowest, "findings": findings, "memory": peak() / 2**20}
+    print(json.dumps(seen))
+
+
+def peak() -> float:
+    """The most bytes that this process has held at a time; 0 where the operating system does not say."""
+    if resource is None:
+        return 0.0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(most if sys.platform == "darwin" else most * 1024)
 
 
 def looked_at(name: str, seed: int, seconds: float, keep: Path) -> dict[str, Any]:
@@ -48,7 +62,7 @@ def looked_at(name: str, seed: int, seconds: float, keep: Path) -> dict[str, Any
         if done.returncode:
             what = f"ended with {done.returncode}: {(done.stderr.splitlines() or [''])[-1][:200]}"
             data = last.read_bytes() if last.exists() else b""
-            seen = {"outcomes": {}, "slowest": seconds, "findings": {what: data.hex()}}
+            seen = {"outcomes": {}, "slowest": seconds, "findings": {what: data.hex()}, "memory": 0.0}
         else:
             seen = json.loads(done.stdout.splitlines()[-1])
     for number, (what, data) in enumerate(seen["findings"].items()):
@@ -73,7 +87,7 @@ def main() -> int:
         return 0
     totals: dict[str, dict[str, Any]] = {name: {"cases": 0, "accepted": 0, "kinds": set()} for name in arguments.target}
     found: dict[str, set[str]] = {name: set() for name in arguments.target}
-    slowest = dict.fromkeys(arguments.target, 0.0)
+    slowest, memory = dict.fromkeys(arguments.target, 0.0), dict.fromkeys(arguments.target, 0.0)
     rounds = max(1, round(arguments.minutes * 60 / SLICE / len(arguments.target)))
     seconds = arguments.minutes * 60 / rounds / len(arguments.target)
     for seed in range(arguments.seed, arguments.seed + rounds):
@@ -84,12 +98,13 @@ def main() -> int:
             totals[name]["kinds"] |= seen["outcomes"].keys()
             found[name] |= seen["findings"].keys()
             print(f"{name}, seed {seed}: {totals[name]['cases']} inputs so far", flush=True)
-            slowest[name] = max(slowest[name], seen["slowest"])
-    print("| target | inputs | accepted | kinds of refusal | slowest | findings |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+            slowest[name], memory[name] = max(slowest[name], seen["slowest"]), max(memory[name], seen["memory"])
+    print("| target | inputs | accepted | kinds of refusal | slowest | most memory | findings |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, total in totals.items():
         kinds, findings = len(total["kinds"] - {"accepted"}), len(found[name])
-        print(f"| {name} | {total['cases']} | {total['accepted']} | {kinds} | {slowest[name]:.1f} s | {findings} |")
+        most = f"{slowest[name]:.1f} s | {memory[name]:.0f} MB"
+        print(f"| {name} | {total['cases']} | {total['accepted']} | {kinds} | {most} | {findings} |")
     return int(any(found.values()))
 
 

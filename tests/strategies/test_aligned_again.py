@@ -1,5 +1,7 @@
 """A reference that turns out to be an outlier has no part in the order of the others: they are aligned again."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from benchmarks.support.attacks import turned
 from benchmarks.support.federation import Clients, HandedOn, asked, positions, remembering
 from fedrebasin import AlignTo, Permutation, PermutationSpec, WeightMatching
 from fedrebasin.models import MLP
-from fedrebasin.strategies import Aligned, to_state
+from fedrebasin.strategies import Aligned, Frames, to_state
 
 HONEST = 10
 
@@ -49,3 +51,36 @@ def test_the_order_of_the_rest_is_their_own(sent):
     for found, expected in zip(messages, alone, strict=True):
         found, expected = (to_state(each.content.array_records["arrays"]) for each in (found, expected))
         assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+
+
+@pytest.fixture
+def first_elected():
+    """Elections that the first of the models wins that stand for them."""
+    with patch("fedrebasin.merging.align_to.medoid", lambda spec, states: 0):
+        yield
+
+
+def test_nobody_is_turned_towards_an_outlier(sent, first_elected):
+    """A mean takes all replies, and takes them in an order that is not an outlier's."""
+    matcher, inner = WeightMatching(method="coordinate"), HandedOn(robust=False)
+    strategy = Aligned(inner, spec=sent.spec, aligner=AlignTo(matcher, reference="medoid"), frame=(frames := Frames()))
+    with remembering():
+        strategy.aggregate_train(1, asked(sent, strategy, [*sent.dishonest, *sent.honest]))
+        (reference,) = [node - 2 for node, found in frames.by_node.items() if found.is_identity]
+        assert reference >= 0, "an outlier"
+        expected = AlignTo(matcher, reference=reference)(sent.spec, sent.honest)
+    models = {each.metadata.src_node_id: to_state(each.content.array_records["arrays"]) for each in inner.messages}
+    assert len(models) == HONEST + 1
+    for node, (state, alignment) in enumerate(zip(expected.states, expected.alignments, strict=True), start=2):
+        assert all(torch.equal(tensor, models[node][key]) for key, tensor in state.items())
+        assert frames.by_node[node] == alignment.permutation
+
+
+def test_who_is_set_aside_keeps_no_permutation(sent, first_elected):
+    inner, frames = HandedOn(), Frames()
+    aligner = AlignTo(WeightMatching(method="coordinate"), reference="medoid")
+    strategy = Aligned(inner, spec=sent.spec, aligner=aligner, frame=frames)
+    with remembering():
+        strategy.aggregate_train(1, asked(sent, strategy, [*sent.dishonest, *sent.honest]))
+    assert frames.by_node.keys() == {position + 1 for position in positions(inner.messages)}
+    assert 1 not in frames.by_node

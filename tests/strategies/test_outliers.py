@@ -97,6 +97,20 @@ def test_of_copies_one_stays(noise):
     assert len(found) == 3
 
 
+def test_models_of_clients_alike_are_no_copies():
+    """Of 15 clients three, on the mean, have something in common that the others have not."""
+
+    def in_groups(seed):
+        generator = torch.Generator().manual_seed(seed)
+        common, kinds = drawn(generator), [drawn(generator) for _ in range(5)]
+        for kind in torch.randint(5, (REPLIES,), generator=generator).tolist():
+            own = drawn(generator)
+            yield {key: common[key] + 0.4 * kinds[kind][key] + own[key] for key in SHAPES}
+
+    copies = sum("copy" in str(judged(list(in_groups(seed)))) for seed in range(20))
+    assert copies <= 2  # pairs taken for as many numbers made it 9
+
+
 def test_equal_models_are_no_outliers():
     assert judged(planted(1, 0) * 6) == {}
 
@@ -111,6 +125,27 @@ def test_the_reference_may_agree_with_all():
     states[0] = {key: 2**0.5 * tensor for key, tensor in mean_of(states[1:]).items()}  # as long as the others
     assert 0 in judged(states)
     assert 0 not in judged(states, reference=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_reference_agrees_more_than_usual_in_every_layer(seed):
+    """One whose head agrees a little less was made for its other layers; alone that is within the honest spread."""
+    *honest, made = planted(REPLIES, seed)
+    mean, away = mean_of(honest), drawn(torch.Generator().manual_seed(100 + seed))
+    for step in range(1, 100):  # until it is seen, and lies within the honest spread
+        made = {
+            key: made[key] + 0.05 * step * away[key] if key.startswith("layers.2") else 2**0.5 * mean[key]
+            for key in SHAPES
+        }
+        *tests, _ = margins(agreement(SPEC, [*honest, made]), [False] * REPLIES)
+        little = next(test for test in tests if "layers.2 agrees too little" in test.test)
+        if little.shares[-1] > 0.3:
+            break
+    assert little.shares[-1] < 0.9
+    last = REPLIES - 1
+    assert "layers.2 agrees too little" in judged([*honest, made], reference=last)[last]
+    head = {key: made[key] if key.startswith("layers.2") else planted(REPLIES, seed)[last][key] for key in SHAPES}
+    assert last not in judged([*honest, head], reference=last)
 
 
 def test_margins_say_who_is_beyond():
