@@ -183,7 +183,7 @@ class Aggregation:
     def _merge(
         self, replies: Sequence[Reply], tally: Tally, barred: frozenset[int] = frozenset()
     ) -> tuple[list[Reply], Merge]:
-        """The replies that can be aligned, their models, aligned to none of the barred, and the mean as Flower has it."""
+        """The replies that can be aligned, their models, aligned to none of the barred, and their mean as Flower's."""
         keep_states = (
             two_step(self.alignment.aligner).keep_states
             or self.traits.needs_all
