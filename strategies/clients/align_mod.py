@@ -94,7 +94,7 @@ class AlignMod:
         aligned = alignment.apply(candidate)
         encoded = template.encode(aligned if updates is None else updates.update(0, aligned))
         found = {
-            other: moved_record(alignment.permutation, replied[other], part, trained)
+            other: moved_record(alignment.permutation, replied[other], part)
             for other, part in alongside_in(declared, template, name).items()
         }
         # The keys and their order are the client's own: clipping and secure aggregation pair arrays by them.

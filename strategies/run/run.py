@@ -119,7 +119,7 @@ class Run:
             if name := model_in(records, self.template, itself):
                 self.sent[message.metadata.dst_node_id] = records[name]
         self.grid = grid
-        return self.in_own_order(messages, arrays)
+        return self.in_own_order(messages)
 
     def updates(self) -> Updates:
         """What the round's updates are updates of.
@@ -131,9 +131,9 @@ class Run:
             raise RebasinError('sends="update": call configure_train first, which says what the updates are of')
         return Updates(self.template, self.sent, self.arrays, {} if self.frames is None else self.frames.by_node)
 
-    def in_own_order(self, messages: list[Message], arrays: ArrayRecord) -> list[Message]:
+    def in_own_order(self, messages: list[Message]) -> list[Message]:
         """Messages with the model, each in the order of units of the node that it goes to."""
-        return messages if self.frames is None else self.frames.outgoing(messages, arrays, self.template)
+        return messages if self.frames is None else self.frames.outgoing(messages, self.template)
 
     def completed(self, result: Result, last: ArrayRecord) -> Result:
         """Flower's result of the rounds after a resume, with those before it and with the rounds' true numbers.
