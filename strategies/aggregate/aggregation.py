@@ -101,7 +101,7 @@ class Aggregation:
         Flower's own do where all are of one other form; after the first round something is wrong then.
         """
         if not (self.traits.takes_models and self.template.forms):
-            return self.traits.needs_all
+            return self.traits.needs_all or not self.template.forms
         return self.server_round == 1 and isinstance(replies, list) and share_another_form(replies, self.template)
 
     def as_they_are(self, replies: Iterable[Message]) -> Aggregate:

@@ -82,8 +82,8 @@ class Run:
         self.arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
 
     def seeing(self, replies: Iterable[Message], as_it_is: bool = False) -> Iterable[Message]:
-        """The replies; where no model was ever seen, as when hooks are called by hand, the first one has its form."""
-        if self.arrays:
+        """The replies; where no round was configured, as hooks are called by hand, the first one has the form."""
+        if self.arrays or self.asked is not None:
             return replies
         found = list(replies)
         records = (record for one in found if not one.has_error() for record in one.content.array_records.values())
