@@ -168,7 +168,8 @@ class Aggregation:
             alignments += alignment if self.alignment.frames is not None else []
         if not kept or self._mostly_failed(kept, tally):
             return self._nothing()
-        self.alignment.keep(kept, alignments)
+        if alignments:
+            self.alignment.keep(kept, alignments)
         return self._of_the_mean(kept, mean.finish(), None, tally, integers)
 
     def _mostly_failed(self, kept: Sequence[Reply], tally: Tally) -> bool:

@@ -14,7 +14,17 @@ from fedrebasin.errors import reason
 from fedrebasin.state import State
 
 from ..flower import log
-from ..replies import FormError, RecordError, Reply, Template, Updates, carrying, containing, demand_model, moved_record
+from ..replies import (
+    FormError,
+    RecordError,
+    Reply,
+    Template,
+    Updates,
+    carrying,
+    containing,
+    demand_model,
+    permuted_record,
+)
 from ..traits import expecting_fewer
 
 Made = Mapping[str, Array | Tensor] | None  # an aggregate, before it has the global dtypes
@@ -80,7 +90,7 @@ def handed_on(
             permutation, content = merge.alignments[position].permutation, reply.message.content
             if not permutation.is_identity:
                 for name, part in reply.alongside.items():
-                    others[name] = moved_record(permutation, content.array_records[name], part)
+                    others[name] = permuted_record(permutation, content.array_records[name], part)
         if as_floats:
             floats = {key: Array(arrays[key].numpy().astype(float)) for key in as_floats}
             arrays = ArrayRecord({**arrays, **floats})

@@ -54,7 +54,7 @@ def alongside_in(records: Mapping[str, ArrayRecord], template: Template, model: 
     return found
 
 
-def moved_record(permutation: Permutation, record: ArrayRecord, part: State) -> ArrayRecord:
+def permuted_record(permutation: Permutation, record: ArrayRecord, part: State) -> ArrayRecord:
     """A record with its tensors moved as the model's are, in its own keys, order and dtypes.
 
     Args:
@@ -62,5 +62,5 @@ def moved_record(permutation: Permutation, record: ArrayRecord, part: State) -> 
         record: as it came.
         part: its tensors, under the model's keys, in its order.
     """
-    moved = (permuted(permutation, key, tensor).numpy() for key, tensor in part.items())
-    return ArrayRecord({key: Array(np.asarray(each, order="C")) for key, each in zip(record, moved, strict=True)})
+    arrays = (permuted(permutation, key, tensor).numpy() for key, tensor in part.items())
+    return ArrayRecord({key: Array(np.asarray(each, order="C")) for key, each in zip(record, arrays, strict=True)})

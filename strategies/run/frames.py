@@ -11,7 +11,7 @@ from flwr.app import Message
 
 from fedrebasin import Permutation
 
-from ..replies import Template, carrying, moved_record, names_along, to_state
+from ..replies import Template, carrying, names_along, permuted_record, to_state
 
 
 @dataclass
@@ -76,6 +76,6 @@ class Frames:
             for name, record in message.content.array_records.items():
                 if names := names_along(record, template):
                     part = {names[key]: tensor for key, tensor in to_state(record).items()}
-                    own[name] = moved_record(back, record, part)
+                    own[name] = permuted_record(back, record, part)
             sent.append(carrying(message, own))
         return sent

@@ -34,6 +34,7 @@ class Run:
         asked: of the round's messages, with the ids that the grid gives them. None before the first round is
             configured: nobody can say then who was asked.
         sent: the model that each node was sent, in the server's order of units.
+        sent_two: nodes that were sent two models that differ.
         said: what users were told once, by kind.
         grid: what they were sent through.
         beta: the inverse temperature that was found last.
@@ -50,7 +51,8 @@ class Run:
     template: Template = field(default_factory=lambda: Template({}))
     absent: tuple[str, ...] = ()
     asked: Sequence[Metadata] | None = None
-    sent: Mapping[int, ArrayRecord] = field(default_factory=dict)
+    sent: dict[int, ArrayRecord] = field(default_factory=dict)
+    sent_two: set[int] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
     grid: Grid | None = None
     beta: float | None = None
@@ -112,12 +114,14 @@ class Run:
     def ask(self, messages: list[Message], arrays: ArrayRecord, grid: Grid) -> list[Message]:
         """Remember what goes to whom in a round; the messages as they are to be sent."""
         self.asked = [message.metadata for message in messages]
-        self.sent = {}
+        self.sent, self.sent_two = {}, set()
         for message in messages:
-            records = message.content.array_records
+            node_id, records = message.metadata.dst_node_id, message.content.array_records
             itself = next((name for name, record in records.items() if record is arrays), "")
             if name := model_in(records, self.template, itself):
-                self.sent[message.metadata.dst_node_id] = records[name]
+                first = self.sent.setdefault(node_id, records[name])
+                if first is not records[name] and first != records[name]:
+                    self.sent_two.add(node_id)
         self.grid = grid
         return self.in_own_order(messages)
 
@@ -125,10 +129,15 @@ class Run:
         """What the round's updates are updates of.
 
         Raises:
-            RebasinError: if nobody was sent anything.
+            RebasinError: if nobody was sent anything, or a node two models.
         """
         if not self.arrays:
             raise RebasinError('sends="update": call configure_train first, which says what the updates are of')
+        if self.sent_two:
+            raise RebasinError(
+                f'sends="update": node {min(self.sent_two)} was sent two models in one round; which of them an '
+                "update is of cannot be told: send each node one, or let clients send models"
+            )
         return Updates(self.template, self.sent, self.arrays, {} if self.frames is None else self.frames.by_node)
 
     def in_own_order(self, messages: list[Message]) -> list[Message]:

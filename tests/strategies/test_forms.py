@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
 
-from fedrebasin import Identity, Permutation, PermutationSpec
+from fedrebasin import Identity, Permutation, PermutationSpec, RebasinError
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import Aligned, FedRebasin
 from tests.flower.harness import heard
@@ -342,6 +342,23 @@ def test_two_messages_to_a_node_have_two_answers_and_no_third(aligner, inner):
         for more in ([*found, found[0]], [found[0], found[0], *found[2:]], [*found, nameless]):
             _, metrics = strategy.aggregate_train(1, more)
             assert metrics["rebasin-replies-set-aside"] == 1
+
+
+def test_updates_of_two_models_cannot_be_told_apart():
+    class Two(FedAvg):
+        takes_models = False
+
+        def configure_train(self, server_round, arrays, config, grid):
+            once = list(super().configure_train(server_round, arrays, config, grid))
+            return [*once, *(Message(RecordDict({"arrays": self.more}), m.metadata.dst_node_id, "train") for m in once)]
+
+    strategy = FedRebasin(Two(**COMMON), spec=SPEC, sends="update")
+    strategy.more = model(1)
+    with pytest.raises(RebasinError, match=r"node 1 was sent two models"):
+        run_round(strategy, START, replies_of(("arrays", model)))
+    strategy.more = ArrayRecord(dict(START))  # an equal one is no other
+    arrays, _ = run_round(strategy, START, replies_of(("arrays", model)))
+    assert arrays is not None
 
 
 def test_without_ids_a_node_has_as_many_answers_as_it_was_asked():

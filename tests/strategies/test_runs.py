@@ -152,6 +152,14 @@ def test_a_round_that_is_given_up_leaves_nodes_no_permutation(streaming):
     assert frames.by_node == {}
 
 
+def test_frames_where_nothing_is_aligned_stay_empty_while_streaming():
+    frames = Frames()
+    strategy = Aligned(STRATEGIES["FedAvg"](), aligner=Identity(), frame=frames, streaming=True)
+    arrays, _ = run_round(strategy, make_state(0), [make_reply(make_state(at), at) for at in range(1, CLIENTS + 1)])
+    assert arrays is not None
+    assert frames.by_node == {}
+
+
 # -- checkpoints --
 
 
