@@ -36,8 +36,8 @@ class Aligned(Strategy):
     With an aligner that leaves everything as it is, no calibrator and no probe, the wrapper is the wrapped strategy,
     bit for bit but for the dtypes, which are the global model's again, and for replies that are not finite, or that one
     of Flower's own strategies could not take, which are set aside; nothing else is judged or capped. Its settings
-    cannot be changed, other attributes and methods are the inner strategy's; what lasts for a run begins anew with each
-    ``start``, its numbers and arrays too.
+    cannot be changed, other attributes and methods are the inner strategy's. What lasts for a run begins anew with each
+    ``start``, the inner strategy's numbers and arrays too (``keep_memory``).
 
     Args:
         strategy: the inner strategy (default: ``FedAvg()``).
@@ -273,7 +273,7 @@ class Aligned(Strategy):
         """As the inner strategy does."""
         run = self._run
         messages = list(self.strategy.configure_evaluate(run.number(server_round), arrays, config, grid))
-        return run.in_own_order(messages, arrays)
+        return run.in_own_order(messages)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """As the inner strategy does."""

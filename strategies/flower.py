@@ -4,13 +4,11 @@ from importlib import import_module
 from logging import getLogger
 
 from flwr.app import Message, Metadata
-from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy.fedopt import FedOpt
 
 __all__ = [
     "CLIENT_RAISED",
     "FedOpt",
-    "InconsistentMessageReplies",
     "deliver",
     "enter_task",
     "is_legacy",

@@ -45,7 +45,9 @@ def permuted_rows(permutation: Permutation | None, key: str, tensor: Tensor, row
 
 def permuted(permutation: Permutation, key: str, tensor: Tensor) -> Tensor:
     """``permutation.apply(state)[key]``, of one tensor."""
-    return next(permuted_rows(permutation, key, tensor, len(tensor)), tensor) if tensor.dim() else tensor
+    if not (tensor.dim() and tensor.numel()):
+        return tensor
+    return next(permuted_rows(permutation, key, tensor, len(tensor)))
 
 
 @dataclass(frozen=True)

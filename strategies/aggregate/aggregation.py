@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedrebasin import History, Merge
+from fedrebasin import Alignment, History, Merge
 from fedrebasin.devices import move
 from fedrebasin.merging import two_step
 from fedrebasin.state import Mean, State
@@ -101,7 +101,7 @@ class Aggregation:
         Flower's own do where all are of one other form; after the first round something is wrong then.
         """
         if not (self.traits.takes_models and self.template.forms):
-            return self.traits.needs_all
+            return self.traits.needs_all or not self.template.forms
         return self.server_round == 1 and isinstance(replies, list) and share_another_form(replies, self.template)
 
     def as_they_are(self, replies: Iterable[Message]) -> Aggregate:
@@ -138,14 +138,14 @@ class Aggregation:
                 good, merge, integers = self._agreeing(good, merge)
             if not good:
                 return self._nothing()
-            for reply, alignment in zip(good, merge.alignments, strict=True):
-                self.alignment.keep(reply, alignment)
+            self.alignment.keep(good, merge.alignments)
             mean = merge.merged
             if not merge.states:
                 good, merge = [without_arrays(reply) for reply in good], None
         if self.traits.needs_all:
             arrays, metrics = self._ask([*self._handed_on(good, merge), *self.screener.errors])
-            return Aggregate(self._restored(arrays, integers, mean), metrics, tuple(good), merge, self._measured(tally))
+            state, measured = self._restored(arrays, integers, mean), self.alignment.measured(tally)
+            return Aggregate(state, metrics, tuple(good), merge, measured)
         if mean is None or self.updates is not None:
             states = merge.states if merge is not None else [reply.state for reply in good]
             handed = [self._handed(reply, state) for reply, state in zip(good, states, strict=True)]
@@ -159,14 +159,17 @@ class Aggregation:
         """
         if self.traits.needs_all:
             return self.at_once(replies)
-        mean, tally, kept = Mean("averaged"), Tally(), list[Reply]()
+        mean, tally, kept, alignments = Mean("averaged"), Tally(), list[Reply](), list[Alignment]()
         integers: State = {}
-        for reply, state in self._arriving(replies, workers, tally):
+        for reply, state, *alignment in self._arriving(replies, workers, tally):
             integers = {key: state[key] for key in self._moving_integers(state)}
             mean.add(self._handed(reply, state), reply.num_examples)
             kept.append(without_arrays(reply))
+            alignments += alignment if self.alignment.frames is not None else []
         if not kept or self._mostly_failed(kept, tally):
             return self._nothing()
+        if alignments:
+            self.alignment.keep(kept, alignments)
         return self._of_the_mean(kept, mean.finish(), None, tally, integers)
 
     def _mostly_failed(self, kept: Sequence[Reply], tally: Tally) -> bool:
@@ -209,15 +212,16 @@ class Aggregation:
             together = History((), tally.seconds, True, "aligned to one reference")
         return kept, Merge(tuple(states), tuple(alignments), merged, together)
 
-    def _arriving(self, replies: Iterable[Message], workers: int, tally: Tally) -> Iterator[tuple[Reply, State]]:
-        """Each good reply and its aligned model, as replies arrive."""
+    def _arriving(
+        self, replies: Iterable[Message], workers: int, tally: Tally
+    ) -> Iterator[tuple[Reply, State] | tuple[Reply, State, Alignment]]:
+        """Each good reply, its aligned model, and how that was aligned if it was, as replies arrive."""
         good = self.screener.arriving(replies)
         if self.alignment.idle:
             return ((reply, move(reply.state, self.alignment.device)) for reply in good)
-        aligned = self.alignment.aligned(
+        return self.alignment.aligned(
             good, self.global_state, self.server_round, tally, self.screener.set_aside, workers, equal_integers=True
         )
-        return ((self.alignment.keep(reply, alignment), state) for reply, state, alignment in aligned)
 
     def _moving_integers(self, state: State) -> tuple[str, ...]:
         return () if self.alignment.idle else moving_integers(self.alignment.spec, state)
@@ -268,19 +272,13 @@ class Aggregation:
     ) -> Aggregate:
         mean = mean if self.updates is not None else {**mean, **integers}
         metrics = mean_metrics(replies, self.strategy)
-        measured, failed = self._measured(tally), len(self.screener.errors)
+        measured, failed = self.alignment.measured(tally), len(self.screener.errors)
         if self.traits.is_the_mean:  # there is nothing that the strategy would do to it
             log(INFO, "aggregate_train: Received %d results and %d failures", len(replies), failed)
             return Aggregate(self._restored(mean, {}), metrics, tuple(replies), merge, measured)
         message = mean_reply(replies, mean, self.template, self.strategy, metrics)
         arrays, _ = self.strategy.aggregate_train(self.server_round, [message, *self.screener.errors])
         return Aggregate(self._restored(arrays, integers, mean), metrics, tuple(replies), merge, measured)
-
-    def _measured(self, tally: Tally) -> dict[str, float]:
-        measured = tally.metrics()
-        if measured and self.alignment.frames is not None:
-            measured["fixed-points"] = self.alignment.frames.fixed_points()
-        return measured
 
     def of_models(self, taken: Aggregate, merge: Merge) -> State:
         """What the inner strategy, one that keeps no state, makes of the replies that took part, aligned like this."""

@@ -106,11 +106,18 @@ class ReplyAlignment:
             tally.add(alignment, away)
             yield reply, result, alignment
 
-    def keep(self, reply: Reply, alignment: Alignment) -> Reply:
-        """The reply, whose node keeps its permutation if nodes have such."""
+    def keep(self, replies: Iterable[Reply], alignments: Iterable[Alignment]) -> None:
+        """Let the nodes of a round that counts keep their permutations, if nodes have such."""
         if self.frames is not None:
-            self.frames.learn(reply.node_id, alignment.permutation)
-        return reply
+            for reply, alignment in zip(replies, alignments, strict=True):
+                self.frames.learn(reply.node_id, alignment.permutation)
+
+    def measured(self, tally: Tally) -> dict[str, float]:
+        """What was done in a round, and how far nodes' permutations stayed what they were."""
+        found = tally.metrics()
+        if found and self.frames is not None:
+            found["fixed-points"] = self.frames.fixed_points()
+        return found
 
     def _placed(
         self,

@@ -10,10 +10,21 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedrebasin import Merge
+from fedrebasin.errors import reason
 from fedrebasin.state import State
 
-from ..flower import InconsistentMessageReplies, log
-from ..replies import FormError, RecordError, Reply, Template, Updates, carrying, containing, demand_model, moved_record
+from ..flower import log
+from ..replies import (
+    FormError,
+    RecordError,
+    Reply,
+    Template,
+    Updates,
+    carrying,
+    containing,
+    demand_model,
+    permuted_record,
+)
 from ..traits import expecting_fewer
 
 Made = Mapping[str, Array | Tensor] | None  # an aggregate, before it has the global dtypes
@@ -26,7 +37,7 @@ def ask(
     already: int,
     set_aside: Callable[[int, str], None],
 ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-    """What the strategy makes of messages; where it says that they must be of one form, of those of most's.
+    """What the strategy makes of messages; where it fails and some are not of most's form, of those that are.
 
     Args:
         strategy: the inner one.
@@ -38,15 +49,16 @@ def ask(
     with expecting_fewer(strategy, already, sum(not message.has_error() for message in messages)):
         try:
             return strategy.aggregate_train(server_round, list(messages))
-        except InconsistentMessageReplies:
+        except Exception as error:
             forms = [None if message.has_error() else _form(message.content) for message in messages]
             counted = Counter(form for form in forms if form is not None)
-            if len(counted) < 2:
+            usual, count = counted.most_common(1)[0] if counted else (None, 0)
+            if not counted.total() / 2 < count < counted.total():  # nobody can say whose form is to blame
                 raise
-        usual = counted.most_common(1)[0][0]
+            why = reason(error)
         for message, form in zip(messages, forms, strict=True):
             if form not in (None, usual):
-                set_aside(message.metadata.src_node_id, "its records are named otherwise than most replies'")
+                set_aside(message.metadata.src_node_id, f"its records are of another form than most replies' ({why})")
         kept = [message for message, form in zip(messages, forms, strict=True) if form in (None, usual)]
         return strategy.aggregate_train(server_round, kept)
 
@@ -78,7 +90,7 @@ def handed_on(
             permutation, content = merge.alignments[position].permutation, reply.message.content
             if not permutation.is_identity:
                 for name, part in reply.alongside.items():
-                    others[name] = moved_record(permutation, content.array_records[name], part, reply.state)
+                    others[name] = permuted_record(permutation, content.array_records[name], part)
         if as_floats:
             floats = {key: Array(arrays[key].numpy().astype(float)) for key in as_floats}
             arrays = ArrayRecord({**arrays, **floats})
@@ -139,5 +151,15 @@ def without_arrays(reply: Reply) -> Reply:
     return replace(reply, message=containing(reply.message, content), state={}, alongside={})
 
 
-def _form(content: RecordDict) -> frozenset[tuple[str, type, frozenset[str]]]:
-    return frozenset((name, type(record), frozenset(record)) for name, record in content.items())
+def _form(content: RecordDict) -> object:
+    """Names of records and what is in them, shapes of arrays and lengths of lists."""
+    return frozenset(
+        (name, type(record), frozenset((key, _size(value)) for key, value in record.items()))
+        for name, record in content.items()
+    )
+
+
+def _size(value: object) -> object:
+    if isinstance(value, Array):
+        return tuple(value.shape)
+    return len(value) if isinstance(value, list) else None

@@ -37,7 +37,8 @@ def without_outliers(
     assert alignment.spec is not None
     barred = frozenset[int]()
     for _ in range(ALIGNED_AGAIN):
-        references = {at for at, one in enumerate(merge.alignments) if one.similarity >= 1.0}
+        alike = {at for at, one in enumerate(merge.alignments) if one.similarity >= 1.0}
+        references = {at for at in alike if good[at].node_id not in barred}
         if not (robust or (references and alignment.elects)):
             break
         found = outliers(alignment.spec, merge.alignments, merge.states)

@@ -11,7 +11,7 @@ from fedrebasin import AlignTo, Matcher, PermutationSpec, RebasinError, WeightMa
 from fedrebasin.devices import move, pick_device
 from fedrebasin.errors import choose
 
-from ..replies import RecordError, Template, Updates, alongside_in, carrying, model_in, moved_record, to_state
+from ..replies import RecordError, Template, Updates, alongside_in, carrying, model_in, permuted_record, to_state
 
 #: The name of the record that holds the model, where there are several.
 MODEL = "arrays"
@@ -94,7 +94,7 @@ class AlignMod:
         aligned = alignment.apply(candidate)
         encoded = template.encode(aligned if updates is None else updates.update(0, aligned))
         found = {
-            other: moved_record(alignment.permutation, replied[other], part, trained)
+            other: permuted_record(alignment.permutation, replied[other], part)
             for other, part in alongside_in(declared, template, name).items()
         }
         # The keys and their order are the client's own: clipping and secure aggregation pair arrays by them.

@@ -2,7 +2,7 @@
 """Bytes to state dicts and back: decoded without trust, screened, streamed."""
 
 from .agreement import Agreement, agreement
-from .alongside import alongside_in, model_in, moved_record, names_along
+from .alongside import alongside_in, model_in, names_along, permuted_record
 from .errors import FormError, RecordError
 from .integers import agreed, alike, dissent, moving_integers
 from .norms import Proportions, demand_ratio, median_of_others

@@ -7,6 +7,7 @@ from flwr.app import Array, ArrayRecord
 
 from fedrebasin import Permutation, SpecError
 from fedrebasin.keys import pair
+from fedrebasin.merging import permuted
 from fedrebasin.state import State
 
 from .records import Template, own_form
@@ -53,15 +54,13 @@ def alongside_in(records: Mapping[str, ArrayRecord], template: Template, model: 
     return found
 
 
-def moved_record(permutation: Permutation, record: ArrayRecord, part: State, whole: State) -> ArrayRecord:
+def permuted_record(permutation: Permutation, record: ArrayRecord, part: State) -> ArrayRecord:
     """A record with its tensors moved as the model's are, in its own keys, order and dtypes.
 
     Args:
         permutation: of the model.
         record: as it came.
         part: its tensors, under the model's keys, in its order.
-        whole: the model, which lends the other keys.
     """
-    result = permutation.apply({**whole, **part})
-    values = (np.asarray(result[key].numpy(), order="C") for key in part)
-    return ArrayRecord({key: Array(each) for key, each in zip(record, values, strict=True)})
+    arrays = (permuted(permutation, key, tensor).numpy() for key, tensor in part.items())
+    return ArrayRecord({key: Array(np.asarray(each, order="C")) for key, each in zip(record, arrays, strict=True)})

@@ -71,6 +71,16 @@ class Reader:
             )
         return Reply(message, message.metadata.src_node_id, state, num_examples, sizes, name, alongside)
 
+    def form_of(self, reply: Reply) -> object:
+        """What has to be alike in all replies: what the model is called, for Flower's own all other names as well."""
+        if not self.demands_form:
+            return reply.record
+        return reply.record, frozenset(
+            (name, key, len(value) if isinstance(value, list) else -1)
+            for name, metrics in reply.message.content.metric_records.items()
+            for key, value in metrics.items()
+        )
+
     def _demand_one(self, records: Mapping[str, ArrayRecord] | Mapping[str, MetricRecord], kind: str) -> None:
         if len(records) != 1:
             raise FormError(
@@ -110,13 +120,3 @@ class Reader:
             if loss is None or isinstance(loss, list) or not 0 <= loss < math.inf:
                 raise RecordError(f"metric {self._loss_key!r} is not a loss")
         return float(weight)
-
-
-def form_of(reply: Reply) -> object:
-    """The names of a reply's records and metrics, which Flower's strategies need to be alike."""
-    content = reply.message.content
-    return reply.record, frozenset(
-        (name, key, len(value) if isinstance(value, list) else -1)
-        for name, metrics in content.metric_records.items()
-        for key, value in metrics.items()
-    )

@@ -67,7 +67,10 @@ class Template:
         """
         forms = {}
         for key, array in arrays.items():
-            dtype = np.dtype(array.dtype)
+            try:
+                dtype = np.dtype(array.dtype)
+            except TypeError:  # what only its own stype knows, as bfloat16
+                dtype = np.dtype(object)
             if dtype.kind not in "fiub":
                 raise RecordError(f"{key}: dtype {array.dtype} of the global model cannot be merged")
             forms[key] = Form(dtype, tuple(array.shape))
@@ -170,10 +173,18 @@ def own_form(key: str, array: Array, dtypes: Collection[str] = NUMBERS) -> Form:
     """
     if array.dtype not in dtypes:
         raise RecordError(f"{key}: dtype {array.dtype} instead of one of {', '.join(dtypes)}")
-    shape = tuple(array.shape)
+    demand_shape(key, shape := tuple(array.shape))
+    return Form(np.dtype(array.dtype), shape)
+
+
+def demand_shape(key: str, shape: tuple[int, ...]) -> None:
+    """Refuse what is the shape of no array, however few numbers it holds.
+
+    Raises:
+        RecordError: naming it.
+    """
     if len(shape) > MAX_DIMS or min(shape, default=0) < 0 or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
         raise RecordError(f"{key}: no array has the shape {shape}")
-    return Form(np.dtype(array.dtype), shape)
 
 
 def decode_record(record: ArrayRecord) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from ..flower import log
 from .errors import FormError, RecordError
 from .norms import Proportions
-from .reading import Reader, form_of
+from .reading import Reader
 from .records import Template
 from .reply import Reply
 from .unknown import demand_sane
@@ -129,11 +129,12 @@ class Screener:
     def majority(self, replies: Iterable[Message]) -> list[Reply]:
         """The good ones of all replies.
 
-        Flower ends the run when their records' names or metrics differ: the form of most of them counts.
+        Flower ends the run when their records' names or metrics differ: the form of most of them counts. What the model
+        is called counts always: a strategy may read that record of every reply, and another one was not looked at so.
         """
         good = [reply for message in replies if (reply := self.admit(message)) is not None]
-        forms = Counter(map(form_of, good))
-        if self._reader.demands_form and len(forms) > 1:
+        forms = Counter(map(self._reader.form_of, good))
+        if len(forms) > 1:
             good = self._of_form(good, forms.most_common(1)[0][0], "most replies'")
         return self._in_proportion(good)
 
@@ -145,7 +146,7 @@ class Screener:
         for message in chain(replies, [None]):
             reply = None if message is None else self.admit(message)
             if reply is not None:
-                form = form_of(reply) if form is None else form
+                form = self._reader.form_of(reply) if form is None else form
                 waiting += self._of_form([reply], form, "the first reply's") if self._reader.demands_form else [reply]
             if message is None or len(waiting) >= enough:
                 ready, waiting, enough = self._in_proportion(waiting), [], 1
@@ -166,10 +167,11 @@ class Screener:
         if node_id not in asked:
             raise RecordError("a reply from a node that was not asked this round")
         sent = [each.message_id for each in asked[node_id]]
-        answered = metadata.reply_to_message_id if all(sent) else ""  # empty where no grid has sent it
-        if self._answered[node_id, answered] >= (1 if answered else len(sent)):
+        known = all(sent)  # empty where no grid has sent it
+        answered = metadata.reply_to_message_id if known else ""
+        if self._answered[node_id, answered] >= (1 if known else len(sent)):
             raise RecordError("a second reply from the same node")
-        if answered and answered not in sent:
+        if known and answered not in sent:
             raise RecordError("a reply to another message than this round's")
         self._answered[node_id, answered] += 1
 
@@ -180,7 +182,7 @@ class Screener:
     def _of_form(self, replies: Sequence[Reply], form: object, whose: str) -> list[Reply]:
         kept = []
         for reply in replies:
-            if form_of(reply) == form:
+            if self._reader.form_of(reply) == form:
                 kept.append(reply)
             else:
                 self.set_aside(reply.node_id, f"its records or metrics are named otherwise than {whose}")

@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord
 
 from .errors import RecordError
 from .header import parsed_header
-from .records import FLOATS, NUMPY, decode_array, own_form
+from .records import FLOATS, NUMPY, decode_array, demand_shape, own_form
 
 
 def demand_sane(record: ArrayRecord) -> None:
@@ -27,8 +27,9 @@ def demand_sane(record: ArrayRecord) -> None:
 
 def _demand_sane_bytes(key: str, array: Array) -> None:
     start, _, shape, dtype = parsed_header(key, array.data)
+    demand_shape(key, shape)
     size = math.prod(shape) * dtype.itemsize
-    if shape != tuple(array.shape) or dtype.hasobject or len(array.data) - start != size:
+    if shape != tuple(array.shape) or dtype.hasobject or not dtype.itemsize or len(array.data) - start != size:
         raise RecordError(f"{key}: the bytes are not those of {tuple(array.shape)} numbers of {array.dtype}")
     if dtype.kind in "fc" and size and not np.isfinite(np.frombuffer(array.data, dtype=dtype, offset=start)).all():
         raise RecordError(f"{key}: not finite")

@@ -122,6 +122,8 @@ class Checkpoints:
 
     def _build(self, run: Run, found: Checkpoint) -> Callable[[], ArrayRecord]:
         """What resumes a run from a checkpoint when it is called, once all of it was looked at."""
+        if not run.arrays:
+            raise CheckpointError("the model that it is of has to be given to start: initial_arrays, an ArrayRecord")
         model = {key: form.shape for key, form in run.template.forms.items()}
         theirs = {key: tuple(tensor.shape) for key, tensor in found.tensors.get("global", {}).items()}
         if different := _differing(theirs, model):

@@ -5,15 +5,13 @@ same permutation throughout training. A node's permutation is found once; from t
 its own order of units, its optimiser state and local layers keep their meaning, and its replies are mapped back.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, Message
-from torch import Tensor
+from flwr.app import Message
 
 from fedrebasin import Permutation
 
-from ..replies import Template, carrying, moved_record, names_along, to_state
+from ..replies import Template, carrying, names_along, permuted_record, to_state
 
 
 @dataclass
@@ -66,19 +64,18 @@ class Frames:
         self._agreed = self._compared = 0
         return share
 
-    def outgoing(self, messages: list[Message], arrays: ArrayRecord, template: Template) -> list[Message]:
+    def outgoing(self, messages: list[Message], template: Template) -> list[Message]:
         """The messages, each with what it carries along the model's units in the coordinates of its node."""
-        state: Mapping[str, Tensor] | None = None
         sent = []
         for message in messages:
             permutation = self.by_node.get(message.metadata.dst_node_id)
             if permutation is None or permutation.is_identity:
                 sent.append(message)
                 continue
-            state, back, own = to_state(arrays) if state is None else state, permutation.inverse(), {}
+            back, own = permutation.inverse(), {}
             for name, record in message.content.array_records.items():
                 if names := names_along(record, template):
                     part = {names[key]: tensor for key, tensor in to_state(record).items()}
-                    own[name] = moved_record(back, record, part, state)
+                    own[name] = permuted_record(back, record, part)
             sent.append(carrying(message, own))
         return sent

@@ -34,6 +34,7 @@ class Run:
         asked: of the round's messages, with the ids that the grid gives them. None before the first round is
             configured: nobody can say then who was asked.
         sent: the model that each node was sent, in the server's order of units.
+        sent_two: nodes that were sent two models that differ.
         said: what users were told once, by kind.
         grid: what they were sent through.
         beta: the inverse temperature that was found last.
@@ -50,7 +51,8 @@ class Run:
     template: Template = field(default_factory=lambda: Template({}))
     absent: tuple[str, ...] = ()
     asked: Sequence[Metadata] | None = None
-    sent: Mapping[int, ArrayRecord] = field(default_factory=dict)
+    sent: dict[int, ArrayRecord] = field(default_factory=dict)
+    sent_two: set[int] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
     grid: Grid | None = None
     beta: float | None = None
@@ -82,8 +84,8 @@ class Run:
         self.arrays = ArrayRecord(dict(arrays))  # shares the bytes; a deep copy fails once the record was sent
 
     def seeing(self, replies: Iterable[Message], as_it_is: bool = False) -> Iterable[Message]:
-        """The replies; where no model was ever seen, as when hooks are called by hand, the first one has its form."""
-        if self.arrays:
+        """The replies; where no round was configured, as hooks are called by hand, the first one has the form."""
+        if self.arrays or self.asked is not None:
             return replies
         found = list(replies)
         records = (record for one in found if not one.has_error() for record in one.content.array_records.values())
@@ -112,28 +114,35 @@ class Run:
     def ask(self, messages: list[Message], arrays: ArrayRecord, grid: Grid) -> list[Message]:
         """Remember what goes to whom in a round; the messages as they are to be sent."""
         self.asked = [message.metadata for message in messages]
-        self.sent = {}
+        self.sent, self.sent_two = {}, set()
         for message in messages:
-            records = message.content.array_records
+            node_id, records = message.metadata.dst_node_id, message.content.array_records
             itself = next((name for name, record in records.items() if record is arrays), "")
             if name := model_in(records, self.template, itself):
-                self.sent[message.metadata.dst_node_id] = records[name]
+                first = self.sent.setdefault(node_id, records[name])
+                if first is not records[name] and first != records[name]:
+                    self.sent_two.add(node_id)
         self.grid = grid
-        return self.in_own_order(messages, arrays)
+        return self.in_own_order(messages)
 
     def updates(self) -> Updates:
         """What the round's updates are updates of.
 
         Raises:
-            RebasinError: if nobody was sent anything.
+            RebasinError: if nobody was sent anything, or a node two models.
         """
         if not self.arrays:
             raise RebasinError('sends="update": call configure_train first, which says what the updates are of')
+        if self.sent_two:
+            raise RebasinError(
+                f'sends="update": node {min(self.sent_two)} was sent two models in one round; which of them an '
+                "update is of cannot be told: send each node one, or let clients send models"
+            )
         return Updates(self.template, self.sent, self.arrays, {} if self.frames is None else self.frames.by_node)
 
-    def in_own_order(self, messages: list[Message], arrays: ArrayRecord) -> list[Message]:
+    def in_own_order(self, messages: list[Message]) -> list[Message]:
         """Messages with the model, each in the order of units of the node that it goes to."""
-        return messages if self.frames is None else self.frames.outgoing(messages, arrays, self.template)
+        return messages if self.frames is None else self.frames.outgoing(messages, self.template)
 
     def completed(self, result: Result, last: ArrayRecord) -> Result:
         """Flower's result of the rounds after a resume, with those before it and with the rounds' true numbers.

@@ -76,3 +76,16 @@ def test_weights_that_cannot_be_used_are_refused(weights, based):
     (a, b, c), _ = models("grouped", 3, seed=0)
     with pytest.raises(MergeError):
         MeanInPieces([a, b], [None, None], weights, c if based else None)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_one_tensor_is_what_it_is_in_the_permuted_model(name):
+    states, permutations = models(name, 1, seed=5)
+    for key, tensor in permutations[0].apply(states[0]).items():
+        assert torch.equal(in_pieces.permuted(permutations[0], key, states[0][key]), tensor), key
+
+
+def test_one_tensor_without_entries_stays():
+    spec = PermutationSpec.from_axes({"weight": ("P", None), "bias": ("P",)})
+    state = {"weight": torch.zeros(0, 3), "bias": torch.zeros(0)}
+    assert in_pieces.permuted(Permutation.identity(spec.bind(state)), "weight", state["weight"]) is state["weight"]

@@ -1,13 +1,16 @@
 """A reference that turns out to be an outlier has no part in the order of the others: they are aligned again."""
 
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
+from fedrebasin.strategies.aggregate import ReplyAlignment
+from fedrebasin.strategies.aggregate.settling import without_outliers
+from fedrebasin.strategies.replies import Reply
 
 from benchmarks.support.attacks import turned
 from benchmarks.support.federation import Clients, HandedOn, asked, positions, remembering
-from fedrebasin import AlignTo, Permutation, PermutationSpec, WeightMatching
+from fedrebasin import Alignment, AlignTo, History, Merge, Permutation, PermutationSpec, WeightMatching
 from fedrebasin.models import MLP
 from fedrebasin.strategies import Aligned, Frames, to_state
 
@@ -84,3 +87,17 @@ def test_who_is_set_aside_keeps_no_permutation(sent, first_elected):
         strategy.aggregate_train(1, asked(sent, strategy, [*sent.dishonest, *sent.honest]))
     assert frames.by_node.keys() == {position + 1 for position in positions(inner.messages)}
     assert 1 not in frames.by_node
+
+
+def test_an_outlier_that_equals_the_reference_is_no_reason_to_align_twice_more(sent):
+    """A node that is barred is none: what it sent may lie along the reference all the same."""
+    honest = sent.honest[:6]
+    replies = [Reply(None, at, state, 1.0) for at, state in enumerate((*honest, honest[0]))]
+    identity = Permutation.identity(sent.spec.bind(honest[0]))
+    alignments = [Alignment(identity, float(at in (0, 6)), History((), 0.0, True, "")) for at in range(7)]
+    merge = Merge(tuple(reply.state for reply in replies), tuple(alignments), {}, alignments[0].history)
+    again = Mock(return_value=(replies, merge))
+    alignment = ReplyAlignment(sent.spec, AlignTo(), None, torch.device("cpu"))
+    with patch("fedrebasin.strategies.aggregate.settling.outliers", return_value={6: "too long"}):
+        without_outliers(replies, merge, alignment, False, Mock(), again)
+    again.assert_called_once_with(replies, frozenset({6}))

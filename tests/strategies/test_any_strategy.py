@@ -3,18 +3,22 @@
 import math
 import random
 from collections import Counter
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
+from fedrebasin.strategies.replies import RecordError, demand_sane
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Strategy
+from numpy.lib import format as npy
 
 from fedrebasin import Identity
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import Aligned
 from tests.flower.harness import heard
+from tests.strategies.helpers import CLIENTS, COMMON, make_reply, run_round
 
 NODES, ROUNDS = 4, 3
 START = {"a.weight": torch.arange(24.0).reshape(6, 4), "a.bias": torch.ones(6)}
@@ -318,6 +322,43 @@ def test_what_is_not_finite_or_not_what_it_says_is_all_that_is_set_aside(name):
     result = Aligned(inner, aligner=Identity()).start(InlineGrid(app, NODES), ArrayRecord(dict(START)), num_rounds=1)
     assert len(inner.got[0]) == NODES - 1
     assert result.train_metrics_clientapp[1]["rebasin-replies-set-aside"] == 1.0
+
+
+NOTHING_KNOWN = {
+    "no arrays at first": ArrayRecord(),
+    "complex": ArrayRecord({"w": Array(np.ones(3, dtype="complex64"))}),
+    "of a dtype that numpy has not": ArrayRecord({"w": Array("bfloat16", (1,), "mine", b"\x00\x00")}),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("start", NOTHING_KNOWN.values(), ids=NOTHING_KNOWN)
+@pytest.mark.parametrize("bad", ["a dtype", "other keys"])
+def test_where_no_form_is_known_flowers_own_get_what_they_would_and_no_reply_says_what_is_one(start, streaming, bad):
+    """One that comes first, or falls out of the others' form, is one reply, whatever it says."""
+    replies = [make_reply(ArrayRecord({"w": Array(np.full(3, at * 1j))}), at) for at in range(2, CLIENTS + 1)]
+    expected, _ = run_round(FedAvg(**COMMON), start, replies)
+    odd = {"w": Array("nonsense", (3,), "numpy.ndarray", b"1")} if bad == "a dtype" else {"x": Array(np.ones(3))}
+    strategy = Aligned(FedAvg(**COMMON), aligner=Identity(), streaming=streaming)
+    found, metrics = run_round(strategy, start, [make_reply(ArrayRecord(odd), 1), *replies])
+    assert np.array_equal(found["w"].numpy(), expected["w"].numpy())
+    assert metrics["rebasin-replies-set-aside"] == 1
+
+
+IMPOSSIBLE = {
+    "entries of no bytes": ("|S0", (10**12,)),
+    "a dimension beyond all": ("<i4", (0, 10**30)),
+    "too many dimensions": ("<i4", (1,) * 33),
+}
+
+
+@pytest.mark.parametrize(("descr", "shape"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_shapes_that_no_array_has_are_refused_though_they_hold_nothing(descr, shape):
+    buffer = BytesIO()
+    npy.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    data = buffer.getvalue() + bytes(4) * (len(shape) == 33)
+    with pytest.raises(RecordError, match="x: "):
+        demand_sane(ArrayRecord({"x": Array(descr, shape, "numpy.ndarray", data)}))
 
 
 def test_an_aggregate_that_is_not_finite_is_not_kept():

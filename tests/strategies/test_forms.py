@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from fedrebasin.strategies.replies import FormError, RecordError, Template, model_in, names_along
+from fedrebasin.strategies.replies import FormError, RecordError, Template, containing, model_in, names_along
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
 
-from fedrebasin import Identity, Permutation, PermutationSpec
+from fedrebasin import Identity, Permutation, PermutationSpec, RebasinError
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import Aligned, FedRebasin
 from tests.flower.harness import heard
@@ -272,6 +272,50 @@ def test_a_strategy_that_demands_one_form_gets_that_of_most(aligner):
 
 
 @pytest.mark.parametrize("aligner", [{"spec": SPEC}, {"aligner": Identity()}])
+@pytest.mark.parametrize("spoil", ["a list", "no such record", "another shape"])
+def test_one_reply_of_another_form_ends_no_round_of_a_strategy_that_falls_over_it(aligner, spoil):
+    class Derived(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            control = sum(m.content["control"]["c"].numpy() for m in replies if not m.has_error())
+            assert control.shape == (3,)
+            names = ("arrays", "metrics")
+            replies = [containing(m, RecordDict({name: m.content[name] for name in names})) for m in replies]
+            return super().aggregate_train(server_round, replies)
+
+    def control(at):
+        return ArrayRecord({"c": Array(np.ones(4 if spoil == "another shape" and at == 3 else 3))})
+
+    made = replies_of(("arrays", model), ("control", control))
+    if spoil == "a list":
+        made[3].content["metrics"]["train-loss"] = [0.5]
+    if spoil == "no such record":
+        del made[3].content["control"]
+    arrays, metrics = run_round(Aligned(Derived(**COMMON), **aligner), START, made)
+    assert arrays is not None
+    assert metrics["rebasin-replies-set-aside"] == 1
+
+
+@pytest.mark.parametrize("inner", [FedAvg, Taking])
+def test_a_strategy_gets_what_was_looked_at_under_the_name_that_it_reads(inner):
+    """A client that sends a model under another name, and something else under the usual one."""
+
+    class Derived(inner):
+        def aggregate_train(self, server_round, replies):
+            self.got = [message.content["arrays"] for message in replies]
+            return None, None
+
+    def absurd(at):
+        return ArrayRecord({key: Array(np.full(2, 1e30)) for key in make_state(0)}) if at == 3 else model(at)
+
+    made = replies_of(("arrays", absurd), count=CLIENTS)
+    made[3].content = RecordDict({**made[3].content, "more": model(3)})
+    strategy = Derived(**COMMON) if inner is FedAvg else Derived()
+    run_round(FedRebasin(strategy, spec=SPEC), START, made)
+    assert len(strategy.got) == CLIENTS - 1
+    assert all(np.abs(record["0.weight"].numpy()).max() < 100 for record in strategy.got)
+
+
+@pytest.mark.parametrize("aligner", [{"spec": SPEC}, {"aligner": Identity()}])
 @pytest.mark.parametrize("inner", [FedAvg, Taking])
 def test_two_messages_to_a_node_have_two_answers_and_no_third(aligner, inner):
     class Twice(inner):
@@ -294,9 +338,27 @@ def test_two_messages_to_a_node_have_two_answers_and_no_third(aligner, inner):
     assert arrays is not None
     assert not (metrics or {}).get("rebasin-replies-set-aside")
     if "spec" in aligner or inner is FedAvg:  # it is refused where replies are looked at
-        for more in ([*found, found[0]], [found[0], found[0], *found[2:]]):
+        nameless = make_reply(make_state(1), node_id=found[0].metadata.src_node_id)  # it answers no message
+        for more in ([*found, found[0]], [found[0], found[0], *found[2:]], [*found, nameless]):
             _, metrics = strategy.aggregate_train(1, more)
             assert metrics["rebasin-replies-set-aside"] == 1
+
+
+def test_updates_of_two_models_cannot_be_told_apart():
+    class Two(FedAvg):
+        takes_models = False
+
+        def configure_train(self, server_round, arrays, config, grid):
+            once = list(super().configure_train(server_round, arrays, config, grid))
+            return [*once, *(Message(RecordDict({"arrays": self.more}), m.metadata.dst_node_id, "train") for m in once)]
+
+    strategy = FedRebasin(Two(**COMMON), spec=SPEC, sends="update")
+    strategy.more = model(1)
+    with pytest.raises(RebasinError, match=r"node 1 was sent two models"):
+        run_round(strategy, START, replies_of(("arrays", model)))
+    strategy.more = ArrayRecord(dict(START))  # an equal one is no other
+    arrays, _ = run_round(strategy, START, replies_of(("arrays", model)))
+    assert arrays is not None
 
 
 def test_without_ids_a_node_has_as_many_answers_as_it_was_asked():

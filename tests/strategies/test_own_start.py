@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import (
 
 from fedrebasin import Identity, Permutation, PermutationSpec, RebasinError
 from fedrebasin.simulations import InlineGrid
-from fedrebasin.strategies import Aligned, FedRebasin
+from fedrebasin.strategies import Aligned, CheckpointError, FedRebasin
 from tests.strategies.helpers import AXES, make_state
 
 SPEC = PermutationSpec.from_axes(AXES)
@@ -390,6 +390,19 @@ def test_an_own_start_is_resumed_only_if_it_says_so(tmp_path):
     assert_same_arrays(whole, result)
 
 
+def test_a_run_that_is_over_already_has_not_trained_without_the_wrapper(tmp_path):
+    class Resumable(FedAvg):
+        resumable = True
+
+        def start(self, grid, initial_arrays, num_rounds=1):
+            result = run_rounds(self, grid, initial_arrays, num_rounds)
+            result.arrays = result.arrays or initial_arrays
+            return result
+
+    first, again = (begin(FedRebasin(Resumable(), spec=SPEC, checkpoint=tmp_path, resume=True)) for _ in range(2))
+    assert_same_arrays(first, again)
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_a_loop_may_have_its_model_from_elsewhere(checkpoint, tmp_path):
     class Loading(FedAvg):
@@ -402,6 +415,10 @@ def test_a_loop_may_have_its_model_from_elsewhere(checkpoint, tmp_path):
     result = strategy.start(InlineGrid(client_app(), CLIENTS), values, rounds=1)
     assert result.train_metrics_clientapp[1]["rebasin-units-moved"] > 0
     assert len(list(tmp_path.glob("round-*"))) == checkpoint
+    if checkpoint:
+        Loading.resumable = True
+        with pytest.raises(CheckpointError, match="initial_arrays"):
+            FedRebasin(Loading(), spec=SPEC, checkpoint=tmp_path, resume=True).start(None, values, rounds=1)
 
 
 def test_a_second_start_of_an_own_loop_begins_anew():

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from fedrebasin import AlignTo, Identity, MergeMany, Permutation, PermutationSpec, RebasinError
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import Aligned, CheckpointError, FedRebasin, Frames
-from tests.strategies.helpers import ALIGNABLE, AXES, CLIENTS, STRATEGIES, make_state
+from tests.strategies.helpers import ALIGNABLE, AXES, CLIENTS, STRATEGIES, make_reply, make_state, run_round
 
 SPEC = PermutationSpec.from_axes(AXES)
 
@@ -138,6 +138,26 @@ def test_a_node_that_drifted_is_matched_again():
     frames = Frames(rematch_below=2.0)  # always
     run(Aligned(STRATEGIES["FedAvg"](), spec=SPEC, frame=frames), make_state(0, width=24), rounds=2)
     assert len(frames.by_node) == CLIENTS
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_round_that_is_given_up_leaves_nodes_no_permutation(streaming):
+    def failing(spec, reference, candidate):
+        raise RebasinError("no")
+
+    frames, aligner = Frames(), AlignTo(failing, reference="medoid")
+    strategy = Aligned(STRATEGIES["FedAvg"](), spec=SPEC, aligner=aligner, frame=frames, streaming=streaming)
+    arrays, _ = run_round(strategy, make_state(0), [make_reply(make_state(at), at) for at in range(1, CLIENTS + 1)])
+    assert arrays is None
+    assert frames.by_node == {}
+
+
+def test_frames_where_nothing_is_aligned_stay_empty_while_streaming():
+    frames = Frames()
+    strategy = Aligned(STRATEGIES["FedAvg"](), aligner=Identity(), frame=frames, streaming=True)
+    arrays, _ = run_round(strategy, make_state(0), [make_reply(make_state(at), at) for at in range(1, CLIENTS + 1)])
+    assert arrays is not None
+    assert frames.by_node == {}
 
 
 # -- checkpoints --
