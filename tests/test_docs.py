@@ -18,7 +18,7 @@ from fedrebasin.simulations import CALIBRATORS, EXPERIMENTS, LOADERS, STRATEGIES
 
 REGISTRIES = (ALIGNERS, CALIBRATORS, EXPERIMENTS, LOADERS, MATCHERS, MODELS, STATISTICS, STRATEGIES)
 #: What a block that imports it is left out without.
-OPTIONAL = ("flax", "jax", "keras", "lightning", "peft", "transformers")
+OPTIONAL = ("flax", "jax", "keras", "lightning", "pandas", "peft", "transformers")
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 CONTRIBUTING = (ROOT / "docs" / "contributing.md").read_text()
