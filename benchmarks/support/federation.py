@@ -232,7 +232,10 @@ def positions(messages: Iterable[Message]) -> set[int]:
 
 def aggregated(strategy: Strategy, messages: Sequence[Message], set_aside: int = 0) -> State | None:
     """What a strategy makes of messages, which are left whole, behind an alignment that has set some aside."""
-    copies = [carrying(message, ArrayRecord(dict(message.content.array_records["arrays"]))) for message in messages]
+    copies = [
+        carrying(message, {"arrays": ArrayRecord(dict(message.content.array_records["arrays"]))})
+        for message in messages
+    ]
     with expecting_fewer(strategy, set_aside, len(copies)):
         arrays, _ = strategy.aggregate_train(1, copies)
     return None if arrays is None else to_state(arrays)

@@ -87,6 +87,7 @@ def test_a_start_of_its_own_is_run(tmp_path):
     assert "best.pt" in ran.files
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 def test_on_flowers_engine(tmp_path):
     plain = harness.run_app(serve, torch_client(), tmp_path / "plain", engine="flower")

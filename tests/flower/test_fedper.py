@@ -39,6 +39,7 @@ def test_in_the_servers_frame_they_do_where_the_units_that_heads_read_agree(tmp_
         assert (max(clients.errors) < 1e-5) == fits
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 def test_contexts_keep_the_heads_in_flowers_engine(tmp_path):
     """The same arrays as in this process: clients keep their heads between rounds there too."""

@@ -128,6 +128,7 @@ def test_what_each_client_said_is_written_down(tmp_path):
     assert ran.metrics["train_metrics_clientapp"][1]["weighted-by"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 def test_on_flowers_engine(tmp_path):
     """Where clients are other processes, and only their state lasts."""

@@ -96,7 +96,7 @@ def test_the_command_refuses_and_leaves_no_file(tmp_path, monkeypatch, capsys):
         save_file(state, f"{name}.safetensors")
     command = ["merge", "a.safetensors", "b.safetensors", "--spec", "spec.json", "-o", "m.safetensors"]
     for method in ("weight-matching", "merge-many", "cycle-consistent"):
-        assert main([*command, "--method", method]) == 0
+        assert main([*command, "--method", method, "--force"]) == 0
         merged = load_file("m.safetensors")
         assert torch.equal(merged["0.mask"].sum(0), states[0]["0.mask"].sum(0))
         assert merged["0.mask"].dtype == torch.bool
