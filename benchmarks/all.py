@@ -3,7 +3,7 @@
     python benchmarks/all.py --out DIR [--fashion-mnist FOLDER] [--only NAME ...]
 
 Zoo, planted, attackers, forged sums, experiments, comparisons, personalisation, imports and updates write their
-sections of RESULTS.md anew. Of the others DIR/NAME.txt is written, headed by machine, date and command: their sections
+pages in results/ anew. Of the others DIR/NAME.txt is written, headed by machine, date and command: their pages
 hold comments on the numbers, which are for people to write. What a script keeps in DIR is not measured again. One that
 fails does not stop the rest; the exit code is 1 then.
 """

@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=FIRST, help="of the seeds")
     parser.add_argument("--rows", type=Path, help="a folder that keeps the cells, to go on from after a break")
     parser.add_argument("--only-kept", action="store_true", help="measure nothing: tables of the cells in the folder")
-    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write the page in benchmarks/results/")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.CRITICAL)

@@ -2,8 +2,8 @@
 
     python benchmarks/comparisons.py --out DIR [--fashion-mnist FOLDER] [--write]
 
-What lies in DIR is not run again; ``--kept`` runs nothing at all. ``--write`` puts the section "Comparisons" into
-RESULTS.md.
+What lies in DIR is not run again; ``--kept`` runs nothing at all. ``--write`` writes the page in
+results/.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(STUDIES), help="studies, with commas")
     parser.add_argument("--kept", action="store_true", help="run nothing: the section of what DIR has")
     parser.add_argument("--jobs", type=int, default=0, help="comparisons at the same time; 0: one a core")
-    parser.add_argument("--write", action="store_true", help="put the section into RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write the page in benchmarks/results/")
     arguments = parser.parse_args()
     studies = {}
     for name in arguments.only.split(","):

@@ -1,8 +1,8 @@
-"""Write the section "Experiments" of RESULTS.md from what ``fedrebasin reproduce`` wrote.
+"""Write results/experiments.md from what ``fedrebasin reproduce`` wrote.
 
 Run: ``fedrebasin reproduce NAME --out FOLDER`` for the experiments of interest, then
 ``python benchmarks/experiments.py FOLDER [FOLDER ...]``. ``--run FOLDER`` runs those that it does not have yet, with
-``--data-dir DIR`` some of them on Fashion-MNIST too, into ``FOLDER/fashion-mnist``. The section that is there is
+``--data-dir DIR`` some of them on Fashion-MNIST too, into ``FOLDER/fashion-mnist``. The page that is there is
 replaced.
 """
 

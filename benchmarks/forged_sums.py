@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--calibrators", nargs="+", default=list(calibrators(32)), choices=list(calibrators(32)))
-    parser.add_argument("--write", action="store_true", help="into RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write the page in benchmarks/results/")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.CRITICAL)

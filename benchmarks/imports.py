@@ -45,7 +45,7 @@ def main() -> None:
     """Print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="the section of RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write the page in benchmarks/results/")
     arguments = parser.parse_args()
     for code in ROWS.values():  # bytecode and disk caches
         processor_seconds(code)

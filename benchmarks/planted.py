@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("zoos", nargs="*", default=["torchvision"], help=f"of {', '.join(ZOOS)}")
     parser.add_argument("--models", nargs="+", help="only these")
     parser.add_argument("--rows", type=Path, help="a folder that keeps the rows, to go on from after a break")
-    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write the page in benchmarks/results/")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

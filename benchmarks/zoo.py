@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="only these")
     parser.add_argument("--rows", type=Path, help="a folder that keeps the rows, to go on from after a break")
     parser.add_argument("--memory", nargs="+", default=[], metavar="NAME", help="measure these torchvision models' too")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write the page in benchmarks/results/")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     # The first export of a process loads much of torch: not the first model's time.

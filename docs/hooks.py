@@ -11,7 +11,13 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 #: Pages of the site that are files elsewhere in the repository; their place in the site is their place in it.
-OUTSIDE = ("CHANGELOG.md", "benchmarks/RESULTS.md", "examples/existing-app.md", "examples/quickstart/README.md")
+OUTSIDE = (
+    "CHANGELOG.md",
+    "benchmarks/RESULTS.md",
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))),
+    "examples/existing-app.md",
+    "examples/quickstart/README.md",
+)
 LINK = re.compile(r"(?P<before>!?\[[^\]]*\]\()(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 NAMES = re.compile(r"<!-- names of (?P<package>[a-z.]+)(?:: (?P<wanted>[\w.\s]+))? -->")

@@ -73,8 +73,8 @@ class SimulationConfig:
     """
 
     dataset: str = key("digits", ", or package.module:function that gives (train, test).", LOADERS)
-    data_dir: str = key("", "Folder of the data set; digits needs none, others are downloaded without it.")
-    model: str = key("mlp", "; -bn for BatchNorm.", MODELS, several=True)
+    data_dir: str = key("", "Folder of the data set; digits needs none, others are downloaded if it is not given.")
+    model: str = key("mlp", "; -bn: with BatchNorm.", MODELS, several=True)
     width: float = key(
         0, "Units of a hidden layer (mlp) or multiplier; 0: the papers' (512 or 1).", least=0, several=True
     )
@@ -84,14 +84,14 @@ class SimulationConfig:
     init: str = key("independent", ": clients' initialisation.", INITS, several=True)
     rounds: int = key(1, "Rounds of federated training.", above=0)
     local_epochs: int = key(60, "A client's passes over its data in a round.", above=0)
-    batch_size: int = key(64, "Of local training.", above=0)
+    batch_size: int = key(64, "Examples in a batch of local training.", above=0)
     optimizer: str = key("adam", "; adam has L2 weight decay, adamw decoupled.", OPTIMIZERS)
-    learning_rate: float = key(1e-3, "Of local training.", above=0)
-    weight_decay: float = key(3e-3, "Of local training.", least=0)
-    seed: int = key(0, "Of everything random.", least=0, several=True)
+    learning_rate: float = key(1e-3, "Learning rate of local training.", above=0)
+    weight_decay: float = key(3e-3, "Weight decay of local training.", least=0)
+    seed: int = key(0, "Seed of partition, initialisations and order of batches.", least=0, several=True)
     device: str = key("auto", ": where clients train.", DEVICES)
-    augment: str = key("none", ": of training images, as in the papers for CIFAR.", AUGMENTS)
-    image_size: int = key(0, "Images of an image folder become squares of this size; 0: 32.", least=0)
+    augment: str = key("none", ": how training images are augmented, as in the papers for CIFAR.", AUGMENTS)
+    image_size: int = key(0, "Images of an image folder are resized to squares of this size; 0: 32.", least=0)
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))

@@ -56,10 +56,11 @@ def test_the_run_config_keys_exist():
         assert set(overrides) <= set(config)
 
 
-def test_the_readme_is_short_and_names_the_two_commands_first():
+def test_the_readme_is_short_and_begins_with_how_to_install_and_to_try_it():
     assert len(README.splitlines()) < 150
-    first = blocks("sh")[0].splitlines()
-    assert [line.split("#")[0].strip() for line in first] == ["make demo", "make test"]
+    first, second = (block.partition("#")[0].strip() for block in blocks("sh")[:2])
+    assert (first, second) == ("pip install .", "fedrebasin compare")
+    assert README.index("```sh") < README.index("fedrebasin merges")
 
 
 @pytest.mark.slow

@@ -221,7 +221,7 @@ interval of the paired differences."""
 
 
 def section(cells: Cells) -> list[str]:
-    """The lines of the section of RESULTS.md, of what was measured."""
+    """The lines of results/attackers.md, of what was measured."""
     lines = [INTRODUCTION]
     for setting in dict.fromkeys(name for name, *_ in cells):
         runs = max(len(runs) for (name, *_), runs in cells.items() if name == setting)

@@ -1,4 +1,7 @@
-"""Sections of RESULTS.md: each is replaced by the script that measures it, with the machine and the date."""
+"""Sections of the results, a page each: written by the script that measures it, with the machine and the date.
+
+RESULTS.md says in short what they come to, and is for people to write.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 
 from fedrebasin.simulations import Origin
 
-RESULTS = Path(__file__).parents[1] / "RESULTS.md"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def stamp() -> str:
@@ -23,16 +26,15 @@ def stamp() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d}, {platform.processor() or origin.machine}, {origin.device}; {versions}."
 
 
-def write_section(heading: str, lines: Sequence[str], file: Path = RESULTS) -> None:
-    """Put a section into the file in the place of the one with the same heading, or at its end.
+def write_section(heading: str, lines: Sequence[str], folder: Path = RESULTS) -> None:
+    """Write the page of a section, in the place of the one that was there.
 
     Args:
-        heading: of the second level, such as ``## Comparisons``.
-        lines: what follows it.
-        file: which.
+        heading: of the second level, as it is in RESULTS.md, such as ``## Comparisons``.
+        lines: what follows it, with headings from the third level on.
+        folder: where the pages are.
     """
-    text = file.read_text(encoding="utf-8") if file.is_file() else "# Results\n"
-    section = "\n".join([heading, "", *lines]).rstrip() + "\n"
-    pattern = re.compile(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-    text = pattern.sub(lambda _: section + "\n", text) if pattern.search(text) else f"{text.rstrip()}\n\n{section}"
-    file.write_text(text.rstrip() + "\n", encoding="utf-8")
+    title = heading.removeprefix("## ")
+    name = "-".join(re.findall("[a-z0-9]+", title.lower().replace("'", "")))
+    body = re.sub("^##", "#", "\n".join(lines), flags=re.MULTILINE).strip()
+    (folder / f"{name}.md").write_text(f"# {title}\n\n{body}\n", encoding="utf-8")

@@ -37,7 +37,7 @@ def barrier(
     inputs: Annotated[list[str] | None, typer.Option("--input", help=opt.INPUT_HELP)] = None,
     data_dir: opt.DataDir = "",
     image_size: Annotated[int, typer.Option(help="Images of a folder become squares of this size.")] = 224,
-    examples: Annotated[int, typer.Option(help="At most so many test examples.")] = 2000,
+    examples: Annotated[int, typer.Option(help="Use at most this many test examples.")] = 2000,
     points: Annotated[int, typer.Option(help="Positions on the line, both ends included.")] = 25,
     method: Annotated[str, typer.Option(help=f"How B's units are matched: {', '.join(METHODS)}.")] = "weight-matching",
     recalibrate: Annotated[
@@ -46,7 +46,7 @@ def barrier(
     spec: Annotated[Path | None, typer.Option(help="A spec that 'fedrebasin spec --out' wrote.")] = None,
     key: Annotated[str, typer.Option(help=opt.KEY_HELP)] = "",
     prefix: Annotated[str, typer.Option(help=opt.PREFIX_HELP)] = "",
-    seed: Annotated[int, typer.Option(help="Of the order in which layers are matched.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order in which layers are matched.")] = 0,
     device: opt.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for barrier.json, barrier.svg and barrier.png.")] = None,
     json: Annotated[bool, AsJson] = False,
@@ -70,7 +70,7 @@ def barrier(
     given = open_inputs([a, b], model, None, spec, key=key, prefix=prefix, run=True)
     opened = given.opened
     if opened.model is None:
-        raise MergeError("--model: to run the checkpoints it must be known what model they are")
+        raise MergeError("--model is needed: it says what model the checkpoints are of")
     for note in opened.notes:
         say(note)
     found = open_data(data, data_dir, image_size, examples, place)

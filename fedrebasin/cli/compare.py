@@ -34,18 +34,19 @@ def compare(
         str, typer.Option(help="inline (this process) or flower (Flower's simulation engine).")
     ] = "inline",
     client_cpus: Annotated[
-        float | None, typer.Option(help="Cores of a client in engine flower; 1 if left out.", show_default=False)
+        float | None,
+        typer.Option(help="Cores for each client with --engine flower; 1 if not given.", show_default=False),
     ] = None,
     client_gpus: Annotated[
         float | None,
-        typer.Option(help="GPUs of a client in engine flower; if left out, all share one.", show_default=False),
+        typer.Option(help="GPUs for each client with --engine flower; else all share one.", show_default=False),
     ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Ray cluster that runs (auto or HOST:PORT). Each comparison is a task there, with the cores and GPUs"
-            " of a client; in engine flower each client is.",
+            help="A running Ray cluster (auto or HOST:PORT). Each comparison is a task there, with the cores and GPUs"
+            " of a client; with --engine flower each client is one.",
             show_default=False,
         ),
     ] = None,
@@ -55,15 +56,15 @@ def compare(
         typer.Option(help="Folder for results.json, report.html, picture.svg; what is there is not run again."),
     ] = None,
     from_: Annotated[
-        Path | None, typer.Option("--from", help="Run nothing: table and report of this results.json.")
+        Path | None, typer.Option("--from", help="Train nothing: show the table and the report of this results.json.")
     ] = None,
     json: Annotated[bool, AsJson] = False,
     **config: Any,
 ) -> None:
     """Train clients once and let several strategies merge them; what follows a + works with sums that clients send.
 
-    Options with several values are combined, seeds become means and spreads. A run that was broken off goes on where it
-    was when it is started again with the same --out.
+    Options with several values are combined, seeds become means and spreads. A run that was interrupted
+    continues where it was when it is started again with the same --out.
 
     Example: fedrebasin compare --clients 2 --width 64,512,2048 --seeds 0,1,2 --out wide
     """
@@ -108,7 +109,7 @@ def _run(configs: tuple[SimulationConfig, ...], strategies: list[str], out: Path
             return "nothing is kept without --out"
         if not (out / "results.json").exists():
             return f"no comparison was finished, {out} is empty"
-        return f"finished comparisons are in {out / 'results.json'}; the same command goes on from there"
+        return f"finished comparisons are in {out / 'results.json'}; the same command continues from there"
 
     with leaving(finished), Bars() as bars:
         study = run_study(configs, strategies, known=known, finished=save, progress=bars, **how)

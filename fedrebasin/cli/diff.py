@@ -28,7 +28,7 @@ def diff(
     key: Annotated[str, typer.Option(help=opt.KEY_HELP)] = "",
     prefix: Annotated[str, typer.Option(help=opt.PREFIX_HELP)] = "",
     method: Annotated[str, typer.Option(help=f"How B's units are matched: {', '.join(METHODS)}.")] = "weight-matching",
-    seed: Annotated[int, typer.Option(help="Of the order in which layers are matched.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order in which layers are matched.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for diff.json, diff.svg and diff.png.")] = None,
     json: Annotated[bool, AsJson] = False,
 ) -> None:

@@ -212,7 +212,7 @@ def environment() -> list[Finding]:
     wanted = {
         "OMP_NUM_THREADS": (
             NOTE if (os.cpu_count() or 1) > 1 else OK,
-            "set it to 1 for Flower's simulation: its clients otherwise share the cores with themselves",
+            "set it to 1 for Flower's simulation: otherwise each client starts a thread for every core",
         ),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": (
             NOTE,

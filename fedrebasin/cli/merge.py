@@ -50,19 +50,20 @@ def merge(
     ] = "",
     data_dir: Annotated[str, typer.Option(help="Folder of a data set that is given by name.")] = "",
     image_size: Annotated[int, typer.Option(help="Images of a folder become squares of this size.")] = 224,
-    examples: Annotated[int, typer.Option(help="At most so many training and test examples.")] = 5000,
+    examples: Annotated[int, typer.Option(help="Use at most this many training and test examples.")] = 5000,
     inputs: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
     spec: Annotated[Path | None, typer.Option(help="A spec that 'fedrebasin spec --out' wrote.")] = None,
     key: Annotated[str, typer.Option(help=KEY_HELP)] = "",
     prefix: Annotated[str, typer.Option(help=PREFIX_HELP)] = "",
     dtype: Annotated[
-        str, typer.Option(help=f"Of the merged weights: {', '.join(DTYPES)}; sums are taken in float64.")
+        str, typer.Option(help=f"Dtype of the merged weights: {', '.join(DTYPES)}; sums are taken in float64.")
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace what lies at --out, an input too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at --out, even if it is an input.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be merged, in what time and memory, and stop.")
+        bool,
+        typer.Option("--dry-run", help="Say what would be merged, in what time and memory; merge nothing."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the order in which layers are matched.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order in which layers are matched.")] = 0,
     json: Annotated[bool, AsJson] = False,
 ) -> None:
     """Permute checkpoints until their units correspond, and average them.
@@ -89,7 +90,7 @@ def merge(
     )
     opened = given.opened
     if data and opened.model is None:
-        raise MergeError("--data: to run on data the model is needed, too: --model")
+        raise MergeError("--data: the model is needed, too, to run on it: give --model")
     output = Output(out, opened.leading, kind)
     output.demand_free([*checkpoints, *([base] if base else [])], force)
     for note in opened.notes:
@@ -243,6 +244,6 @@ def _demand_sense(checkpoints: list[Path], method: str, base: Path | None) -> No
         MergeError: saying what to give instead.
     """
     if len(checkpoints) + (base is not None) < 2:
-        raise MergeError("one checkpoint is nothing to merge: give at least two, or one and --base")
+        raise MergeError("a single checkpoint cannot be merged: give at least two, or one and --base")
     if base is not None and method not in REFERENCED:
-        raise MergeError(f"--base: {method} aligns to no reference; choose {', '.join(REFERENCED)}")
+        raise MergeError(f"--base: {method} does not align to a reference; choose {', '.join(REFERENCED)}")

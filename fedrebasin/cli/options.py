@@ -10,7 +10,7 @@ import typer
 from fedrebasin.simulations import BASES, CALIBRATORS, SimulationConfig
 
 MODEL_HELP = (
-    "torchvision:NAME, timm:NAME (options behind commas: timm:NAME,num_classes=10), transformers:FOLDER with its "
+    "torchvision:NAME, timm:NAME (options after commas: timm:NAME,num_classes=10), transformers:FOLDER with its "
     "config.json, package.module:callable, or a spec's JSON file; not needed for plain stacks, nor for folders whose "
     "config.json names it."
 )
@@ -18,8 +18,8 @@ INPUT_HELP = (
     "Shape of an example input, as 1,3,224,224; or each of them with its name and dtype: "
     "--input input_ids:int64:1,16. transformers and timm say themselves what they take."
 )
-KEY_HELP = "The entry of torch files that is the model, where a trainer wrote several: state_dict_ema."
-PREFIX_HELP = "What begins the keys that are the model, where a file has several copies: model_ema."
+KEY_HELP = "The entry of a torch file that holds the model, where there are several: state_dict_ema."
+PREFIX_HELP = "What the keys of the model begin with, where a file has several copies: model_ema."
 DATA_HELP = "A data set's name, a folder of images by class, or package.module:function giving (train, test)."
 
 KEYS = {one.name: one for one in fields(SimulationConfig)}

@@ -27,7 +27,7 @@ def reproduce(
     dataset: Annotated[str, typer.Option(help="Instead of the experiment's own: digits, fashion-mnist, ...")] = "",
     data_dir: opt.DataDir = "",
     device: opt.Device = "auto",
-    seeds: Annotated[int, typer.Option(help="How many; 0: as many as the experiment says.")] = 0,
+    seeds: Annotated[int, typer.Option(help="How many seeds; 0: as many as the experiment says.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for NAME.json, .svg, .html and the trained models.")] = Path("out"),
     json: Annotated[bool, AsJson] = False,
 ) -> None:
@@ -51,7 +51,7 @@ def reproduce(
         raise RebasinError(f"which experiment? choose from {', '.join(EXPERIMENTS)}")
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the training
     with (
-        leaving(lambda: f"models that are trained are in {out / 'trained'}; the same command goes on there"),
+        leaving(lambda: f"models trained so far are in {out / 'trained'}; the same command continues from there"),
         Bars() as bars,
     ):
         record = run(

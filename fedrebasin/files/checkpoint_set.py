@@ -64,7 +64,7 @@ class CheckpointSet:
     def notes(self) -> list[str]:
         """What was passed over in the files."""
         taken = [line for one in self.opened for line in one.choices]
-        taken += [f"{one.path}: took the prefix {one.prefix} off every key" for one in self.opened if one.prefix]
+        taken += [f"{one.path}: removed the prefix {one.prefix!r} from every key" for one in self.opened if one.prefix]
         taken += [f"{one.path}: read {' as '.join(one.renamed)}, and so on" for one in self.opened if one.renamed]
         left = [
             f"{one.path}: left out {', '.join(one.dropped)}, which is no tensor" for one in self.opened if one.dropped
@@ -178,13 +178,17 @@ def _demand_fit(one: Checkpoint, names: Names, whose: str) -> None:
         if key in like and like[key].shape != tensor.shape
     ]
     found = [
-        f"{len(entries)} {word} ({', '.join(entries[:_SHOWN])}{', ...' if len(entries) > _SHOWN else ''})"
-        for word, entries in (("missing", missing), ("not in it", unknown), ("of another shape", other))
+        f"{what} ({', '.join(entries[:_SHOWN])}{', ...' if len(entries) > _SHOWN else ''})"
+        for what, entries in (
+            (f"tensors missing: {len(missing)}", missing),
+            (f"tensors too many: {len(unknown)}", unknown),
+            (f"tensors of another shape: {len(other)}", other),
+        )
         if entries
     ]
     if found:
         hint = f"; {likely}" if missing and (likely := likely_rename(list(like), list(state))) else ""
-        raise MergeError(f"{path} does not fit {whose}: tensors {'; '.join(found)}{hint}")
+        raise MergeError(f"{path} does not fit {whose}: {'; '.join(found)}{hint}")
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

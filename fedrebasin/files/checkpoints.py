@@ -58,7 +58,7 @@ class Checkpoint:
         path: of the file or the folder.
         state: its tensors, by key.
         form: ``safetensors``, ``torch`` or ``folder``.
-        prefix: what was taken off every key.
+        prefix: what was removed from every key.
         renamed: a key in the file and what it is called here, where the name of a wrapper was taken out of some.
         dropped: entries of the state dict that are not tensors.
         layout: of a folder.

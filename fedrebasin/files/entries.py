@@ -27,7 +27,9 @@ def model_in(path: Path, loaded: Any, wanted: str = "") -> tuple[Mapping[str, An
         DataError: if there is none, or several that are as likely, with their names.
     """
     if not isinstance(loaded, Mapping):
-        raise DataError(f"{path}: no state dict in it (it is none): expected tensors by name, also under {_USUAL[0]!r}")
+        raise DataError(
+            f"{path}: no state dict but a {type(loaded).__name__}: expected tensors by name, also under {_USUAL[0]!r}"
+        )
     found = dict(_candidates(loaded, _DEEPEST))
     if wanted:
         if wanted not in found:
@@ -44,7 +46,7 @@ def model_in(path: Path, loaded: Any, wanted: str = "") -> tuple[Mapping[str, An
     if len(likely) > 1 and not usual:
         raise DataError(f"{path}: several state dicts, {_names(likely)}: choose one with --key")
     others = [name for name in found if name and name != likely[0]] if likely[0] else []
-    line = f"{path}: took the entry {likely[0]}, not {_names(others)}: --key chooses" if others else ""
+    line = f"{path}: took the entry {likely[0]}, not {_names(others)} (--key chooses)" if others else ""
     return _texts(found[likely[0]]), line
 
 

@@ -75,9 +75,9 @@ def merge_files(
     report = progress or (lambda what, done, total: None)
     opened = checkpoints if isinstance(checkpoints, CheckpointSet) else open_checkpoints(checkpoints, base, model)
     if data is not None and opened.model is None:
-        raise MergeError("data: to run on them the model is needed, too: give model=")
+        raise MergeError("data: the model is needed, too, to run on it: give model=")
     if opened.base is not None and method not in REFERENCED:
-        raise MergeError(f"base: {method} aligns to no reference; choose {', '.join(REFERENCED)}")
+        raise MergeError(f"base: {method} does not align to a reference; choose {', '.join(REFERENCED)}")
     if spec is None:
         spec = opened.no_groups() if method == "average" else opened.plain_stack()
     output = Output(Path(out), opened.leading, dtype)

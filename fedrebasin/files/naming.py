@@ -79,7 +79,7 @@ def _under(checkpoint: Checkpoint, prefix: str) -> Checkpoint:
         begins = sorted({key.partition(".")[0] + "." for key in checkpoint.state})[:_SHOWN]
         raise DataError(f"{checkpoint.path}: no key begins with {prefix!r}; they begin with {', '.join(begins)}, ...")
     left = len(checkpoint.state) - len(under)
-    line = f"{checkpoint.path}: took the {len(under)} tensors under {prefix}, left out {left} others"
+    line = f"{checkpoint.path}: took the {len(under)} tensors under {prefix!r}, left out {left} others"
     return _noting(checkpoint.called(under), line if left else "")
 
 
@@ -102,11 +102,11 @@ def _by_prefix(checkpoint: Checkpoint, names: Names) -> Checkpoint | None:
     prefix, *others = found
     trained = [one for one in found if not is_averaged(one)]
     if len(trained) > 1:
-        listed = ", ".join(one or "none" for one in trained)
+        listed = ", ".join(repr(one) if one else "no prefix" for one in trained)
         raise MergeError(f"{checkpoint.path}: several copies of the model, under {listed}: choose one with --prefix")
     left = [key for key in checkpoint.state if key not in found[prefix].values()]
-    line = f"{checkpoint.path}: took the tensors under {prefix or 'no prefix'}"
-    line += f", not {', '.join(others)}: --prefix chooses" if others else ""
+    line = f"{checkpoint.path}: took the tensors {f'under {prefix!r}' if prefix else 'without a prefix'}"
+    line += f", not {', '.join(map(repr, others))} (--prefix chooses)" if others else ""
     line += f"; left out {_few(left)}" if left else ""
     return replace(_noting(checkpoint.called(found[prefix]), line), prefix=checkpoint.prefix)
 

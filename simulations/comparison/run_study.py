@@ -1,4 +1,4 @@
-"""Runs comparisons one after the other, in several processes or on a Ray cluster; goes on where it was broken off."""
+"""Runs comparisons one after the other, in several processes or on a Ray cluster; continues after an interruption."""
 
 import multiprocessing
 import queue

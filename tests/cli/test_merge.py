@@ -40,7 +40,7 @@ def test_a_model_and_itself_with_other_units_merge_into_it(tmp_path, capsys, mod
     printed = capsys.readouterr()
     assert "of 48" in printed.out
     assert "written: m.safetensors" in printed.out
-    assert "took the prefix module. off every key" in printed.err
+    assert "removed the prefix 'module.' from every key" in printed.err
     assert "about" in printed.err
     assert "GB of memory" in printed.err
     found = metadata("m.safetensors")
@@ -164,8 +164,8 @@ def _files(tmp_path):
             ["a.safetensors", "other.safetensors"],
             [
                 "other.safetensors does not fit a.safetensors",
-                "4 missing (layers.1.bias (24,)",
-                "1 not in it (new (3,))",
+                "tensors missing: 4 (layers.1.bias (24,)",
+                "tensors too many: 1 (new (3,))",
                 "layers.0.bias (7,) where a.safetensors has (24,)",
             ],
         ),
@@ -181,7 +181,10 @@ def _files(tmp_path):
         (["a.safetensors", "b.pt", "--weights", "1"], ["1 weights for 2 checkpoints"]),
         (["a.safetensors", "b.pt", "--weights", "1,x"], ["such as 0.3,0.7"]),
         (["a.safetensors", "b.pt", "--weights", "0,0"], ["not all zero"]),
-        (["a.safetensors", "b.pt", "--base", "a.safetensors", "--method", "merge-many"], ["aligns to no reference"]),
+        (
+            ["a.safetensors", "b.pt", "--base", "a.safetensors", "--method", "merge-many"],
+            ["does not align to a reference"],
+        ),
         (["a.safetensors", "b.pt", "--data", "digits"], ["--model"]),
         (["a.safetensors", "b.pt", "--model", MLP, "--data", "digit"], ["did you mean digits?"]),
         (["a.safetensors", "b.pt", "--model", MLP, "--data", "/no/such"], ["/no/such: there is no such folder"]),

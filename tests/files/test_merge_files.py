@@ -65,7 +65,7 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_written(files, tmp_path
     out = tmp_path / "m.safetensors"
     for error, words, arguments in (
         (RebasinError, "did you mean", {"method": "merge-mny"}),
-        (MergeError, "aligns to no reference", {"method": "merge-many", "base": paths[0]}),
+        (MergeError, "does not align to a reference", {"method": "merge-many", "base": paths[0]}),
         (MergeError, "weights", {"weights": [1.0]}),
         (MergeError, "give model=", {"data": fedrebasin.files.Data("none", [], [], [])}),
         (MergeError, "does not fit Linear", {"model": torch.nn.Linear(2, 2)}),

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 UV = Path(sysconfig.get_path("scripts")) / "uv"
 #: What some tests need beside the package; pip finds for each Python the newest that there is.
-OPTIONAL = ("transformers", "timm", "peft", "lightning", "keras", "jax", "flax", "tensorboard")
+OPTIONAL = ("transformers", "timm", "peft", "lightning", "keras", "jax", "flax", "tensorboard", "pandas")
 SELECTED = "not cuda and not network and not browser and not package and not deploy"
 PLAIN = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -152,7 +152,7 @@ def test_a_grid_that_is_stopped_ends_its_tasks_and_keeps_what_was_finished(clust
     driver.send_signal(with_signal)
     _, said = driver.communicate()
     assert driver.returncode == (130 if with_signal == signal.SIGINT else -signal.SIGKILL), said
-    assert ("the same command goes on from there" in said) == (with_signal == signal.SIGINT)
+    assert ("the same command continues from there" in said) == (with_signal == signal.SIGINT)
     assert len(read_results(out).comparisons) == 2
     assert all(gone(process) for _, process in nodes.loaded(folder))
     (folder / "hold").unlink()
