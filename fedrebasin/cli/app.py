@@ -9,6 +9,7 @@ import typer
 
 import fedrebasin
 from fedrebasin.cli.barrier import barrier
+from fedrebasin.cli.cite import cite
 from fedrebasin.cli.compare import compare
 from fedrebasin.cli.diff import diff
 from fedrebasin.cli.doctor import doctor
@@ -28,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (compare, merge, barrier, diff, spec, reproduce, simulate, new, doctor):
+for command in (compare, merge, barrier, diff, spec, reproduce, simulate, new, doctor, cite):
     app.command()(command)
 
 
@@ -47,7 +48,7 @@ def _root(
     """Permutation-aligned federated learning and model merging."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code.
 
     Args:
