@@ -1,7 +1,9 @@
 """The command itself: its parts, and what it says when something is wrong."""
 
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import click
@@ -19,7 +21,7 @@ from fedrebasin.cli.reproduce import reproduce
 from fedrebasin.cli.show import FailedError, StoppedError
 from fedrebasin.cli.simulate import simulate
 from fedrebasin.cli.spec import spec
-from fedrebasin.errors import RebasinError
+from fedrebasin.errors import RebasinError, nearby
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -65,7 +67,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _complain(_with_commands(error), error.exit_code)
     except OSError as error:
-        return _complain(str(error), WRONG_USE)
+        return _complain(_of_file(error), WRONG_USE)
     except FailedError as error:
         return _complain(str(error), FAILED)
     except StoppedError as error:
@@ -80,9 +82,19 @@ def _with_commands(error: click.ClickException) -> str:
     message = error.format_message()
     context = getattr(error, "ctx", None)
     if message.startswith("No such command") and context is not None and isinstance(context.command, click.Group):
-        wrong, _, _ = message.partition(" Did you mean")
-        return f"{wrong} Choose from {', '.join(context.command.list_commands(context))}"
+        wrong, _, close = message.partition(" Did you mean ")
+        name = close.strip("'?")
+        hint = f" (did you mean {name}?)" if name else ""
+        return f"{wrong} Choose from {', '.join(context.command.list_commands(context))}{hint}"
     return message
+
+
+def _of_file(error: OSError) -> str:
+    """What is wrong with which file, and the closest name where there is none."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    path = Path(os.fsdecode(error.filename))
+    return f"{path}: {error.strerror}{nearby(path) if isinstance(error, FileNotFoundError) else ''}"
 
 
 def _complain(message: str, code: int) -> int:

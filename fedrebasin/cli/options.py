@@ -84,8 +84,12 @@ def parse_values(text: str, kind: Callable[[str], Any]) -> list[Any]:
             if not first <= last < first + _LONGEST_RANGE:
                 raise ValueError(f"{part} is no range: write the smaller number first, as in 0..2")
             found += range(first, last + 1)
-        else:
+            continue
+        try:
             found.append(kind(part))
+        except ValueError:
+            wanted = "a whole number: write 0,1,2 or 0..2" if kind is int else "a number"
+            raise ValueError(f"{part!r} is not {wanted}") from None
     return found
 
 
