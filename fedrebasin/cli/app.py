@@ -1,5 +1,6 @@
 """The command itself: its parts, and what it says when something is wrong."""
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -82,10 +83,11 @@ def _with_commands(error: click.ClickException) -> str:
     message = error.format_message()
     context = getattr(error, "ctx", None)
     if message.startswith("No such command") and context is not None and isinstance(context.command, click.Group):
-        wrong, _, close = message.partition(" Did you mean ")
-        name = close.strip("'?")
-        hint = f" (did you mean {name}?)" if name else ""
-        return f"{wrong} Choose from {', '.join(context.command.list_commands(context))}{hint}"
+        wrong, _, _ = message.partition(" Did you mean")
+        names = context.command.list_commands(context)
+        close = difflib.get_close_matches(wrong.split("'")[1], names, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{wrong} Choose from {', '.join(names)}{hint}"
     return message
 
 
