@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedrebasin.errors import RebasinError
+from fedrebasin.errors import RebasinError, one_line
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -19,9 +19,17 @@ def pick_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError:
         raise RebasinError(f"device {device!r} is not one: use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
+    if found.type != "cuda":
+        try:
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise RebasinError(f"device {device}: {one_line(error)}: use 'auto' or 'cpu'") from None
+    elif (found.index or 0) >= (there := torch.cuda.device_count()):
+        raise RebasinError(f"device {device}: torch finds {there or 'no'} GPUs here: use 'auto' or 'cpu'")
+    return found
 
 
 def move(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """Errors and warnings that a user can act on: one line that says what, where, and what to do."""
 
 import difflib
+import os
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class RebasinError(ValueError):
@@ -65,6 +67,15 @@ def one_line(error: BaseException, longest: int = 300) -> str:
 def reason(error: Exception) -> str:
     """What an error says: our own are a sentence already, of others the kind is told as well, see :func:`one_line`."""
     return str(error) if isinstance(error, RebasinError) else one_line(error)
+
+
+def nearby(path: Path) -> str:
+    """A hint at what is in its folder under a name like that of a path; "" if nothing is."""
+    try:
+        close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    except OSError:
+        close = []
+    return f" (did you mean {path.with_name(close[0])}?)" if close and close[0] != path.name else ""
 
 
 def choose(option: str, value: str, allowed: Iterable[str]) -> str:

@@ -77,6 +77,7 @@ if TYPE_CHECKING:  # the same names as below; "X as X" offers them to type check
         write_picture as write_picture,
         write_report as write_report,
         write_results as write_results,
+        write_table as write_table,
     )
     from .training import Federation as Federation
 # isort: on
@@ -94,6 +95,7 @@ _OFFERED = {
     "report": """
         COLUMNS REFERENCES Bin Comparison Figures Origin Row Setting Study Summary cells draw draw_difference draw_paths
         expand in_words read_results write_experiment write_page write_picture write_report write_results
+        write_table
     """,
     "training": "Federation",
 }

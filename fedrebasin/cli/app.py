@@ -1,7 +1,10 @@
 """The command itself: its parts, and what it says when something is wrong."""
 
+import difflib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import click
@@ -9,6 +12,7 @@ import typer
 
 import fedrebasin
 from fedrebasin.cli.barrier import barrier
+from fedrebasin.cli.cite import cite
 from fedrebasin.cli.compare import compare
 from fedrebasin.cli.diff import diff
 from fedrebasin.cli.doctor import doctor
@@ -18,7 +22,7 @@ from fedrebasin.cli.reproduce import reproduce
 from fedrebasin.cli.show import FailedError, StoppedError
 from fedrebasin.cli.simulate import simulate
 from fedrebasin.cli.spec import spec
-from fedrebasin.errors import RebasinError
+from fedrebasin.errors import RebasinError, nearby
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -28,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (compare, merge, barrier, diff, spec, reproduce, simulate, new, doctor):
+for command in (compare, merge, barrier, diff, spec, reproduce, simulate, new, doctor, cite):
     app.command()(command)
 
 
@@ -47,7 +51,7 @@ def _root(
     """Permutation-aligned federated learning and model merging."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code.
 
     Args:
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _complain(_with_commands(error), error.exit_code)
     except OSError as error:
-        return _complain(str(error), WRONG_USE)
+        return _complain(_of_file(error), WRONG_USE)
     except FailedError as error:
         return _complain(str(error), FAILED)
     except StoppedError as error:
@@ -80,8 +84,19 @@ def _with_commands(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     if message.startswith("No such command") and context is not None and isinstance(context.command, click.Group):
         wrong, _, _ = message.partition(" Did you mean")
-        return f"{wrong} Choose from {', '.join(context.command.list_commands(context))}"
+        names = context.command.list_commands(context)
+        close = difflib.get_close_matches(wrong.split("'")[1], names, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{wrong} Choose from {', '.join(names)}{hint}"
     return message
+
+
+def _of_file(error: OSError) -> str:
+    """What is wrong with which file, and the closest name where there is none."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    path = Path(os.fsdecode(error.filename))
+    return f"{path}: {error.strerror}{nearby(path) if isinstance(error, FileNotFoundError) else ''}"
 
 
 def _complain(message: str, code: int) -> int:

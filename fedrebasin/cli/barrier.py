@@ -32,14 +32,17 @@ LABELS = {"before": "as they are", "after": "matched"}
 def barrier(
     a: Annotated[Path, typer.Argument(help="A safetensors file, one that torch.save wrote, or a model's folder.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
-    data: Annotated[str, typer.Option(help=DATA_HELP)],
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "",
+    data: Annotated[str, typer.Option(help=DATA_HELP, autocompletion=opt.complete_dataset)],
+    model: Annotated[str, typer.Option(help=MODEL_HELP, autocompletion=opt.complete_model)] = "",
     inputs: Annotated[list[str] | None, typer.Option("--input", help=opt.INPUT_HELP)] = None,
     data_dir: opt.DataDir = "",
     image_size: Annotated[int, typer.Option(help="Images of a folder become squares of this size.")] = 224,
     examples: Annotated[int, typer.Option(help="Use at most this many test examples.")] = 2000,
     points: Annotated[int, typer.Option(help="Positions on the line, both ends included.")] = 25,
-    method: Annotated[str, typer.Option(help=f"How B's units are matched: {', '.join(METHODS)}.")] = "weight-matching",
+    method: Annotated[
+        str,
+        typer.Option(help=f"How B's units are matched: {', '.join(METHODS)}.", autocompletion=opt.completing(METHODS)),
+    ] = "weight-matching",
     recalibrate: Annotated[
         bool, typer.Option(help="Take BatchNorm's statistics anew at every position (Git Re-Basin, A.4).")
     ] = True,

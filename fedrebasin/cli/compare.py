@@ -16,12 +16,11 @@ from rich.table import Table
 from fedrebasin.cli import options as opt
 from fedrebasin.cli.bars import Bars
 from fedrebasin.cli.show import AsJson, leaving
+from fedrebasin.cli.tables import NO_BREAK, fit
 from fedrebasin.errors import RebasinError
 
 if TYPE_CHECKING:
-    from fedrebasin.simulations import SimulationConfig, Study, Summary
-
-ROOMY = 140  # columns that a table with spreads needs
+    from fedrebasin.simulations import SimulationConfig, Study
 
 
 @opt.run_config(several=True)
@@ -31,7 +30,11 @@ def compare(
     ] = "fedavg,rebasin,merge-many,wide-avg,rebasin+seqreg+head+temperature",
     *,
     engine: Annotated[
-        str, typer.Option(help="inline (this process) or flower (Flower's simulation engine).")
+        str,
+        typer.Option(
+            help="inline (this process) or flower (Flower's simulation engine).",
+            autocompletion=opt.completing(("inline", "flower")),
+        ),
     ] = "inline",
     client_cpus: Annotated[
         float | None,
@@ -53,7 +56,9 @@ def compare(
     jobs: Annotated[int, typer.Option(help="Comparisons at the same time; 0: one a core, or one on a GPU.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for results.json, report.html, picture.svg; what is there is not run again."),
+        typer.Option(
+            help="Folder for results.json, results.csv, report.html, picture.svg; what is there is not run again."
+        ),
     ] = None,
     from_: Annotated[
         Path | None, typer.Option("--from", help="Train nothing: show the table and the report of this results.json.")
@@ -87,7 +92,7 @@ def _values(name: str, value: Any) -> list[Any]:
     if not opt.KEYS[name].metadata["several"]:
         return [value]
     try:
-        return [opt.KINDS[name](part.strip()) for part in value.split(",") if part.strip()]
+        return opt.parse_values(value, opt.KINDS[name])
     except ValueError as error:
         raise RebasinError(f"{name}: {error}") from None
 
@@ -121,26 +126,23 @@ def _show(study: Study, folder: Path | None, as_json: bool) -> None:
 
     ``results.json`` was saved on the way, and may hold more.
     """
-    from fedrebasin.simulations import write_page, write_picture, write_results
+    from fedrebasin.simulations import write_page, write_picture, write_results, write_table
 
     console = Console(stderr=as_json)
     if as_json:
         with TemporaryDirectory() as place:
             sys.stdout.write(write_results(Path(place), study).read_text(encoding="utf-8"))
     else:
-        console.print(table_of(study, console.width))
+        console.print(fit(table_of(study), console.width))
     if folder is not None:
-        for path in (folder / "results.json", write_page(folder, study), write_picture(folder, study)):
+        pages = (write_table(folder, study), write_page(folder, study), write_picture(folder, study))
+        for path in (folder / "results.json", *pages):
             if path is not None and path.exists():
                 console.print(f"written: {path}", soft_wrap=True, highlight=False)
 
 
-def table_of(study: Study, width: int = ROOMY) -> Table:
+def table_of(study: Study) -> Table:
     """Every setting's strategies, then its reference rows; the best strategy of each in bold.
-
-    Args:
-        study: what to show.
-        width: columns of the terminal; in a narrow one spreads stand below their means.
 
     Raises:
         RebasinError: if there is none.
@@ -149,23 +151,14 @@ def table_of(study: Study, width: int = ROOMY) -> Table:
 
     if not study.comparisons:
         raise RebasinError("there is no comparison to show")
-    settings = study.settings
     table = Table(
         title=_title(study),
-        padding=(0, 1) if width >= ROOMY or study.seeds == 1 else 0,
         caption=f"all on 80 % of the test set, beta fitted on the other 20 %; {study.seconds:.0f} s in all",
     )
 
-    def texts_of(summary: Summary) -> list[str]:
-        return [text if width >= ROOMY else text.replace(" ±", "\n±") for text in cells(summary)]
-
-    texts = [texts_of(summary) for setting in settings for summary in setting.summaries]
-    # In a narrow terminal a strategy's long name is folded, never a number.
-    table.add_column("", min_width=11, overflow="fold")
-    for place, column in enumerate(COLUMNS):
-        shortest = max(len(line) for text in texts for line in text[place].split("\n"))
-        table.add_column(column, justify="right", min_width=shortest, overflow="fold")
-    for setting in settings:
+    for column in ("", *(name.replace("seconds", "s") for name in COLUMNS)):
+        table.add_column(column, justify="right" if column else "left")
+    for setting in study.settings:
         if setting.label:
             table.add_row(setting.label, style="italic")
         summaries = setting.summaries
@@ -173,7 +166,8 @@ def table_of(study: Study, width: int = ROOMY) -> Table:
             if summary.is_reference and not summaries[place - 1].is_reference:
                 table.add_section()
             style = "bold" if summary.best else "dim" if summary.is_reference else None
-            table.add_row(summary.strategy, *texts_of(summary), style=style)
+            figures = [text.replace("± ", "±").replace(" %", f"{NO_BREAK}%") for text in cells(summary)]
+            table.add_row(summary.strategy, *figures, style=style)
         table.add_section()
     return table
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedrebasin.errors import DataError
+from fedrebasin.errors import DataError, nearby
 from fedrebasin.files import Data
 
 BATCH = 256
@@ -31,7 +31,7 @@ def open_data(name: str, data_dir: str, image_size: int, examples: int, device: 
     if Path(name).is_dir():
         name, data_dir = "image-folder", name
     elif "/" in name:
-        raise DataError(f"data {name}: there is no such folder")
+        raise DataError(f"data {name}: there is no such folder{nearby(Path(name))}")
     dataset = load_dataset(name, data_dir, image_size, examples)
     held_out, reported = dataset.test_split()
 

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 def diff(
     a: Annotated[Path, typer.Argument(help="A safetensors file, one that torch.save wrote, or a model's folder.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
-    model: Annotated[str, typer.Option(help=opt.MODEL_HELP)] = "",
+    model: Annotated[str, typer.Option(help=opt.MODEL_HELP, autocompletion=opt.complete_model)] = "",
     inputs: Annotated[list[str] | None, typer.Option("--input", help=opt.INPUT_HELP)] = None,
     spec: Annotated[Path | None, typer.Option(help="A spec that 'fedrebasin spec --out' wrote.")] = None,
     key: Annotated[str, typer.Option(help=opt.KEY_HELP)] = "",
     prefix: Annotated[str, typer.Option(help=opt.PREFIX_HELP)] = "",
-    method: Annotated[str, typer.Option(help=f"How B's units are matched: {', '.join(METHODS)}.")] = "weight-matching",
+    method: Annotated[
+        str,
+        typer.Option(help=f"How B's units are matched: {', '.join(METHODS)}.", autocompletion=opt.completing(METHODS)),
+    ] = "weight-matching",
     seed: Annotated[int, typer.Option(help="Seed of the order in which layers are matched.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for diff.json, diff.svg and diff.png.")] = None,
     json: Annotated[bool, AsJson] = False,
@@ -66,11 +69,11 @@ def table_of(found: Difference) -> Table:
         title=f"{Path(found.a).name} (A) and {Path(found.b).name} (B), layer by layer",
         caption=(
             f"all weights: similarity {found.similarity:.3f} as they are, {found.matched:.3f} matched; similarity: the "
-            "cosine; distance: relative to A; rank: the stable ranks of A and B"
+            "cosine; apart: the distance relative to A; rank: the stable ranks of A and B"
         ),
     )
-    for column in ("layer", "similar", "matched", "distance", "matched", "moved", "rank A", "B"):
-        table.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
+    for column in ("layer", "similar", "matched", "apart", "matched", "moved", "rank A", "B"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
     for row in found.layers:
         ranks = ("", "") if row.stable_ranks is None else tuple(f"{rank:.1f}" for rank in row.stable_ranks)
         table.add_row(

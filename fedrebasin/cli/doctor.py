@@ -13,8 +13,8 @@ from importlib import metadata
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedrebasin.cli.bars import Bars
 from fedrebasin.cli.show import AsJson, FailedError, print_json, print_table
@@ -86,11 +86,10 @@ def doctor(
 def _table_of(findings: list[Finding]) -> Table:
     table = Table(title="fedrebasin doctor")
     for column in ("", "found", "verdict", "what to do"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for finding in findings:
-        style = STYLES[finding.verdict]
-        verdict = f"[{style}]{finding.verdict}[/{style}]"
-        table.add_row(finding.what, escape(finding.found), verdict, escape(finding.advice))
+        verdict = Text(finding.verdict, STYLES[finding.verdict])
+        table.add_row(finding.what, finding.found, verdict, finding.advice)
     return table
 
 

@@ -108,8 +108,8 @@ def spec_of(model: NamedModel, texts: Sequence[str], shape: str = "1,3,224,224")
     """
     if not texts and model.example is not None:
         return traced_spec(model.name, model.module, model.example())
-    texts = texts or [shape]
-    return traced_spec(model.name, model.module, example_inputs(texts), " ".join(texts))
+    what = " ".join(texts) or f"{shape}, which is a guess (pass --input with the channels and sizes that it takes)"
+    return traced_spec(model.name, model.module, example_inputs(texts or [shape]), what)
 
 
 def open_inputs(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from fedrebasin.cli import options as opt
 from fedrebasin.cli.bars import Bars
 from fedrebasin.cli.options import DATA_HELP, INPUT_HELP, KEY_HELP, MODEL_HELP, PREFIX_HELP
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
@@ -30,8 +31,10 @@ def merge(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The merged model: a safetensors file, or a folder if A is one.")
     ],
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "",
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "weight-matching",
+    model: Annotated[str, typer.Option(help=MODEL_HELP, autocompletion=opt.complete_model)] = "",
+    method: Annotated[
+        str, typer.Option(help=f"{', '.join(METHODS)}.", autocompletion=opt.completing(METHODS))
+    ] = "weight-matching",
     weights: Annotated[str, typer.Option(help="One for each checkpoint, with commas: 0.3,0.7.")] = "",
     base: Annotated[
         Path | None,
@@ -46,6 +49,7 @@ def merge(
             help="Recalibrate BatchNorm, fit a temperature, and say how good the models are, before and after. "
             + DATA_HELP,
             metavar="DATA",
+            autocompletion=opt.complete_dataset,
         ),
     ] = "",
     data_dir: Annotated[str, typer.Option(help="Folder of a data set that is given by name.")] = "",
@@ -56,7 +60,11 @@ def merge(
     key: Annotated[str, typer.Option(help=KEY_HELP)] = "",
     prefix: Annotated[str, typer.Option(help=PREFIX_HELP)] = "",
     dtype: Annotated[
-        str, typer.Option(help=f"Dtype of the merged weights: {', '.join(DTYPES)}; sums are taken in float64.")
+        str,
+        typer.Option(
+            help=f"Dtype of the merged weights: {', '.join(DTYPES)}; sums are taken in float64.",
+            autocompletion=opt.completing(DTYPES),
+        ),
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace what is at --out, even if it is an input.")] = False,
     dry_run: Annotated[
@@ -151,7 +159,7 @@ def _show_plan(
         title="what would be merged", caption=f"{content['units']} units in {content['groups']} groups may move"
     )
     for column in ("", "weight", "tensors", "MB"):
-        table.add_column(column, justify="right" if column else "left", overflow="fold")
+        table.add_column(column, justify="right" if column else "left")
     for row in inputs:
         table.add_row(Path(row["name"]).name, f"{row['weight']:.3g}", f"{row['tensors']}", f"{row['bytes'] / 1e6:.1f}")
     print_table(table, [f"would be written: {output.path}, {output.nbytes / 1e6:.1f} MB; nothing was done"])
@@ -167,7 +175,7 @@ def table_of(merged: MergedFiles, groups: PermutationSpec) -> Table:
     scored = all(row.score is not None for row in merged.rows)
     scores = ("accuracy", "loss") if scored else ()
     for column in ("", "weight", "similarity before", "after", "units moved", "seconds", *scores):
-        table.add_column(column, justify="right" if column else "left", overflow="fold")
+        table.add_column(column, justify="right" if column else "left")
     for row in merged.rows:
         table.add_row(
             Path(row.name).name,

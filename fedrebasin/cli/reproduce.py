@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fedrebasin.cli import options as opt
 from fedrebasin.cli.bars import Bars
-from fedrebasin.cli.show import AsJson, leaving, print_json
+from fedrebasin.cli.show import AsJson, leaving, print_json, print_table
 from fedrebasin.errors import RebasinError
 
 if TYPE_CHECKING:
@@ -21,13 +21,28 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="Experiment; --list shows all.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="Experiment; --list shows all.", autocompletion=opt.complete_experiment)
+    ] = "",
     show: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
-    scale: Annotated[str, typer.Option(help="small (minutes on 2 cores) or paper (the papers' settings).")] = "small",
-    dataset: Annotated[str, typer.Option(help="Instead of the experiment's own: digits, fashion-mnist, ...")] = "",
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="small (minutes on 2 cores) or paper (the papers' settings).",
+            autocompletion=opt.completing(("small", "paper")),
+        ),
+    ] = "small",
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="Instead of the experiment's own: digits, fashion-mnist, ...", autocompletion=opt.complete_dataset
+        ),
+    ] = "",
     data_dir: opt.DataDir = "",
     device: opt.Device = "auto",
-    seeds: Annotated[int, typer.Option(help="How many seeds; 0: as many as the experiment says.")] = 0,
+    seeds: Annotated[
+        str, typer.Option(help="How many seeds, or which: 0..2 or 0,1,2; 0: as many as the experiment says.")
+    ] = "0",
     out: Annotated[Path, typer.Option(help="Folder for NAME.json, .svg, .html and the trained models.")] = Path("out"),
     json: Annotated[bool, AsJson] = False,
 ) -> None:
@@ -45,27 +60,37 @@ def reproduce(
         if json:
             print_json([{"name": e.name, "source": e.source, "title": e.title} for e in EXPERIMENTS.values()])
         else:
-            console.print(list_of_experiments())
+            print_table(list_of_experiments())
         return
     if not name:
         raise RebasinError(f"which experiment? choose from {', '.join(EXPERIMENTS)}")
+    chosen = _seeds(seeds)
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the training
     with (
         leaving(lambda: f"models trained so far are in {out / 'trained'}; the same command continues from there"),
         Bars() as bars,
     ):
         record = run(
-            name, out, scale=scale, dataset=dataset, data_dir=data_dir, device=device, seeds=seeds, progress=bars
+            name, out, scale=scale, dataset=dataset, data_dir=data_dir, device=device, seeds=chosen, progress=bars
         )
     written = record.write(out)
     if json:
         sys.stdout.write(written.read_text(encoding="utf-8"))
     else:
-        console.print(table_of(record))
+        print_table(table_of(record))
     page = write_experiment(out, record, shlex.join(["fedrebasin", *sys.argv[1:]]))
     for path in (written, out / f"{name}.svg", page):
         if path.exists():
             console.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def _seeds(text: str) -> int | tuple[int, ...]:
+    """How many, or which."""
+    try:
+        found = opt.parse_values(text, int)
+    except ValueError as error:
+        raise RebasinError(f"seeds: {error}") from None
+    return found[0] if found and text.strip() == str(found[0]) else tuple(found)
 
 
 def list_of_experiments() -> Table:
@@ -74,7 +99,7 @@ def list_of_experiments() -> Table:
 
     table = Table(title="experiments")
     for column in ("name", "source", "what it shows"):
-        table.add_column(column, no_wrap=column == "name")
+        table.add_column(column)
     for found in EXPERIMENTS.values():
         table.add_row(found.name, found.source, found.title)
     return table

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedrebasin.cli.tables import fit
 from fedrebasin.writing import json_text
 
 AsJson = typer.Option("--json", help="Print JSON, and nothing else, to standard output.")
@@ -40,10 +41,10 @@ def print_json(content: Any) -> None:
     sys.stdout.write(json_text(content))
 
 
-def print_table(table: Table, lines: Sequence[str] = ()) -> None:
-    """Print a table and lines below it that are not wrapped, such as paths."""
-    console = Console()
-    console.print(table)
+def print_table(table: Table, lines: Sequence[str] = (), *, stderr: bool = False) -> None:
+    """Print a table of texts as it fits, and lines below it that are not wrapped, such as paths."""
+    console = Console(stderr=stderr)
+    console.print(fit(table, console.width))
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 

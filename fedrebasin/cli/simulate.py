@@ -56,10 +56,12 @@ def simulate(
 
     Example: fedrebasin simulate --strategy rebasin --clients 4 --rounds 2 --init shared
     """
+    from fedrebasin.devices import pick_device
     from fedrebasin.simulations import SimulationConfig, parse_strategy, read_results
 
     config = SimulationConfig(**values)
     parse_strategy(strategy)
+    pick_device(config.device)
     if config.data_dir:
         values["data_dir"] = str(Path(config.data_dir).resolve())  # Flower runs apps in a folder of its own
         config = SimulationConfig(**values)

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedrebasin.errors import DataError
+from fedrebasin.errors import DataError, nearby
 from fedrebasin.files import legacy
 from fedrebasin.files.entries import model_in
 from fedrebasin.files.folder import Layout, config_of, demand_no_adapter, layout_of
@@ -129,7 +129,7 @@ def load_checkpoint(path: str | os.PathLike[str], key: str = "") -> Checkpoint:
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
+        raise DataError(f"{path}: there is no such file{nearby(path)}")
     try:
         with path.open("rb") as file:
             head = file.read(9)

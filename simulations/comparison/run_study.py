@@ -102,7 +102,7 @@ def _tasks(
 
 
 def _train_on_gpu(configs: Sequence[SimulationConfig]) -> bool:
-    return any(pick_device(config.device).type == "cuda" for config in configs)
+    return any(config.device == "cuda" or pick_device(config.device).type == "cuda" for config in configs)
 
 
 def _workers(configs: Sequence[SimulationConfig]) -> int:

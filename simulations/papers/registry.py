@@ -1,7 +1,7 @@
 """The experiments by name, with their settings at both scales."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def reproduce(
     dataset: str = "",
     data_dir: str = "",
     device: str = "auto",
-    seeds: int = 0,
+    seeds: int | Sequence[int] = 0,
     progress: Progress | None = None,
 ) -> Record:
     """Run an experiment; models that are kept in ``folder/trained`` are not trained again.
@@ -109,7 +109,7 @@ def reproduce(
         dataset: another data set than the experiment's own; "" for that.
         data_dir: where data sets other than digits lie.
         device: ``auto``, ``cpu`` or ``cuda``.
-        seeds: how many; 0 for the experiment's own number.
+        seeds: how many, or which; 0 for the experiment's own.
         progress: called while models are trained.
 
     Raises:
@@ -123,10 +123,11 @@ def reproduce(
         if setting.larger is not None and dataset != "digits":
             recipe = replace(setting.larger, dataset=dataset)
         setting = replace(setting, recipe=recipe, others=others)
-    if seeds < 0:
-        raise RebasinError(f"seeds {seeds}: it must not be negative")
-    if seeds:
-        setting = replace(setting, seeds=tuple(range(seeds)))
+    each = setting.seeds if seeds == 0 else tuple(range(abs(seeds)) if isinstance(seeds, int) else seeds)
+    if not each or min(each) < 0 or (isinstance(seeds, int) and seeds < 0):
+        raise RebasinError(f"seeds {seeds}: give at least one; they must not be negative")
+    setting = replace(setting, seeds=each)
+    pick_device(device)  # fails now rather than after the training
     lab = Lab(folder / "trained", data_dir, device, progress or (lambda who, done, total: None))
     if scale == "paper":
         lab = replace(lab, test_examples=0)

@@ -5,6 +5,7 @@ from .comparison import Comparison
 from .difference_figure import draw_difference
 from .experiment_figure import draw
 from .figures import REFERENCES, Bin, Figures, Row
+from .flat import write_table
 from .page import write_experiment, write_page, write_report
 from .path_figure import draw_paths
 from .picture import write_picture

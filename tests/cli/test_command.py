@@ -9,7 +9,7 @@ import pytest
 from fedrebasin import PermutationSpec
 from fedrebasin.cli import main
 
-COMMANDS = ("compare", "merge", "barrier", "diff", "spec", "reproduce", "simulate", "new", "doctor")
+COMMANDS = ("compare", "merge", "barrier", "diff", "spec", "reproduce", "simulate", "new", "doctor", "cite")
 QUICK = ["compare", "--width", "16", "--clients", "2", "--local-epochs", "1", "--strategies", "fedavg,rebasin"]
 
 
@@ -132,8 +132,8 @@ def test_the_version(capsys):
         (["compare", "--optimizer", "lbfgs"], "choose from adam, adamw, sgd"),
         (["compare", "--device", "gpu"], "choose from auto, cpu, cuda"),
         (["compare", "--clients", "0"], "must be positive"),
-        (["compare", "--clients", "many"], "clients: invalid literal"),
-        (["compare", "--seeds", "0,one"], "seed: invalid literal"),
+        (["compare", "--clients", "many"], "clients: 'many' is not a whole number"),
+        (["compare", "--seeds", "0,one"], "seed: 'one' is not a whole number: write 0,1,2 or 0..2"),
         (["compare", "--width", ","], "width: name at least one value"),
         (["compare", "--partition", "iid,even"], "choose from iid, dirichlet"),
         (["compare", "--jobs", "-1"], "jobs -1"),

@@ -31,7 +31,7 @@ def check_in(folder):
         file = folder / "results.json"
         file.write_bytes(data)
         study = read_results(file)
-        Console(file=(folder / "table").open("w"), width=200).print(table_of(study, 200))
+        Console(file=(folder / "table").open("w"), width=200).print(table_of(study))
         assert read_results(write_results(folder / "again", study)) is not None
         if random.Random(data).random() < DRAWN:
             page = write_page(folder, study).read_text(encoding="utf-8")
