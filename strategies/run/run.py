@@ -164,10 +164,10 @@ class Run:
         ):
             shifted = {self.number(number): metrics for number, metrics in record.items()}
             record.clear()
+            if record is result.train_metrics_clientapp:
+                before = (number for number in sorted(self.metrics) if number <= self.done)
+                record.update({number: MetricRecord(dict(self.metrics[number])) for number in before})
             record.update(shifted)
-        for number in range(1, self.done + 1):
-            if number in self.metrics:
-                result.train_metrics_clientapp[number] = MetricRecord(dict(self.metrics[number]))
         if not result.arrays:
             result.arrays = last
         return result
