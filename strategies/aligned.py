@@ -216,7 +216,7 @@ class Aligned(Strategy):
         self._round_metrics.flush()
         run.see(arrays, quiet=self.alignment.idle, as_it_is=not self._changes)
         messages = list(self.strategy.configure_train(run.number(server_round), arrays, config, grid))
-        return run.ask(messages, arrays, grid)
+        return run.ask(messages, arrays, grid, quiet=self.alignment.idle)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -1,6 +1,6 @@
 """What an alignment has to know of the strategy inside: a table of Flower's own, and what others say of themselves.
 
-The one place that knows Flower's classes. Whatever wraps a strategy and calls it ``strategy`` has the traits of both.
+The one place that knows Flower's classes. Whatever wraps a strategy has the traits of both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from .flower import FedOpt, log
+from .flower import FedOpt, is_legacy, log
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,22 @@ def _own(strategy: object) -> Traits:
 
 
 def unwrap(strategy: object) -> Iterator[object]:
-    """A strategy, then the one that it wraps, and so on inwards."""
+    """A strategy, then the one that it wraps, under whatever name, and so on inwards."""
     found: object = strategy
-    while found is not None:
+    seen: list[object] = []
+    while found is not None and not any(found is each for each in seen):
         yield found
-        found = getattr(found, "strategy", None)
+        seen.append(found)
+        found = _inside(found)
+
+
+def _inside(strategy: object) -> object:
+    """The strategy that another one keeps as ``strategy`` or, without that, as another attribute; None without any."""
+    own = getattr(strategy, "__dict__", {})
+    called = getattr(strategy, "strategy", None) if "strategy" in own or hasattr(type(strategy), "strategy") else None
+    if hasattr(type(called), "aggregate_train") or is_legacy(called):
+        return called
+    return next((each for each in own.values() if isinstance(each, Strategy)), None)
 
 
 def find_attribute(strategy: object, name: str, default: Any) -> Any:

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from logging import ERROR
+from typing import NoReturn
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedrebasin import Merge
+from fedrebasin import Merge, RebasinError
 from fedrebasin.errors import reason
 from fedrebasin.state import State
 
@@ -140,13 +141,22 @@ def share_another_form(messages: Sequence[Message], template: Template) -> bool:
     return len(forms) == 1
 
 
+class LetGo(ArrayRecord):
+    """Stands for arrays that are in a mean already: whoever reads them is told so, and takes them for none."""
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise RebasinError(
+            "the arrays of this reply are in the mean already and were let go of: if train_metrics_aggr_fn or a probe "
+            "reads them, say needs_all = True on the strategy"
+        )
+
+    __getitem__ = __iter__ = __len__ = __contains__ = keys = values = items = get = _refuse
+
+
 def without_arrays(reply: Reply) -> Reply:
     """What is kept of a reply that was folded in: its node and its metrics."""
     content = RecordDict(
-        {
-            name: ArrayRecord() if isinstance(record, ArrayRecord) else record
-            for name, record in reply.message.content.items()
-        }
+        {name: LetGo() if isinstance(record, ArrayRecord) else record for name, record in reply.message.content.items()}
     )
     return replace(reply, message=containing(reply.message, content), state={}, alongside={})
 

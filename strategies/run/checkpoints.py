@@ -82,10 +82,13 @@ class Checkpoints:
         Raises:
             CheckpointError: if the folder cannot be written.
         """
-        for where in inner_state.undeclared(self.strategy, self._declared):
+        late, other = inner_state.undeclared(self.strategy, self._declared), inner_state.unwritten(self.strategy)
+        missing = dict.fromkeys(late, "has it from its first round only")
+        missing |= dict.fromkeys(other, "has to keep it as a dict of NumPy arrays")
+        for where, why in missing.items():
             if where not in self._warned:
                 self._warned.add(where)
-                log(WARNING, "%s is not in checkpoints: the strategy has it from its first round only", where)
+                log(WARNING, "%s is not in checkpoints: the strategy %s", where, why)
         inner, form = inner_state.capture(self.strategy, self._declared)
         known: dict[str, Tensor] = {}
         for node_id, permutation in ({} if run.frames is None else run.frames.by_node).items():

@@ -40,6 +40,11 @@ def undeclared(strategy: Strategy, declared: Attributes) -> list[str]:
     return [where for where, value in attributes(strategy) if where not in declared and _arrays(value) is not None]
 
 
+def unwritten(strategy: Strategy) -> list[str]:
+    """The attributes that hold arrays in a form that is not written down: tensors, one array, records in a list."""
+    return [where for where, value in attributes(strategy) if _arrays(value) is None and _holds_arrays(value)]
+
+
 def at_start(strategy: Strategy) -> Attributes:
     """What may be restored later: the attributes that hold numbers, arrays or nothing yet."""
     return {where: value for where, value in attributes(strategy) if _is_number(value) or _may_hold_arrays(value)}
@@ -172,6 +177,14 @@ def _is_number(value: object) -> bool:
 def _may_hold_arrays(value: object) -> bool:
     """Whether an attribute has arrays at the start, or nothing yet."""
     return value is None or _arrays(value) is not None or (isinstance(value, dict | list) and not value)
+
+
+def _holds_arrays(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_arrays, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_arrays, value))
+    return isinstance(value, np.ndarray | Array | Tensor | torch.optim.Optimizer)
 
 
 def _arrays(value: object) -> tuple[str, dict[str, Any]] | None:

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import WARNING
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, Metadata, MetricRecord
@@ -15,6 +16,11 @@ from ..flower import log
 from ..replies import RecordError, Template, Updates, model_in
 from .frames import Frames
 from .parts import absent, of_a_part
+
+OTHER_MODELS = (
+    "nodes are sent other models than the global one, and all replies are aligned to one: if these are models of "
+    "clusters or of single nodes, use a strategy for each, or aligner=Identity()"
+)
 
 
 @dataclass
@@ -111,8 +117,15 @@ class Run:
                 spec = of_a_part(spec, like, self.frames is not None, quiet)
             self.spec = spec.bind(like)
 
-    def ask(self, messages: list[Message], arrays: ArrayRecord, grid: Grid) -> list[Message]:
-        """Remember what goes to whom in a round; the messages as they are to be sent."""
+    def ask(self, messages: list[Message], arrays: ArrayRecord, grid: Grid, quiet: bool = False) -> list[Message]:
+        """Remember what goes to whom in a round; the messages as they are to be sent.
+
+        Args:
+            messages: of the inner strategy.
+            arrays: the global model.
+            grid: that they are sent through.
+            quiet: whether nothing is aligned, so that nodes may be sent models of their own.
+        """
         self.asked = [message.metadata for message in messages]
         self.sent, self.sent_two = {}, set()
         for message in messages:
@@ -122,6 +135,8 @@ class Run:
                 first = self.sent.setdefault(node_id, records[name])
                 if first is not records[name] and first != records[name]:
                     self.sent_two.add(node_id)
+        if not quiet and any(not _are_same(record, arrays) for record in self.sent.values()):
+            self.say("sent", WARNING, OTHER_MODELS)
         self.grid = grid
         return self.in_own_order(messages)
 
@@ -158,10 +173,14 @@ class Run:
         ):
             shifted = {self.number(number): metrics for number, metrics in record.items()}
             record.clear()
+            if record is result.train_metrics_clientapp:
+                before = (number for number in sorted(self.metrics) if number <= self.done)
+                record.update({number: MetricRecord(dict(self.metrics[number])) for number in before})
             record.update(shifted)
-        for number in range(1, self.done + 1):
-            if number in self.metrics:
-                result.train_metrics_clientapp[number] = MetricRecord(dict(self.metrics[number]))
         if not result.arrays:
             result.arrays = last
         return result
+
+
+def _are_same(record: ArrayRecord, arrays: ArrayRecord) -> bool:
+    return record is arrays or all(key in arrays and arrays[key].data == array.data for key, array in record.items())

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fedrebasin.strategies.run import checkpoint as files
@@ -12,7 +13,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, FedAvgM
 from safetensors.torch import load_file, save_file
 
-from fedrebasin import PermutationSpec
+from fedrebasin import Identity, PermutationSpec
 from fedrebasin.strategies import Aligned, CheckpointError, FedRebasin
 from tests.compatibility.nets import CLIENTS as OLD_CLIENTS
 from tests.compatibility.nets import clients, mlp, random_state
@@ -219,6 +220,18 @@ def test_arrays_that_a_strategy_has_from_its_first_round_only_are_named(tmp_path
 
     run(Aligned(Late(**COMMON), spec=SPEC, checkpoint=tmp_path), make_state(0), rounds=2)
     assert caplog.text.count("0.late is not in checkpoints") == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.ones(3), np.ones(3), {"a": torch.ones(3)}, [ArrayRecord([np.ones(3)])], {1: {"a": np.ones(3)}}],
+    ids=["tensor", "array", "tensors", "records", "nested"],
+)
+def test_arrays_in_a_form_that_is_not_written_down_are_warned_of(tmp_path, caplog, value):
+    inner = FedAvg(**COMMON)
+    inner.held = value
+    run(Aligned(inner, aligner=Identity(), checkpoint=tmp_path), make_state(0), rounds=2)
+    assert caplog.text.count("0.held is not in checkpoints: the strategy has to keep it as a dict") == 1
 
 
 # -- 0.1.0's --

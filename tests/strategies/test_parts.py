@@ -295,3 +295,38 @@ def test_on_the_client_the_part_is_said_by_the_spec():
     assert all((answer.content["arrays"][key].numpy() == received[key].numpy()).all() for key in received)
     with pytest.raises(RecordError, match=r"AlignMod\(spec.restrict\(keys\)\)"):
         AlignMod(clients.spec)(message, None, call_next)
+
+
+def test_a_part_under_keys_of_its_own_is_renamed_by_hand():
+    """As in FedPer's ``model.body.state_dict()``: what is missing cannot be told from what has another name."""
+    model = nn.Sequential()
+    model.body, model.head = KINDS["mlp"][:4], KINDS["mlp"][4]
+    whole = PermutationSpec.trace(model, INPUTS)
+    body = model.body.state_dict()
+    keys = [key for key in whole.shapes if key.startswith("body.")]
+    with pytest.raises(SpecError, match=r"without 'body\.' before them \(spec\.rename"):
+        whole.bind(body)
+    spec = whole.restrict(keys).rename({key: key.removeprefix("body.") for key in keys}).bind(body)
+    assert set(spec.shapes) == set(body)
+    moved = Permutation.random(spec, torch.Generator().manual_seed(1)).apply(body)
+    assert not torch.equal(moved["0.weight"], body["0.weight"])
+    assert torch.allclose(functional_call(model.body, moved, (INPUTS,)), model.body(INPUTS), atol=1e-6)
+    grid = InlineGrid(answering([body, moved]), 2)
+    options = {"min_train_nodes": 2, "min_available_nodes": 2, "fraction_evaluate": 0.0}
+    found = FedRebasin(FedAvg(**options), spec=spec).start(grid, ArrayRecord(body), num_rounds=1)
+    mean = found.arrays.to_torch_state_dict()
+    assert torch.allclose(functional_call(model.body, mean, (INPUTS,)), model.body(INPUTS), atol=1e-6)
+
+
+def answering(states):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        content = {
+            "arrays": ArrayRecord(states[context.node_config["partition-id"]]),
+            "metrics": MetricRecord({"num-examples": 1}),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    return app

@@ -3,11 +3,12 @@
 import ast
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import flwr.serverapp.strategy as flower
 import pytest
 import torch
-from fedrebasin.strategies.traits import FLOWER, Traits, traits_of
+from fedrebasin.strategies.traits import FLOWER, Traits, traits_of, unwrap, weighted_by
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
@@ -139,6 +140,37 @@ def test_a_strategy_that_aggregates_itself_may_take_any_replies():
     assert not traits_of(Wrapping(FedAvg())).takes_models  # the outermost sees the replies first
     assert traits_of(DifferentialPrivacyServerSideFixedClipping(Aggregates(), 0.1, 1.0, CLIENTS)).takes_models
     assert traits_of(type("Says", (Aggregates,), {"takes_models": True})()).takes_models
+
+
+class OtherName(Wrapping):
+    """Keeps what it wraps under a name of its own, and calls another thing ``strategy``."""
+
+    def __init__(self, base, strategy="round-robin"):
+        self.strategy = strategy
+        self.base = base
+
+
+@pytest.mark.parametrize("called", ["round-robin", None, FedMedian, {"name": "median"}])
+def test_what_is_wrapped_under_another_name_counts_too(called):
+    assert traits_of(OtherName(private(), called)).private
+    assert not traits_of(OtherName(FedAvg(), called)).robust
+    assert weighted_by(OtherName(FedAvg(weighted_by_key="rows"), called)) == "rows"
+    with pytest.raises(RebasinError, match="Repair"):
+        FedRebasin(OtherName(private(), called), spec=SPEC, calibrators=[Repair(MODEL, BATCHES)])
+
+
+def test_what_is_called_strategy_need_not_be_one():
+    strategy = FedAvg(**COMMON)
+    strategy.strategy = "round-robin"
+    arrays, _ = run_round(FedRebasin(strategy, spec=SPEC), make_state(0), [make_reply(make_state(0))])
+    assert set(arrays) == set(make_state(0))
+
+
+def test_strategies_that_know_one_another_end_somewhere():
+    inner, outer = FedMedian(), Wrapping(None)
+    outer.strategy, inner.outer = inner, outer
+    assert traits_of(outer).robust
+    assert len(list(unwrap(MagicMock()))) == 1
 
 
 def test_a_mean_of_ones_own_is_taken_of_one_reply():
