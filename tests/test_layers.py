@@ -35,7 +35,7 @@ def layer(path):
 
 
 def is_command(path):
-    return path.relative_to(ROOT).parts[:2] == ("fedrebasin", "cli")
+    return path.relative_to(ROOT).parts[:2] in (("fedrebasin", "cli"), ("fedrebasin", "__main__.py"))
 
 
 def starts(name, *prefixes):

@@ -98,7 +98,8 @@ def list_of_experiments() -> Table:
     from fedrebasin.simulations import EXPERIMENTS
 
     table = Table(title="experiments")
-    for column in ("name", "source", "what it shows"):
+    table.add_column("name", no_wrap=True)
+    for column in ("source", "what it shows"):
         table.add_column(column)
     for found in EXPERIMENTS.values():
         table.add_row(found.name, found.source, found.title)

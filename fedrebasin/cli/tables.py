@@ -19,11 +19,11 @@ def fit(table: Table, width: int) -> Table:
 
     Args:
         table: of texts, which are no markup. Columns on the left hold names and sentences; the others numbers, which
-            are not broken but at spaces, and at no ``NO_BREAK``.
+            are not broken but at spaces, and at no ``NO_BREAK``, nor are names in a column of ``no_wrap``.
         width: columns of the terminal.
     """
     texts = [[str(column.header), *map(str, column.cells)] for column in table.columns]
-    names = [column.justify == "left" for column in table.columns]
+    names = [column.justify == "left" and not column.no_wrap for column in table.columns]
     least = [max(_longest_piece(text, name) for text in column) for column, name in zip(texts, names, strict=True)]
     wanted = [max(map(_longest_line, column)) for column in texts]
     headers_broken = [

@@ -252,7 +252,8 @@ class PermutationSpec:
         """
         if found := misfits(self, state):
             if any(key not in state for key in self.shapes) and (hint := likely_rename(list(self.shapes), list(state))):
-                found = [f"{hint} (spec.rename({{old: new}}) renames them)", *found]
+                how = "spec.rename({old: new})" if pairs_with(self, state) is None else "spec.rename_like(state)"
+                found = [f"{hint} ({how} renames the spec)", *found]
             raise SpecError("the spec does not fit the state dict: " + "; ".join(found))
         return sized(without_missing_ties(self, state), state)
 

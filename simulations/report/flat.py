@@ -31,5 +31,6 @@ def write_table(folder: Path, study: Study) -> Path:
         for row in comparison.rows:
             measured = {"strategy": row.strategy, "round": row.round, **asdict(row.figures), "seconds": row.seconds}
             table.writerow(measured | asdict(comparison.config))
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / FILE, text.getvalue())
     return folder / FILE

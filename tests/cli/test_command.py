@@ -81,7 +81,7 @@ def test_interrupted_it_says_what_is_left(tmp_path, monkeypatch, capsys):
     assert "no comparison was finished" in capsys.readouterr().err
     monkeypatch.setattr("fedrebasin.simulations.reproduce", interrupted)
     assert main(["reproduce", "grb-counterexample", "--out", str(tmp_path)]) == 130
-    assert f"models that are trained are in {tmp_path}" in capsys.readouterr().err
+    assert f"models trained so far are in {tmp_path}" in capsys.readouterr().err
 
 
 def test_every_option_mirrors_a_key_of_the_run_config(capsys):
