@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 
 from fedrebasin import Permutation, PermutationSpec
@@ -16,10 +15,10 @@ from fedrebasin.strategies import FedRebasin
 from tests.flower.harness import Serve, run_app, unwrapped
 
 
-def in_other_orders(spec: PermutationSpec) -> Mod:
+def in_other_orders(spec: PermutationSpec) -> Callable[..., Message]:
     """A mod: what a client sends after its training has its units in an order of its own."""
 
-    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         reply = call_next(message, context)
         if message.metadata.message_type == "train":
             state = reply.content["arrays"].to_torch_state_dict()
