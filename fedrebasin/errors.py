@@ -3,7 +3,7 @@
 import difflib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 
@@ -69,13 +69,25 @@ def reason(error: Exception) -> str:
     return str(error) if isinstance(error, RebasinError) else one_line(error)
 
 
+def some(names: Collection[str], shown: int) -> str:
+    """The first so many names, and how many more there are."""
+    first = ", ".join(list(names)[:shown])
+    return f"{first} and {len(names) - shown} more" if len(names) > shown else first
+
+
+def did_you_mean(wrong: str, names: Iterable[str], shown: Callable[[str], object] = str) -> str:
+    """A hint at the name that looks most like a wrong one, as it is to be shown; "" if none does."""
+    close = difflib.get_close_matches(wrong, list(names), n=1)
+    return f" (did you mean {shown(close[0])}?)" if close else ""
+
+
 def nearby(path: Path) -> str:
     """A hint at what is in its folder under a name like that of a path; "" if nothing is."""
     try:
-        close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+        names = os.listdir(path.parent)
     except OSError:
-        close = []
-    return f" (did you mean {path.with_name(close[0])}?)" if close and close[0] != path.name else ""
+        return ""
+    return "" if path.name in names else did_you_mean(path.name, names, path.with_name)
 
 
 def choose(option: str, value: str, allowed: Iterable[str]) -> str:
@@ -95,6 +107,4 @@ def choose(option: str, value: str, allowed: Iterable[str]) -> str:
     names = list(allowed)
     if value in names:
         return value
-    close = difflib.get_close_matches(value, names, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    raise RebasinError(f"unknown {option} {value!r}: choose from {', '.join(names)}{hint}")
+    raise RebasinError(f"unknown {option} {value!r}: choose from {', '.join(names)}{did_you_mean(value, names)}")

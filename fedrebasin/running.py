@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedrebasin.errors import CalibrationError, RebasinError, one_line
+from fedrebasin.errors import CalibrationError, RebasinError, one_line, some
 from fedrebasin.state import State, demand_numbers, has_mean, ties_of, with_ties
 
 #: ``(inputs, labels)``, or the inputs alone where no labels are needed. Inputs are a tensor, a tuple of positional
@@ -187,10 +187,7 @@ def forward(model: nn.Module, state: State, batch: Batch) -> Any:
 
 def outputs_of(model: nn.Module, state: State, batch: Batch) -> Any:
     """As :func:`forward`, with gradients where they are asked for."""
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    if any(name not in state for name in names):
-        state = with_ties(state, names, ties_of(model))
-    demand_parameters(model, state)
+    state = _with_parameters(model, state)
     # A module in training mode writes to its buffers, so that it gets copies of them.
     buffers = {name for name, _ in model.named_buffers()}
     try:
@@ -213,18 +210,20 @@ def outputs_of(model: nn.Module, state: State, batch: Batch) -> Any:
         ) from error
 
 
-def demand_parameters(model: nn.Module, state: State) -> None:
-    """Refuse a state dict that lacks parameters: the module's own would be taken, and nobody would see it.
+def _with_parameters(model: nn.Module, state: State) -> State:
+    """The state dict with tied parameters under each of their names.
 
     Raises:
-        CalibrationError: naming the first one, or one without numbers.
+        CalibrationError: naming the first one that it lacks, or one without numbers: the module's own would be taken,
+            and nobody would see it.
     """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    missing = [name for name in names if name not in state]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CalibrationError(f"the state dict lacks {missing[0]}{more} of the model's parameters")
+    if any(name not in state for name in names):
+        state = with_ties(state, names, ties_of(model))
+        if missing := [name for name in names if name not in state]:
+            raise CalibrationError(f"the state dict lacks {some(missing, 1)} of the model's parameters")
     demand_numbers(state, CalibrationError)
+    return state
 
 
 def logits_and_labels(model: nn.Module, state: State, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,7 @@ from logging import getLogger
 from flwr.app import Message, Metadata
 from flwr.serverapp.strategy.fedopt import FedOpt
 
-__all__ = [
-    "CLIENT_RAISED",
-    "FedOpt",
-    "deliver",
-    "enter_task",
-    "is_legacy",
-    "log",
-    "name_message",
-]
+__all__ = ["CLIENT_RAISED", "FedOpt", "deliver", "enter_task", "is_legacy", "log", "name_message"]
 
 #: As Flower's own: ``log(INFO, "%d rounds", 3)``.
 log = getLogger("flwr").log

@@ -88,9 +88,7 @@ FLOWER: Mapping[type, Traits] = {
     MultiKrum: _ROBUST,
     Krum: _ROBUST,
     Bulyan: _ROBUST,
-    QFedAvg: Traits(
-        keeps_state=False, floats_only=True, takes_models=True
-    ),  # it scales its copies of the arrays in place
+    QFedAvg: Traits(keeps_state=False, floats_only=True, takes_models=True),  # scales its copies in place
     DifferentialPrivacyServerSideFixedClipping: _PRIVATE,
     DifferentialPrivacyServerSideAdaptiveClipping: _PRIVATE,
     DifferentialPrivacyClientSideFixedClipping: _CLIPPING,

@@ -1,6 +1,5 @@
 """The command itself: its parts, and what it says when something is wrong."""
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from fedrebasin.cli.reproduce import reproduce
 from fedrebasin.cli.show import FailedError, StoppedError
 from fedrebasin.cli.simulate import simulate
 from fedrebasin.cli.spec import spec
-from fedrebasin.errors import RebasinError, nearby
+from fedrebasin.errors import RebasinError, did_you_mean, nearby
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -85,8 +84,7 @@ def _with_commands(error: click.ClickException) -> str:
     if message.startswith("No such command") and context is not None and isinstance(context.command, click.Group):
         wrong, _, _ = message.partition(" Did you mean")
         names = context.command.list_commands(context)
-        close = difflib.get_close_matches(wrong.split("'")[1], names, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = did_you_mean(wrong.split("'")[1], names)
         return f"{wrong} Choose from {', '.join(names)}{hint}"
     return message
 

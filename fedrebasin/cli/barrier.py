@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,13 +12,12 @@ from rich.table import Table
 
 from fedrebasin.cli import options as opt
 from fedrebasin.cli.bars import Bars
-from fedrebasin.cli.options import DATA_HELP, MODEL_HELP
+from fedrebasin.cli.options import DATA_HELP
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
 from fedrebasin.writing import json_text, write_text
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from fedrebasin.analysis import Barrier, Definition
@@ -30,11 +29,11 @@ LABELS = {"before": "as they are", "after": "matched"}
 
 
 def barrier(
-    a: Annotated[Path, typer.Argument(help="A safetensors file, one that torch.save wrote, or a model's folder.")],
-    b: Annotated[Path, typer.Argument(help="Another one.")],
+    a: opt.A,
+    b: opt.B,
     data: Annotated[str, typer.Option(help=DATA_HELP, autocompletion=opt.complete_dataset)],
-    model: Annotated[str, typer.Option(help=MODEL_HELP, autocompletion=opt.complete_model)] = "",
-    inputs: Annotated[list[str] | None, typer.Option("--input", help=opt.INPUT_HELP)] = None,
+    model: opt.Model = "",
+    inputs: opt.Inputs = None,
     data_dir: opt.DataDir = "",
     image_size: Annotated[int, typer.Option(help="Images of a folder become squares of this size.")] = 224,
     examples: Annotated[int, typer.Option(help="Use at most this many test examples.")] = 2000,
@@ -46,10 +45,10 @@ def barrier(
     recalibrate: Annotated[
         bool, typer.Option(help="Take BatchNorm's statistics anew at every position (Git Re-Basin, A.4).")
     ] = True,
-    spec: Annotated[Path | None, typer.Option(help="A spec that 'fedrebasin spec --out' wrote.")] = None,
-    key: Annotated[str, typer.Option(help=opt.KEY_HELP)] = "",
-    prefix: Annotated[str, typer.Option(help=opt.PREFIX_HELP)] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the order in which layers are matched.")] = 0,
+    spec: opt.SpecFile = None,
+    key: opt.Key = "",
+    prefix: opt.Prefix = "",
+    seed: opt.MatchingSeed = 0,
     device: opt.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for barrier.json, barrier.svg and barrier.png.")] = None,
     json: Annotated[bool, AsJson] = False,
@@ -62,9 +61,10 @@ def barrier(
     from fedrebasin.calibration import batch_norms
     from fedrebasin.cli.data import open_data
     from fedrebasin.cli.inputs import open_inputs
-    from fedrebasin.devices import pick_device
+    from fedrebasin.devices import move, pick_device
     from fedrebasin.matching import WeightMatching
     from fedrebasin.simulations import draw_paths
+    from fedrebasin.state import runnable
 
     choose("method", method, METHODS)
     if points < 2:
@@ -80,7 +80,7 @@ def barrier(
     groups = given.bound_spec(inputs or [], found.shape)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
-    first, second = (_placed(one.state, place) for one in opened.checkpoints)
+    first, second = (runnable(move(one.state, place)) for one in opened.checkpoints)
     network = opened.model.eval().to(place)
     training = found.training if recalibrate and batch_norms(network) else None
     curves: dict[str, Barrier] = {}
@@ -105,12 +105,6 @@ def barrier(
         print_json(content)
         return
     print_table(table_of(content), [f"written: {path}" for path in written])
-
-
-def _placed(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The tensors on a device, those of 16 and 8 bits in float32: a model is run with them."""
-    narrow = {key for key, tensor in state.items() if tensor.is_floating_point() and tensor.itemsize < 4}
-    return {key: tensor.to(device).float() if key in narrow else tensor.to(device) for key, tensor in state.items()}
 
 
 def table_of(content: dict[str, Any]) -> Table:

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(help="A safetensors file, one that torch.save wrote, or a model's folder.")],
-    b: Annotated[Path, typer.Argument(help="Another one.")],
-    model: Annotated[str, typer.Option(help=opt.MODEL_HELP, autocompletion=opt.complete_model)] = "",
-    inputs: Annotated[list[str] | None, typer.Option("--input", help=opt.INPUT_HELP)] = None,
-    spec: Annotated[Path | None, typer.Option(help="A spec that 'fedrebasin spec --out' wrote.")] = None,
-    key: Annotated[str, typer.Option(help=opt.KEY_HELP)] = "",
-    prefix: Annotated[str, typer.Option(help=opt.PREFIX_HELP)] = "",
+    a: opt.A,
+    b: opt.B,
+    model: opt.Model = "",
+    inputs: opt.Inputs = None,
+    spec: opt.SpecFile = None,
+    key: opt.Key = "",
+    prefix: opt.Prefix = "",
     method: Annotated[
         str,
         typer.Option(help=f"How B's units are matched: {', '.join(METHODS)}.", autocompletion=opt.completing(METHODS)),
     ] = "weight-matching",
-    seed: Annotated[int, typer.Option(help="Seed of the order in which layers are matched.")] = 0,
+    seed: opt.MatchingSeed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for diff.json, diff.svg and diff.png.")] = None,
     json: Annotated[bool, AsJson] = False,
 ) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fedrebasin.cli import options as opt
 from fedrebasin.cli.bars import Bars
-from fedrebasin.cli.options import DATA_HELP, INPUT_HELP, KEY_HELP, MODEL_HELP, PREFIX_HELP
+from fedrebasin.cli.options import DATA_HELP
 from fedrebasin.cli.show import AsJson, leaving, print_json, print_table, say
 from fedrebasin.errors import MergeError, choose
 from fedrebasin.merge_methods import DTYPES, METHODS, REFERENCED
@@ -31,7 +31,7 @@ def merge(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The merged model: a safetensors file, or a folder if A is one.")
     ],
-    model: Annotated[str, typer.Option(help=MODEL_HELP, autocompletion=opt.complete_model)] = "",
+    model: opt.Model = "",
     method: Annotated[
         str, typer.Option(help=f"{', '.join(METHODS)}.", autocompletion=opt.completing(METHODS))
     ] = "weight-matching",
@@ -55,10 +55,10 @@ def merge(
     data_dir: Annotated[str, typer.Option(help="Folder of a data set that is given by name.")] = "",
     image_size: Annotated[int, typer.Option(help="Images of a folder become squares of this size.")] = 224,
     examples: Annotated[int, typer.Option(help="Use at most this many training and test examples.")] = 5000,
-    inputs: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
-    spec: Annotated[Path | None, typer.Option(help="A spec that 'fedrebasin spec --out' wrote.")] = None,
-    key: Annotated[str, typer.Option(help=KEY_HELP)] = "",
-    prefix: Annotated[str, typer.Option(help=PREFIX_HELP)] = "",
+    inputs: opt.Inputs = None,
+    spec: opt.SpecFile = None,
+    key: opt.Key = "",
+    prefix: opt.Prefix = "",
     dtype: Annotated[
         str,
         typer.Option(
@@ -71,7 +71,7 @@ def merge(
         bool,
         typer.Option("--dry-run", help="Say what would be merged, in what time and memory; merge nothing."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the order in which layers are matched.")] = 0,
+    seed: opt.MatchingSeed = 0,
     json: Annotated[bool, AsJson] = False,
 ) -> None:
     """Permute checkpoints until their units correspond, and average them.

@@ -34,6 +34,14 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _LONGEST_RANGE = 100_000
 
 DataDir = Annotated[str, typer.Option(help=KEYS["data_dir"].metadata["text"])]
+# Of the commands that are given checkpoints.
+Inputs = Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)]
+Key = Annotated[str, typer.Option(help=KEY_HELP)]
+Prefix = Annotated[str, typer.Option(help=PREFIX_HELP)]
+SpecFile = Annotated[Path | None, typer.Option(help="A spec that 'fedrebasin spec --out' wrote.")]
+MatchingSeed = Annotated[int, typer.Option(help="Seed of the order in which layers are matched.")]
+A = Annotated[Path, typer.Argument(help="A safetensors file, one that torch.save wrote, or a model's folder.")]
+B = Annotated[Path, typer.Argument(help="Another one.")]
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -129,4 +137,5 @@ def complete_strategy(incomplete: str) -> list[str]:
 STRATEGY = f"{', '.join(BASES)}; then any of {', '.join(f'+{name}' for name in CALIBRATORS)}, as in rebasin+head."
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", autocompletion=completing(DEVICES))]
+Model = Annotated[str, typer.Option(help=MODEL_HELP, autocompletion=complete_model)]
 complete_dataset = completing(LOADERS)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedrebasin.cli.options import INPUT_HELP
+from fedrebasin.cli import options as opt
 from fedrebasin.cli.show import AsJson, print_json
 
 
@@ -18,7 +18,7 @@ def spec(
             "which is called without arguments."
         ),
     ],
-    inputs: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
+    inputs: opt.Inputs = None,
     out: Annotated[Path | None, typer.Option(help="Write the spec to this JSON file.")] = None,
     json: Annotated[bool, AsJson] = False,
 ) -> None:

@@ -21,7 +21,7 @@ _PLACES = 16
 
 
 def model_of(folder: Path, run: bool) -> nn.Module:
-    """The model that a folder's configuration names, in evaluation mode and without caches.
+    """The model that a folder's configuration names, in evaluation mode.
 
     Args:
         folder: with a ``config.json``.
@@ -46,9 +46,6 @@ def model_of(folder: Path, run: bool) -> nn.Module:
                 f"{name}: transformers has no {architecture or 'architecture in the configuration'}: "
                 "give --model package.module:callable"
             )
-        for part in (config, config.get_text_config()):
-            if hasattr(part, "use_cache"):
-                part.use_cache = False  # what is kept for the next token is no output of the model
         with torch.device("meta"):
             model = make(config)
         if run or sum(tensor.numel() for tensor in model.parameters()) <= LARGE:

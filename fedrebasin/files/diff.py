@@ -13,7 +13,7 @@ from fedrebasin.files.checkpoint_set import CheckpointSet
 from fedrebasin.matching import MethodName, WeightMatching
 from fedrebasin.merging import permuted
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import State, cosine, distance, length
+from fedrebasin.state import State, cosine, distance, layer_of, length
 
 # Numbers of a weight whose singular values are computed; larger ones take minutes.
 _DECOMPOSED = 2**23
@@ -103,7 +103,7 @@ def diff_files(
     keys = bound.voting(a)
     layers: dict[str, list[str]] = {}
     for key in keys:
-        layers.setdefault(key.rpartition(".")[0] or key, []).append(key)
+        layers.setdefault(layer_of(key), []).append(key)
     rows = []
     for number, (layer, own) in enumerate(layers.items()):
         report("comparing layers", number, len(layers))

@@ -20,7 +20,7 @@ from fedrebasin.files.output import Output, Pieces, whole
 from fedrebasin.merge_methods import METHODS, REFERENCED
 from fedrebasin.merging import MeanInPieces, normalised
 from fedrebasin.spec import Permutation, PermutationSpec
-from fedrebasin.state import State
+from fedrebasin.state import State, computable, dtype_name, is_narrow, runnable
 from fedrebasin.sums import Score, evaluate
 
 _RELEASE_BYTES = 2**26
@@ -101,7 +101,7 @@ def merge_files(
                     one.state.release()
 
         released = [0]
-        card = model_card(content, config, str(dtype or "").removeprefix("torch."), data is not None and data.tokens)
+        card = model_card(content, config, dtype_name(dtype) if dtype else "", data is not None and data.tokens)
         output.save(pieces, content.metadata(), card, written)
 
     found, merged = aligned(opened, spec.bind(opened.first), method, seed, weights, report)
@@ -121,7 +121,7 @@ def merge_files(
     if data is not None and opened.model is not None:
         unaligned = None if method == "average" else _whole(mean, opened.first)
         result = _judged(result, opened, unaligned, data, report)
-        state = _whole(in_order, opened.first) if merged is None else _in_float(merged)
+        state = _whole(in_order, opened.first) if merged is None else runnable(merged)
         merged, calibration = calibrated(opened.model, state, data, report)
         result = replace(result, calibration=calibration)
     infinite: dict[str, None] = {}
@@ -133,8 +133,8 @@ def _whole(mean: MeanInPieces, like: State) -> dict[str, Tensor]:
     """The mean in memory, in float32 at least: a model is run with it."""
 
     def tensor(key: str, first: Tensor) -> Tensor:
-        narrow = first.is_floating_point() and first.itemsize < 4
-        parts = [part.reshape(-1) for part in replace(mean, dtype=torch.float32 if narrow else None)(key)]
+        dtype = torch.float32 if is_narrow(first) else None
+        parts = [part.reshape(-1) for part in replace(mean, dtype=dtype)(key)]
         return torch.cat(parts).reshape(first.shape) if parts else first
 
     return {key: tensor(key, first) for key, first in like.items()}
@@ -149,7 +149,7 @@ def _judged(
 
     def score(state: State, number: int) -> Score:
         progress("judging", number, len(opened.checkpoints) + 1)
-        return evaluate(model, _in_float(state), data.reported)
+        return evaluate(model, runnable(state), data.reported)
 
     rows = [
         replace(row, score=score(one.state, number))
@@ -159,18 +159,13 @@ def _judged(
     return replace(result, rows=tuple(rows), unaligned=last)
 
 
-def _in_float(state: State) -> dict[str, Tensor]:
-    narrow = {key for key, tensor in state.items() if tensor.is_floating_point() and tensor.itemsize < 4}
-    return {key: tensor.float() if key in narrow else tensor for key, tensor in state.items()}
-
-
 def _numbers(pieces: Pieces, infinite: dict[str, None]) -> Pieces:
     """The same pieces, with the promise that no number is none; keys of infinite ones are noted."""
 
     def checked(key: str) -> Iterator[Tensor]:
         for part in pieces(key):
             if part.is_floating_point():
-                numbers = part.float() if part.itemsize == 1 else part
+                numbers = computable(part)
                 if not bool(numbers.isfinite().all()):
                     infinite[key] = None
                 if bool(numbers.isnan().any()):

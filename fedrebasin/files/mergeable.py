@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin.errors import DataError
+from fedrebasin.state import dtype_name
 
 _INTEGERS = (torch.int8, torch.uint8)
 _SCALES = ("scale", "scales", "scale_inv", "zero_point", "zero_points", "absmax", "quant_map", "SCB")
@@ -31,8 +32,8 @@ def demand_mergeable(path: Path, state: Mapping[str, Tensor], known: Collection[
     if found := _quantised(state):
         key, why = found
         raise DataError(
-            f"{path}: {key} is {_dtype(state[key])}{why}: quantised numbers have no mean of their own; dequantise the "
-            "model and save it, then merge"
+            f"{path}: {key} is {dtype_name(state[key].dtype)}{why}: quantised numbers have no mean of their own; "
+            "dequantise the model and save it, then merge"
         )
     factors = [key for key in state if _FACTOR.search(key)]
     if factors and not (known is not None and any(_FACTOR.search(key) for key in known)):
@@ -56,7 +57,3 @@ def _quantised(state: Mapping[str, Tensor]) -> tuple[str, str] | None:
             if (scale := next((one for one in beside if one in state), None)) is not None:
                 return key, f" with {scale}"
     return None
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from fedrebasin.errors import DataError, MergeError
+from fedrebasin.errors import DataError, MergeError, some
 from fedrebasin.files.checkpoints import Checkpoint
 from fedrebasin.keys import is_averaged, prefixes_of
 from fedrebasin.state import is_counter, missing_ties
@@ -107,7 +107,7 @@ def _by_prefix(checkpoint: Checkpoint, names: Names) -> Checkpoint | None:
     left = [key for key in checkpoint.state if key not in found[prefix].values()]
     line = f"{checkpoint.path}: took the tensors {f'under {prefix!r}' if prefix else 'without a prefix'}"
     line += f", not {', '.join(map(repr, others))} (--prefix chooses)" if others else ""
-    line += f"; left out {_few(left)}" if left else ""
+    line += f"; left out {some(left, _SHOWN)}" if left else ""
     return replace(_noting(checkpoint.called(found[prefix]), line), prefix=checkpoint.prefix)
 
 
@@ -117,13 +117,10 @@ def _without_others(checkpoint: Checkpoint, names: Names) -> Checkpoint:
     if not left:
         return checkpoint
     kept = {key: key for key in checkpoint.state if key in names.like}
-    return _noting(checkpoint.called(kept), f"{checkpoint.path}: left out {_few(left)}, which the model does not have")
+    return _noting(
+        checkpoint.called(kept), f"{checkpoint.path}: left out {some(left, _SHOWN)}, which the model does not have"
+    )
 
 
 def _noting(checkpoint: Checkpoint, line: str) -> Checkpoint:
     return replace(checkpoint, choices=(*checkpoint.choices, line)) if line else checkpoint
-
-
-def _few(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(keys[:_SHOWN]) + more

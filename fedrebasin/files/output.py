@@ -13,6 +13,7 @@ from fedrebasin.errors import MergeError
 from fedrebasin.files.checkpoints import Checkpoint, demand_writable_dtypes, save_checkpoint
 from fedrebasin.files.folder import INDEX, config_of, copy_companions, index_text, output_file, output_shards
 from fedrebasin.merging import rounded
+from fedrebasin.state import dtype_name
 from fedrebasin.writing import written_atomically
 
 CARD = "README.md"
@@ -138,7 +139,7 @@ class Output:
         """What the configuration says of the dtype, where that is another one now."""
         if self.dtype is None:
             return {}
-        name = str(self.dtype).removeprefix("torch.")
+        name = dtype_name(self.dtype)
         return {key: name for key in ("dtype", "torch_dtype") if key in config_of(self.leading.path)}
 
 

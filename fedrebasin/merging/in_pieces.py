@@ -10,7 +10,7 @@ from torch import Tensor
 from fedrebasin.errors import MergeError
 from fedrebasin.merging.average import normalised
 from fedrebasin.spec import Permutation
-from fedrebasin.state import Mean, State, demand_equal, has_mean, is_counter, naming, wide
+from fedrebasin.state import Mean, State, demand_equal, dtype_name, has_mean, is_counter, naming, wide
 
 # Entries of a piece: a few megabytes each, which allocators give back, for tensors of any size.
 _PIECE = 2**20
@@ -147,5 +147,5 @@ def rounded(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         return tensor
     found = tensor.to(dtype)
     if bool(found.isinf().any()) and not bool(tensor.isinf().any()):
-        raise MergeError(f"{key}: its largest number is too large for {str(dtype).removeprefix('torch.')}")
+        raise MergeError(f"{key}: its largest number is too large for {dtype_name(dtype)}")
     return found

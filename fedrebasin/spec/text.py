@@ -6,7 +6,7 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
-from fedrebasin.errors import CoverageWarning
+from fedrebasin.errors import CoverageWarning, some
 
 if TYPE_CHECKING:
     from fedrebasin.spec.group import Group
@@ -34,9 +34,8 @@ def describe(spec: PermutationSpec) -> str:
         for key, dim, reason, operator in spec.unpermuted:
             reasons.setdefault((reason, operator), []).append(f"{key}[{dim}]")
         for (reason, operator), axes in reasons.items():
-            more = f" and {len(axes) - AXES_SHOWN} more" if len(axes) > AXES_SHOWN else ""
             by = f" ({operator})" if operator else ""
-            lines.append(f"  {', '.join(axes[:AXES_SHOWN])}{more}: {reason}{by}")
+            lines.append(f"  {some(axes, AXES_SHOWN)}: {reason}{by}")
     return "\n".join(lines)
 
 
@@ -62,7 +61,7 @@ def coverage_gaps(spec: PermutationSpec) -> str:
     if moving and spec.coverage >= MOVED and sizes.get(NOT_READ, 0) <= UNREAD * total:
         return ""
     first = sorted(sizes, key=lambda reason: (reason != NOT_READ, -sizes[reason]))[:REASONS_SHOWN]
-    reasons = "; ".join(f"{_some(still[reason])}: {reason}" for reason in first)
+    reasons = "; ".join(f"{some(still[reason], 1)}: {reason}" for reason in first)
     count = f"{len(moving)} group{'' if len(moving) == 1 else 's'}"
     head = (
         f"the spec's {count} move {spec.coverage:.0%} of the parameters" if moving else "the spec has no group to move"
@@ -74,10 +73,6 @@ def warn_of_gaps(spec: PermutationSpec) -> None:
     """Warn the caller's caller of :func:`coverage_gaps`, if there are any."""
     if sentence := coverage_gaps(spec):
         warnings.warn(sentence, CoverageWarning, stacklevel=3)
-
-
-def _some(keys: list[str]) -> str:
-    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
 
 
 def _summary(spec: PermutationSpec) -> str:

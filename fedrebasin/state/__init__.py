@@ -7,12 +7,16 @@ from fedrebasin.state.kinds import (
     demand_numbers,
     demand_same_form,
     demand_same_kinds,
+    dtype_name,
     flaws,
     has_mean,
     is_counter,
+    is_narrow,
     is_statistic,
     is_variance,
+    layer_of,
     real,
+    runnable,
     wide,
 )
 from fedrebasin.state.mean import Integers, Mean, demand_equal, naming

@@ -49,6 +49,26 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(wide(tensor).resolve_conj()) if tensor.is_complex() else wide(tensor)
 
 
+def is_narrow(tensor: Tensor) -> bool:
+    """Whether it is of floats of fewer than 32 bits."""
+    return tensor.is_floating_point() and tensor.itemsize < 4
+
+
+def runnable(state: State) -> dict[str, Tensor]:
+    """A state dict that a model is run with: narrow floats in float32, all else as it is."""
+    return {key: tensor.float() if is_narrow(tensor) else tensor for key, tensor in state.items()}
+
+
+def layer_of(key: str) -> str:
+    """The module that a tensor belongs to: ``"0"`` of ``"0.weight"``; a tensor of no module is a layer itself."""
+    return key.rpartition(".")[0] or key
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``"float32"`` of ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def computable(tensor: Tensor) -> Tensor:
     """A tensor that can be added and multiplied: floats of 8 bits cannot, and become float32."""
     return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
@@ -110,10 +130,5 @@ def demand_same_kinds(a: State, b: State, kind: type[RebasinError] = MergeError)
     """
     for key in (key for key in a if key in b and a[key].dtype != b[key].dtype and a[key].numel() > 1):
         if (has_mean(a[key]), a[key].is_complex()) != (has_mean(b[key]), b[key].is_complex()):
-            raise kind(
-                f"{key} is {_dtype(a[key])} in one model and {_dtype(b[key])} in another: bring them to one dtype"
-            )
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+            one, other = dtype_name(a[key].dtype), dtype_name(b[key].dtype)
+            raise kind(f"{key} is {one} in one model and {other} in another: bring them to one dtype")

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from fedrebasin.errors import MergeError, RebasinError, one_line
 from fedrebasin.memory import pieces, room
-from fedrebasin.state.kinds import State, computable, demand_numbers, demand_same_form, has_mean, is_counter, wide
+from fedrebasin.state.kinds import (
+    State,
+    computable,
+    demand_numbers,
+    demand_same_form,
+    dtype_name,
+    has_mean,
+    is_counter,
+    wide,
+)
 
 #: What becomes of integer and bool tensors, which have no mean.
 Integers = Literal["equal", "averaged"]
@@ -149,7 +158,7 @@ def demand_equal(key: str, first: Tensor, other: Tensor, number: int) -> None:
     if first is other or is_counter(first):
         return
     if different := _number_different(first, other):
-        kind = str(first.dtype).removeprefix("torch.")
+        kind = dtype_name(first.dtype)
         raise MergeError(
             f"{key}: {different} of {first.numel()} entries of model {number} are not the first model's, and {kind} "
             "tensors are not averaged: make them equal in all models, or merge only those that have the same"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin.memory import pieces
-from fedrebasin.state.kinds import State, has_mean, real
+from fedrebasin.state.kinds import State, has_mean, layer_of, real
 
 # Entries of each of many models that are multiplied at a time.
 _COLUMN = 2**14
@@ -75,7 +75,7 @@ def cosines_by_layer(products: Mapping[str, float], a: Mapping[str, float], b: M
     """:func:`cosine_of` each layer: a module with tensors of its own, ``"0"`` of ``"0.weight"`` and ``"0.bias"``."""
     layers: dict[str, list[str]] = {}
     for key in products:
-        layers.setdefault(key.rpartition(".")[0] or key, []).append(key)
+        layers.setdefault(layer_of(key), []).append(key)
     return {
         layer: cosine_of(*({key: known[key] for key in keys} for known in (products, a, b)))
         for layer, keys in layers.items()

@@ -134,8 +134,9 @@ class Aggregation:
                 return self._nothing()
             good, merge, integers = self._agreeing(good, merge)
             if good and merge.states and not self.alignment.private:
-                good, merge, tally = self._without_outliers(good, merge, tally)
-                good, merge, integers = self._agreeing(good, merge)
+                good, settled, tally = self._without_outliers(good, merge, tally)
+                if settled is not merge:  # aligned again
+                    good, merge, integers = self._agreeing(good, settled)
             if not good:
                 return self._nothing()
             self.alignment.keep(good, merge.alignments)

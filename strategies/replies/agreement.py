@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrebasin import PermutationSpec
-from fedrebasin.state import State, cosine_matrix, gram, has_mean
+from fedrebasin.state import State, cosine_matrix, gram, has_mean, layer_of
 
 #: Of more models so many are judges, to whom each is compared in every layer.
 JUDGES = 32
@@ -99,6 +99,6 @@ def _layers(spec: PermutationSpec, state: State) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for key, tensor in state.items():
         if has_mean(tensor) and tensor.numel():
-            layer = key.rpartition(".")[0] or key
+            layer = layer_of(key)
             found.setdefault(layer + _STATISTICS if key in spec.statistics else layer, []).append(key)
     return found

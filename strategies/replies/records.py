@@ -19,6 +19,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
+from fedrebasin.errors import some
 from fedrebasin.keys import likely_rename
 
 from .errors import FormError, RecordError
@@ -270,4 +271,4 @@ def _cast(values: np.ndarray[Any, Any], form: Form) -> np.ndarray[Any, Any]:
 
 
 def _some(keys: list[str]) -> str:
-    return ", ".join(map(repr, keys[:5])) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+    return some([repr(key) for key in keys], 5)

@@ -9,6 +9,8 @@ from logging import WARNING
 from flwr.app import Message, Metadata
 from flwr.serverapp.strategy import Strategy
 
+from fedrebasin.errors import some
+
 from ..flower import log
 from .errors import FormError, RecordError
 from .norms import Proportions
@@ -157,9 +159,8 @@ class Screener:
     def report(self) -> None:
         """Say which metrics were not finite."""
         if found := self._reader.not_finite:
-            named = ", ".join(f"{key!r} of {count} replies" for key, count in found.most_common(NAMED))
-            more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-            log(WARNING, "aggregate_train: metrics that are not finite go on as they came: %s%s", named, more)
+            named = some([f"{key!r} of {count} replies" for key, count in found.most_common()], NAMED)
+            log(WARNING, "aggregate_train: metrics that are not finite go on as they came: %s", named)
 
     def _demand_answer(self, metadata: Metadata, asked: Mapping[int, Sequence[Metadata]]) -> None:
         """Refuse what does not answer one of this round's messages, each of which has one answer."""

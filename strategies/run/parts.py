@@ -1,9 +1,9 @@
 """Parts of a model: some arrays are sent, the others stay with the clients, each its own or all the same."""
 
-from collections.abc import Collection
 from logging import INFO, WARNING
 
 from fedrebasin import PermutationSpec, SpecError
+from fedrebasin.errors import some
 from fedrebasin.state import State, has_mean, missing_ties
 
 from ..flower import log
@@ -52,10 +52,10 @@ def of_a_part(spec: PermutationSpec, like: State, own_frames: bool, quiet: bool)
 
 def _sentence(spec: PermutationSpec, like: State, torn: dict[str, str], own_frames: bool) -> str:
     left_out = [key for key in spec.shapes if key not in like]
-    head = f"{len(left_out)} of the spec's {len(spec.shapes)} arrays stay with the clients ({_some(left_out)})"
+    head = f"{len(left_out)} of the spec's {len(spec.shapes)} arrays stay with the clients ({some(left_out, _SHOWN)})"
     if not torn:
         return f"{head}; no group of the others has units in them"
-    groups = _some([f"{name} (with {key})" for name, key in torn.items()])
+    groups = some([f"{name} (with {key})" for name, key in torn.items()], _SHOWN)
     if own_frames:
         return (
             f"{head}; groups that have units in them are matched by what is sent, and nodes get their own order back: "
@@ -66,8 +66,3 @@ def _sentence(spec: PermutationSpec, like: State, torn: dict[str, str], own_fram
         f"{head}; groups that have units in them are frozen{'' if free else ', and none is left to align'}: {groups}; "
         'where these arrays are each client\'s own, frame="client" aligns the groups as well'
     )
-
-
-def _some(names: Collection[str]) -> str:
-    shown = list(names)[:_SHOWN]
-    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     Bulyan,
     DifferentialPrivacyClientSideFixedClipping,
@@ -113,3 +114,24 @@ def run_round(strategy: Strategy, start: State, replies: Sequence[Message], serv
     arrays = start if isinstance(start, ArrayRecord) else ArrayRecord(dict(start))
     list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
     return strategy.aggregate_train(server_round, replies)
+
+
+class FromNothing(Strategy):
+    """A strategy that is none of Flower's: it sends all nodes the model, and evaluates nothing."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """A message to each node."""
+        content = RecordDict({"arrays": arrays, "config": config})
+        return [Message(content, node, "train") for node in grid.get_node_ids()]
+
+    def configure_evaluate(self, *_: object) -> list[Message]:
+        """Nobody."""
+        return []
+
+    def aggregate_evaluate(self, *_: object) -> None:
+        """Nothing."""
+
+    def summary(self) -> None:
+        """Nothing."""

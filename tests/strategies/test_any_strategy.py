@@ -11,20 +11,20 @@ import torch
 from fedrebasin.strategies.replies import RecordError, demand_sane
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import FedAvg
 from numpy.lib import format as npy
 
 from fedrebasin import Identity
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import Aligned
 from tests.flower.harness import heard
-from tests.strategies.helpers import CLIENTS, COMMON, make_reply, run_round
+from tests.strategies.helpers import CLIENTS, COMMON, FromNothing, make_reply, run_round
 
 NODES, ROUNDS = 4, 3
 START = {"a.weight": torch.arange(24.0).reshape(6, 4), "a.bias": torch.ones(6)}
 
 
-class Own(Strategy):
+class Own(FromNothing):
     """A strategy from nothing: asks all nodes, and keeps what it was given to aggregate."""
 
     def __init__(self):
@@ -42,15 +42,6 @@ class Own(Strategy):
 
     def made(self, server_round, replies):
         raise NotImplementedError
-
-    def configure_evaluate(self, server_round, arrays, config, grid):
-        return []
-
-    def aggregate_evaluate(self, server_round, replies):
-        return None
-
-    def summary(self):
-        pass
 
 
 def seen(content):

@@ -15,13 +15,12 @@ from flwr.serverapp.strategy import (
     FedAdam,
     FedAvg,
     Result,
-    Strategy,
 )
 
 from fedrebasin import Identity, Permutation, PermutationSpec, RebasinError
 from fedrebasin.simulations import InlineGrid
 from fedrebasin.strategies import Aligned, CheckpointError, FedRebasin
-from tests.strategies.helpers import AXES, make_state
+from tests.strategies.helpers import AXES, FromNothing, make_state
 
 SPEC = PermutationSpec.from_axes(AXES)
 CLIENTS = 3
@@ -508,22 +507,8 @@ def test_copies_and_pickles_are_whole():
 
 
 def test_another_strategy_that_is_no_flower_class_has_flowers_loop():
-    class Bare(Strategy):
-        def configure_train(self, server_round, arrays, config, grid):
-            return [
-                Message(RecordDict({"arrays": arrays, "config": config}), node, "train") for node in grid.get_node_ids()
-            ]
-
+    class Bare(FromNothing):
         def aggregate_train(self, server_round, replies):
             return next(iter(replies)).content["arrays"], None
-
-        def configure_evaluate(self, server_round, arrays, config, grid):
-            return []
-
-        def aggregate_evaluate(self, server_round, replies):
-            return None
-
-        def summary(self):
-            pass
 
     assert_same_arrays(begin(Bare(), 1), begin(Aligned(Bare(), aligner=Identity()), 1))

@@ -88,15 +88,18 @@ def test_private_statistics_keep_their_noise():
     assert not np.allclose(arrays["1.running_var"].numpy(), mean, atol=1e-3)
 
 
-def test_a_strategy_says_itself_whether_it_takes_steps():
-    class Mine(FedAvg):
-        steps_statistics = True
+class Lowering(FedAvg):
+    """Takes 5 from every number of the mean."""
 
-        def aggregate_train(self, server_round, replies):
-            arrays, metrics = super().aggregate_train(server_round, replies)
-            return ArrayRecord(
-                {key: type(array)(np.asarray(array.numpy() - 5)) for key, array in arrays.items()}
-            ), metrics
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        lower = {key: type(array)(np.asarray(array.numpy() - 5)) for key, array in arrays.items()}
+        return ArrayRecord(lower), metrics
+
+
+def test_a_strategy_says_itself_whether_it_takes_steps():
+    class Mine(Lowering):
+        steps_statistics = True
 
     start, _, replies = copies(0)
     arrays, _ = run_round(FedRebasin(Mine(**COMMON), spec=SPEC), start, replies)
@@ -105,12 +108,8 @@ def test_a_strategy_says_itself_whether_it_takes_steps():
 
 
 def test_negative_variances_of_any_strategy_are_warned_of_once_a_run():
-    class Mine(FedAvg):
-        def aggregate_train(self, server_round, replies):
-            arrays, metrics = super().aggregate_train(server_round, replies)
-            return ArrayRecord(
-                {key: type(array)(np.asarray(array.numpy() - 5)) for key, array in arrays.items()}
-            ), metrics
+    class Mine(Lowering):
+        """Says nothing of itself."""
 
     start, states, _ = copies(0)
     strategy = Aligned(Mine(**COMMON), aligner=Identity())
